@@ -1,0 +1,65 @@
+"""An embeddable, log-structured key-value store: open a directory, use it as a dict.
+
+>>> import bytekv, tempfile
+>>> with bytekv.open(tempfile.mkdtemp()) as db:
+...     db["colour"] = "blue"
+...     db[b"colour"]
+b'blue'
+"""
+
+from .batch import Batch
+from .check import Report
+from .compactor import Compaction, Progress
+from .errors import (
+    AccessDeniedError,
+    BytekvError,
+    ConflictError,
+    CorruptionError,
+    DiskFullError,
+    ForkedStoreError,
+    LimitError,
+    NotAStoreError,
+    ReadOnlyError,
+    ReentryError,
+    StoreClosedError,
+    StoreFailedError,
+    StoreIOError,
+    StoreLockedError,
+    StoreNotFoundError,
+    UnsupportedFormatError,
+)
+from .options import Options
+from .recovery import Recovery
+from .store import Entry, SegmentStats, Stats, Store, open
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AccessDeniedError",
+    "Batch",
+    "BytekvError",
+    "Compaction",
+    "ConflictError",
+    "CorruptionError",
+    "DiskFullError",
+    "Entry",
+    "ForkedStoreError",
+    "LimitError",
+    "NotAStoreError",
+    "Options",
+    "Progress",
+    "ReadOnlyError",
+    "Recovery",
+    "ReentryError",
+    "Report",
+    "SegmentStats",
+    "Stats",
+    "Store",
+    "StoreClosedError",
+    "StoreFailedError",
+    "StoreIOError",
+    "StoreLockedError",
+    "StoreNotFoundError",
+    "UnsupportedFormatError",
+    "open",
+]

@@ -1,0 +1,92 @@
+"""Several writes that become visible and durable together, or not at all.
+
+A batch is filled without any lock and without touching the store; the last write to a key counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+from .errors import BytekvError
+
+__all__ = ["Batch"]
+
+Bytes = bytes | bytearray | memoryview | str
+
+
+class Batch:
+    """Collect puts and deletes; on leaving the ``with`` block they are carried out as one change.
+
+    An exception inside the block discards it. Not for use by several threads at once.
+
+    >>> import bytekv, tempfile
+    >>> with bytekv.open(tempfile.mkdtemp()) as db:
+    ...     with db.batch() as batch:
+    ...         batch["from"] = "90"
+    ...         batch["to"] = "110"
+    ...     dict(db)
+    {b'from': b'90', b'to': b'110'}
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[dict[bytes, tuple[bytes, float | None] | None]], int | None],
+        key_of: Callable[[Bytes], bytes],
+        value_of: Callable[[Bytes], bytes],
+    ) -> None:
+        self._commit = commit
+        self._key_of = key_of
+        self._value_of = value_of
+        self._writes: dict[bytes, tuple[bytes, float | None] | None] = {}
+        self._done = False
+        #: seq of the last operation once committed; None before, or if there was nothing to do.
+        self.seq: int | None = None
+
+    def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None) -> None:
+        """Store ``value`` under ``key`` when the batch is committed; ``ttl`` in seconds from then on."""
+        self._check_open()
+        key, value = self._key_of(key), self._value_of(value)
+        self._writes.pop(key, None)  # so that it takes its place at the end
+        self._writes[key] = value, ttl
+
+    def delete(self, key: Bytes) -> None:
+        """Delete ``key`` when the batch is committed; no error if it is not there then."""
+        self._check_open()
+        key = self._key_of(key)
+        self._writes.pop(key, None)
+        self._writes[key] = None
+
+    __setitem__ = put
+
+    def __delitem__(self, key: Bytes) -> None:
+        self.delete(key)
+
+    def __len__(self) -> int:
+        return len(self._writes)
+
+    def commit(self) -> int | None:
+        """Carry out the batch; return the seq of its last operation, None if nothing changed.
+
+        Raises `LimitError` above 1 GiB and `DiskFullError`; nothing has happened then.
+        Durability: as a single put in the store's sync mode, for all or none of it.
+        Complexity: O(n), one write and, with ``sync="always"``, one sync.
+        """
+        self._check_open()
+        self._done = True
+        self.seq = self._commit(self._writes)
+        return self.seq
+
+    def _check_open(self) -> None:
+        if self._done:
+            raise BytekvError("this batch was committed or discarded already; begin a new one")
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and not self._done:
+            self.commit()
+        self._done = True

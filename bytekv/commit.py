@@ -1,0 +1,586 @@
+"""The one way in: how a change gets on disk, becomes visible and becomes durable, in which order.
+
+A change is a list of operations. Under the store's lock they are encoded with the next seqs, put at
+the end of the active segment by one write, and shown to readers by pointing the keydir at them.
+
+*Interrupted calls.* KeyboardInterrupt and MemoryError may strike between any two bytecodes. So what is
+about to be done is written into `pending` first, as absolute facts (these bytes at this offset, that
+end, that seq), and whoever comes next carries it out once more before doing anything else. The same
+slot shows a signal handler that it interrupted its own thread's write.
+
+*Durability.* ``interval`` and ``os`` show a change at once; a worker, or the operating system, makes it
+durable later. ``always`` shows it only after the sync: until then it waits in `_queue` and writers,
+who must see each other's changes, look into `_overlay` first. All who wait share the next sync.
+
+Locks, in this order: `sync_lock` (one sync at a time), then `lock` (all state). No user code, logging
+included, runs under either.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from .codec import (
+    CLEAR,
+    CONTINUES,
+    CRC,
+    ENTRY,
+    MAX_BATCH_SIZE,
+    OVERHEAD,
+    PUT,
+    SIZE_MASK,
+    SYNC_MARK,
+    checksum,
+    encode_entry,
+    entry_size,
+    pack_place,
+)
+from .errors import BytekvError, DiskFullError, LimitError, ReentryError, StoreFailedError
+from .keydir import Keydir
+from .options import Options
+from .segment import Writer
+from .segment_manager import SegmentManager
+
+__all__ = ["Committer", "Operation"]
+
+
+def _owned(lock: Any) -> Callable[[], bool]:
+    # What threading.Condition uses to ask the same question; there is no public name for it.
+    return lock._is_owned  # type: ignore[no-any-return]
+
+
+class Operation(NamedTuple):
+    """One put, delete or clear before it has a seq."""
+
+    kind: int
+    key: bytes
+    value: bytes = b""
+    expires_ms: int = 0
+
+
+class _Pending(NamedTuple):
+    """A change that is being carried out."""
+
+    writer: Writer
+    offset: int
+    parts: list[bytes]
+    effects: list[tuple[bytes | None, int | None, int]]  # key (None: every), location (None: gone), expires_ms
+    seq: int
+    end: int
+    tombstones: int  # bytes in this segment afterwards
+
+
+logger = logging.getLogger("bytekv")
+
+_ENTERED: Final = ()  # a writer is inside the lock and has not yet changed anything
+_JOIN_BELOW: Final = 64 * 1024
+
+_pack_entry = ENTRY.pack
+_pack_crc = CRC.pack
+
+
+class Committer:
+    """Serialise all changes to one store."""
+
+    __slots__ = (
+        "_always",
+        "_clock_ns",
+        "_files",
+        "_interval_s",
+        "_lock_is_owned",
+        "_mode",
+        "_overlay",
+        "_overlay_clears",
+        "_queue",
+        "_sync_lock_is_owned",
+        "_uncounted",
+        "_wake",
+        "dirty_since",
+        "durable_seq",
+        "failure",
+        "interrupted",
+        "keydir",
+        "lock",
+        "notes",
+        "pending",
+        "refusal",
+        "segments",
+        "seq",
+        "sync_lock",
+        "wants_worker",
+        "writer",
+    )
+
+    def __init__(
+        self, segments: SegmentManager, keydir: Keydir, options: Options, last_seq: int, wake: Callable[[], bool]
+    ) -> None:
+        self.lock: Any = threading.RLock()
+        self.sync_lock: Any = threading.RLock()
+        self._lock_is_owned = _owned(self.lock)
+        self._sync_lock_is_owned = _owned(self.sync_lock)
+        self._files = segments.directory.files
+        self._clock_ns = self._files.clock_ns
+        self._mode = options.sync
+        self._always = options.sync == "always"
+        self._interval_s = options.sync_interval_s
+        self._wake = wake
+
+        # --- guarded by lock
+        self.segments = segments
+        self.keydir = keydir
+        self.writer: Writer | None = segments.writer
+        self.pending: Any = None  # None · _ENTERED · _Pending · the fast path's tuple
+        self.interrupted = False  # a call ended in the middle: readers look, and settle it
+        self.seq = last_seq  # of the last operation appended
+        self.durable_seq = last_seq
+        self.failure: BaseException | None = None
+        self.refusal: Callable[[], BytekvError] | None = None  # closed, read-only, forked
+        self.dirty_since: float | None = None  # when the oldest operation that is not durable was appended
+        self.wants_worker = False  # a segment was sealed: hints and a compaction may be due
+        self.notes: list[tuple[str, tuple[object, ...]]] = []  # to be logged once the lock is free
+        self._queue: deque[_Pending] = deque()  # appended, not yet durable and therefore not yet visible
+        self._overlay: dict[bytes, tuple[int, int | None]] = {}  # key -> (seq, location) of what waits in _queue
+        self._overlay_clears = False
+        self._uncounted = False  # a call was interrupted between a location and the count of dead bytes
+
+    # --- the fast path -------------------------------------------------------------------------
+
+    def put(self, key: bytes, value: bytes) -> int:
+        """Append one put and show it; return its seq.
+
+        This is `append` and `Keydir.put` flattened for the common case: a small value, room in the
+        mapping, no expiry anywhere, nobody waiting for a sync. 1.0 µs instead of 5. Everything else
+        (`fast_end` is 0 in every mode but the plain one) goes the long way.
+        """
+        if self.pending is not None:
+            self.settle()
+        with self.lock:
+            if self.pending is not None:
+                self._roll_forward()
+            self.pending = _ENTERED
+            try:
+                writer = self.writer
+                if writer is not None:
+                    key_size = len(key)
+                    size = key_size + len(value) + 27  # OVERHEAD
+                    offset = writer.end
+                    end = offset + size
+                    if end <= writer.fast_end and size <= 8191:  # SIZE_MASK; a longer one has no fast place
+                        seq = self.seq + 1
+                        head = _pack_entry(1, key_size, size - key_size - 27, seq, self._clock_ns() // 1000000)
+                        body = head + key + value
+                        entry = body + _pack_crc(checksum(body, writer.seed))
+                        location = writer.base | offset << 13 | size
+                        self.pending = writer, offset, entry, key, location, seq
+                        writer.map[offset:end] = entry  # type: ignore[index]
+                        writer.end = end
+                        self.seq = seq
+                        keydir = self.keydir
+                        locations = keydir.locations
+                        old = locations.get(key)
+                        if keydir.expires or keydir.expired or (old is not None and not old & 8191):
+                            keydir.put(key, location, 0, self._size_of(keydir.newest(key)))
+                        elif old is None:
+                            if keydir.changed is not None:
+                                keydir.changed.add(key)
+                            locations[key] = location
+                        else:
+                            locations[key] = location
+                            segment = old >> 44
+                            keydir.dead[segment] = keydir.dead.get(segment, 0) + (old & 8191)
+                        self.pending = None
+                        return seq
+            except BaseException:
+                self.interrupted = True
+                raise
+            self.pending = None
+        return self.apply([Operation(PUT, key, value)])
+
+    # --- the long way --------------------------------------------------------------------------
+
+    def apply(self, operations: list[Operation]) -> int:
+        """Carry out operations as one atomic change; return the seq of the last."""
+        self.check_reentry()
+        with self.lock:
+            self.enter()
+            seq = self.append(operations)
+        self.acknowledge(seq)
+        return seq
+
+    def check_reentry(self) -> None:
+        """Raise `ReentryError` if this thread is in the middle of a write; the first thing a write does."""
+        if self.pending is not None and self._lock_is_owned():
+            raise ReentryError("a signal handler or a finaliser called a store in the middle of its own thread's write")
+
+    def enter(self) -> None:
+        """Check that writing is possible and finish what was interrupted; the first thing under the lock."""
+        if self.refusal is not None:
+            raise self.refusal()
+        if self.segments.is_unsettled and self.failure is None:
+            self.segments.settle()
+            self.writer = self.segments.writer
+        if self.pending is not None or self._uncounted:
+            self._roll_forward()
+        if self.failure is not None:
+            raise StoreFailedError(
+                f"{self.segments.directory.path}: an earlier sync failed ({self.failure}); reading goes on, "
+                "for writing close the store and open it again"
+            ) from self.failure
+        self.pending = _ENTERED
+
+    def leave(self) -> None:
+        """Say that nothing is to be changed after all."""
+        self.pending = None
+
+    def settle(self) -> None:
+        """Carry out what an interrupted call left; waits for a call that is under way in another thread."""
+        self.check_reentry()
+        with self.lock:
+            if self.pending is not None:
+                self._roll_forward()
+
+    def settle_for_reader(self) -> None:
+        """Do as `settle`; within the thread's own write there is nothing to wait for."""
+        if not self._lock_is_owned():
+            with self.lock:
+                if self.pending is not None:
+                    self._roll_forward()
+
+    def newest(self, key: bytes, now_ms: int) -> int | None:
+        """Return where a writer finds the key's entry, None if it does not exist for him. Under the lock."""
+        if self._overlay or self._overlay_clears:
+            found = self._overlay.get(key)
+            if found is not None:
+                location = found[1]
+                return None if location is None or self._is_over(location, now_ms) else location
+            if self._overlay_clears:
+                return None
+        return self.keydir.locate(key, now_ms)
+
+    def _is_over(self, location: int, now_ms: int) -> bool:
+        expires_ms = self.segments.read(location).expires_ms
+        return 0 < expires_ms <= now_ms
+
+    def append(self, operations: list[Operation]) -> int:
+        """Append operations as one atomic change; return the last one's seq. Under the lock, after `enter`.
+
+        `LimitError` and `DiskFullError` change nothing.
+        """
+        total = sum(entry_size(len(key), len(value), expires) for _, key, value, expires in operations)
+        if total > MAX_BATCH_SIZE:
+            self.pending = None
+            raise LimitError(f"a batch of {total} bytes; the limit is {MAX_BATCH_SIZE}")
+        try:
+            writer = self._make_room(total, only_deletes=all(operation.kind != PUT for operation in operations))
+        except BytekvError:
+            self.pending = None
+            raise
+        segment = writer.header.segment_id
+        now_ms = self._clock_ns() // 1_000_000
+        seq, offset = self.seq, writer.end
+        tombstones = self.keydir.tombstones.get(segment, 0)
+        if self._queue and self._queue[-1].writer is writer:
+            tombstones = self._queue[-1].tombstones
+        parts: list[bytes] = []
+        effects: list[tuple[bytes | None, int | None, int]] = []
+        last = self.seq + len(operations)
+        for kind, key, value, expires_ms in operations:
+            seq += 1
+            flags = kind if seq == last else kind | CONTINUES
+            parts += encode_entry(flags, key, value, seq, now_ms, expires_ms, writer.seed)
+            size = entry_size(len(key), len(value), expires_ms)
+            if kind == PUT:
+                effects.append((key, writer.base | pack_place(offset, size), expires_ms))
+            else:
+                tombstones += size
+                effects.append((None if kind == CLEAR else key, None, 0))
+            offset += size
+        if total < _JOIN_BELOW:
+            parts = [b"".join(parts)]
+        try:
+            self.pending = _Pending(writer, writer.end, parts, effects, seq, offset, tombstones)
+            self._carry_out(self.pending)
+        except BytekvError:
+            raise
+        except BaseException:
+            self.interrupted = True
+            raise
+        return seq
+
+    def _carry_out(self, pending: _Pending) -> None:
+        """Do what `pending` says; once more is the same as once."""
+        writer = pending.writer
+        try:
+            writer.write(pending.offset, pending.parts)
+        except BytekvError:
+            self.pending = None  # cut off again: it has not happened
+            raise
+        self.segments.show_writer()
+        if self._always:
+            if not self._queue or self._queue[-1].seq < pending.seq:
+                self._queue.append(pending._replace(parts=[]))
+            for key, location, _ in pending.effects:
+                if key is None:
+                    self._overlay.clear()
+                    self._overlay_clears = True
+                else:
+                    self._overlay[key] = pending.seq, location
+        writer.end = pending.end
+        self.seq = pending.seq
+        if not self._always:
+            self._show(pending)
+        self.pending = None
+
+    def _show(self, change: _Pending) -> None:
+        """Point the keydir at a change, so that readers see it."""
+        keydir = self.keydir
+        uncounted, self._uncounted = self._uncounted, True
+        keydir.tombstones[change.writer.header.segment_id] = change.tombstones
+        if self._mode == "interval" and self.dirty_since is None:
+            self.dirty_since = self._files.monotonic()
+        for key, location, expires_ms in change.effects:
+            if key is None:
+                keydir.clear()
+                uncounted = True  # nearly everything is dead now: count what is not
+            elif location is None:
+                keydir.remove(key, self._size_of(keydir.newest(key)))
+            else:
+                keydir.put(key, location, expires_ms, self._size_of(keydir.newest(key)))
+        self._uncounted = uncounted
+        if uncounted and not self._always:
+            self._recount()
+
+    def _roll_forward(self) -> None:
+        pending = self.pending
+        if isinstance(pending, _Pending):
+            self._uncounted = True
+            self._carry_out(pending)
+        elif pending:
+            writer, offset, entry, key, location, seq = pending
+            self._uncounted = True
+            writer.write(offset, [entry])
+            writer.end = offset + len(entry)
+            self.seq = seq
+            self.keydir.put(key, location, 0, 0)
+        self.interrupted = False
+        if self._uncounted:
+            self._recount()
+        self.pending = None
+
+    def count_again(self) -> None:
+        """Have the dead bytes counted anew before the next write: the caller was interrupted while counting."""
+        self._uncounted = True
+
+    def _recount(self) -> None:
+        if not self._queue:  # what waits there is neither dead nor live; `_became_durable` comes back
+            self.keydir.recount(self.segments.lengths_of_entries(), self._size_of)
+            self._uncounted = False
+
+    def _size_of(self, location: int | None) -> int:
+        if location is None:
+            return 0
+        if size := location & SIZE_MASK:
+            return size
+        try:
+            return self.segments.entry_size(location)
+        except (BytekvError, KeyError):
+            return 0  # only a count, and the entry itself says what is wrong when it is read
+
+    # --- room ----------------------------------------------------------------------------------
+
+    def _make_room(self, size: int, *, only_deletes: bool) -> Writer:
+        try:
+            writer = self.writer
+            if writer is None or not writer.fits(size):
+                writer = self._roll()
+            writer.make_room(size)
+        except DiskFullError:
+            # What is kept back lets a full store be emptied.
+            writer = self.writer
+            if writer is None or not only_deletes or not writer.reserve_holds(size):
+                raise
+            writer.make_room(size, use_reserve=True)
+        if self._always:
+            writer.fast_end = 0
+        return writer
+
+    def _roll(self) -> Writer:
+        old = self.writer
+        try:
+            self.segments.roll(self.seq)
+        except StoreFailedError as error:
+            self.fail(error)
+            raise
+        self.writer = self.segments.writer
+        assert self.writer is not None
+        if old is not None:
+            self.wants_worker = True
+            self.notes.append(("sealed segment %d at %d bytes, seq %d", (old.header.segment_id, old.end, self.seq)))
+            self._became_durable(self.seq)
+        return self.writer
+
+    def seal(self) -> None:
+        """Seal the active segment, for a compaction of everything; the next write begins a new one."""
+        self.check_reentry()
+        with self.lock:
+            self.enter()
+            if self.writer is not None:
+                try:
+                    self.segments.seal(self.seq)
+                except StoreFailedError as error:
+                    self.fail(error)
+                    raise
+                self.writer = None
+                self._became_durable(self.seq)
+            self.leave()
+
+    # --- durability ----------------------------------------------------------------------------
+
+    def acknowledge(self, seq: int) -> None:
+        """Do what the sync mode asks for before the caller may hear that ``seq`` is done. Without the lock."""
+        if self.notes:
+            self.flush_notes()
+        if self.wants_worker:
+            self.wants_worker = False
+            self._wake()
+        if self._always:
+            try:
+                self.make_durable(seq)
+            except BytekvError:
+                raise
+            except BaseException:
+                # Interrupted while waiting. It is on disk and will stay; show it, too, so that the
+                # answer is the same now and after reopening.
+                self.make_durable(seq)
+                raise
+            return
+        since = self.dirty_since
+        if since is None:
+            return
+        # Slower disk than promised: the writer waits, the loss after a power cut stays bounded.
+        # And where no worker can be had (the interpreter is shutting down), nobody else would sync.
+        if not self._wake() or self._files.monotonic() - since > 2 * self._interval_s:
+            self.make_durable(seq)
+
+    def make_durable(self, seq: int) -> None:
+        """Return once every operation up to ``seq`` is durable and visible; many callers share one sync."""
+        if self._sync_lock_is_owned():
+            raise ReentryError("a signal handler or a finaliser called a store in the middle of its own thread's sync")
+        with self.sync_lock:
+            if self.durable_seq >= seq:
+                return
+            self.check_reentry()
+            with self.lock:
+                self.enter()
+                self.leave()
+                writer, target, began = self.writer, self.seq, self._files.monotonic()
+            if writer is not None:
+                try:
+                    writer.sync()  # whoever appends now joins the next one: target was read before
+                except StoreFailedError as error:
+                    with self.lock:
+                        self.fail(error)
+                    raise
+            with self.lock:
+                self._became_durable(target, began)
+                self._mark(target)
+
+    def _became_durable(self, seq: int, began: float | None = None) -> None:
+        """Note that everything up to ``seq`` is durable and show what waited for that. Under the lock.
+
+        ``began``: when the sync began; what was appended since is that old at most.
+        """
+        while self._queue and self._queue[0].seq <= seq:
+            change = self._queue[0]
+            self._show(change)
+            for key, _, _ in change.effects:
+                if key is not None and self._overlay.get(key, (0, None))[0] == change.seq:
+                    del self._overlay[key]
+            self._queue.popleft()
+        if not self._queue:
+            self._overlay.clear()
+            self._overlay_clears = False
+            if self._uncounted:
+                self._recount()
+        self.durable_seq = max(self.durable_seq, seq)
+        if self.durable_seq == self.seq:
+            self.dirty_since = None
+            if self._mode == "interval" and self.writer is not None:
+                self.writer.fast_end = 0  # so that the next put goes the long way and wakes the worker
+        elif self._mode == "interval":
+            self.dirty_since = began
+
+    def _mark(self, seq: int) -> None:
+        """Write a sync mark: what tells later damage from a torn tail."""
+        writer = self.writer
+        if (
+            writer is None
+            or self.failure is not None
+            or (writer.map is not None and not writer.reserve_holds(OVERHEAD))
+        ):
+            return  # no room here; the segment's seal vouches for it instead
+        mark = encode_entry(SYNC_MARK, b"", b"", seq, self._clock_ns() // 1_000_000, 0, writer.seed)
+        try:
+            writer.write(writer.end, [b"".join(mark)])
+        except BytekvError:
+            return  # a full disk: without the mark damage is merely reported as a torn tail
+        self.keydir.bury(writer.header.segment_id, OVERHEAD)
+        writer.end += OVERHEAD
+
+    def fail(self, error: BaseException) -> None:
+        """Refuse writes from now on. What waited for the failed sync stays invisible; the next open decides."""
+        if self.failure is None:
+            self.failure = error
+            self.notes.append(("sync failed, the store takes no more writes: %s", (error,)))
+        self._queue.clear()
+        self._overlay.clear()
+        self._overlay_clears = False
+        if self.writer is not None:
+            self.writer.fast_end = 0
+
+    def flush_notes(self) -> None:
+        """Log what happened under the lock. Without the lock: a logging handler is user code."""
+        notes, self.notes = self.notes, []
+        for text, values in notes:
+            logger.debug(text, *values)
+
+    def replace_locks_after_fork(self) -> None:
+        """In a child process: a thread that held a lock does not exist here."""
+        self.lock, self.sync_lock = threading.RLock(), threading.RLock()
+        self._lock_is_owned, self._sync_lock_is_owned = _owned(self.lock), _owned(self.sync_lock)
+
+    @property
+    def is_entered(self) -> bool:
+        """Tell whether this thread is in the middle of a write."""
+        return self._lock_is_owned()
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether a writer finds no key. Under the lock."""
+        if self._overlay or self._overlay_clears:
+            return False  # not worth finding out: a clear too many does no harm
+        return not self.keydir.locations
+
+    @property
+    def visible_seq(self) -> int:
+        """Return the seq of the newest operation that readers see."""
+        return self.durable_seq if self._always else self.seq
+
+    def close(self) -> None:
+        """Make everything durable and write a clean end. Under both locks; raises what went wrong."""
+        if self.segments.is_unsettled and self.failure is None:
+            self.segments.settle()
+            self.writer = self.segments.writer
+        if self.pending is not None:
+            self._roll_forward()
+        if self.failure is not None:
+            raise StoreFailedError(
+                f"{self.segments.directory.path}: an earlier sync failed ({self.failure}); "
+                "open the store again to learn what of the last writes is there"
+            ) from self.failure
+        self.segments.close(self.seq)
+        self._became_durable(self.seq)

@@ -1,0 +1,451 @@
+"""Reclaim space: choose victims, copy what lives, publish, retire.
+
+A compaction replaces a contiguous run of sealed segments (the victims) by outputs that hold the same
+answers without the dead entries. What may be dropped:
+
+- a put that the keydir does not point at: a newer entry of its key exists;
+- a tombstone whose key has a newer put; any tombstone, clear or long expired put if the run begins at
+  the oldest segment, because then nothing older is left that it hides;
+- sync marks.
+
+"A newer entry exists" must hold after a power cut, too: so the active segment is synced before the
+victims go. Everything else is copied, seq and times unchanged. A damaged entry stops the compaction.
+
+Order, and what a crash in between leaves:
+(1) outputs synced, (2) their names synced, (3) the active segment synced -> unlisted files, swept;
+(4) manifest -> both sets of files, the outputs valid, the victims swept;
+(5) keydir pointed at the copies where it still pointed at the originals, a little at a time;
+(6) victims unlinked, oldest first -> the rest is swept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from .codec import (
+    CLEAR,
+    CONTINUES,
+    CRC,
+    CRC_SIZE,
+    KIND,
+    PUT,
+    SEALED,
+    SEGMENT_HEADER_SIZE,
+    SEGMENT_SHIFT,
+    TOMBSTONE,
+    SegmentHeader,
+    SegmentRow,
+    Summary,
+    checksum,
+    encode_segment_header,
+    pack_place,
+    seed_of,
+)
+from .commit import Committer
+from .errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError
+from .keydir import Keydir
+from .options import Options
+from .recovery import HINT_FROM
+from .segment import save_hint, scan_segment
+from .segment_manager import SegmentManager, header_of
+
+__all__ = ["Compaction", "Compactor", "Progress", "choose", "choose_all"]
+
+_SLICE: Final = 200  # entries, about 200 µs, between two chances for other threads
+_FLUSH: Final = 1 << 20
+
+Pause = Callable[[], None]
+
+
+class Progress(NamedTuple):
+    """How far a long operation is."""
+
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(slots=True)
+class Compaction:
+    """What a compaction did; the result of `Store.compact`."""
+
+    segments_before: int = 0
+    segments_after: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+    @property
+    def reclaimed_bytes(self) -> int:
+        """Return how many bytes less the segments take."""
+        return self.bytes_before - self.bytes_after
+
+
+# --- choosing ----------------------------------------------------------------------------------
+
+
+class Use(NamedTuple):
+    """What is known of one sealed segment."""
+
+    segment_id: int
+    length: int
+    dead: int  # bytes that go whatever else is compacted
+    dead_if_oldest: int  # bytes that go as well if nothing older remains: tombstones, expired puts
+
+
+def survey(segments: SegmentManager, keydir: Keydir, now_ms: int) -> list[Use]:
+    """Return the use of every sealed segment in logical order. Under the lock."""
+    expired = keydir.droppable_by_segment(now_ms, segments.entry_size)
+    return [
+        Use(
+            row.segment_id,
+            row.length,
+            keydir.dead.get(row.segment_id, 0),
+            keydir.tombstones.get(row.segment_id, 0) + expired.get(row.segment_id, 0),
+        )
+        for row in segments.sealed()
+    ]
+
+
+def choose(uses: list[Use], options: Options) -> list[int]:
+    """Return the run that an automatic compaction should take next; empty if nothing is worth it.
+
+    Only what will really go counts, so that a compaction is never chosen twice for the same bytes.
+    First the dead: the run with most to reclaim whose every segment passes both thresholds. Then the
+    small: neighbours that are many and all small become one.
+    """
+    best: list[int] = []
+    most = 0
+    for run in _runs(uses, lambda use, oldest: _is_worth(use, oldest, options)):
+        gain = sum(use.dead + (use.dead_if_oldest if run[0] is uses[0] else 0) for use in run)
+        if gain > most:
+            best, most = [use.segment_id for use in run], gain
+    if best:
+        return best
+    return choose_small(uses, options, options.compact_small_files)
+
+
+def choose_small(uses: list[Use], options: Options, at_least: int) -> list[int]:
+    """Return the first run of ``at_least`` neighbours that are small, empty if there is none."""
+    for run in _runs(uses, lambda use, _: use.length < options.segment_size_bytes // 4):
+        if len(run) >= at_least:
+            return [use.segment_id for use in run]
+    return []
+
+
+def _is_worth(use: Use, oldest: bool, options: Options) -> bool:
+    gain = use.dead + (use.dead_if_oldest if oldest else 0)
+    return gain >= options.compact_dead_bytes and gain >= options.compact_dead_ratio * use.length
+
+
+def _runs(uses: list[Use], wanted: Callable[[Use, bool], bool]) -> Iterator[list[Use]]:
+    run: list[Use] = []
+    for number, use in enumerate(uses):
+        if wanted(use, number == len(run)):  # still contiguous from the oldest on
+            run.append(use)
+        elif run:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def choose_all(uses: list[Use]) -> list[list[int]]:
+    """Return the runs after which no dead byte is left: from the oldest on if anything needs that.
+
+    Segments without a dead byte are left alone where that is possible.
+    """
+    last = max((number for number, use in enumerate(uses) if use.dead_if_oldest), default=-1)
+    whole = [use.segment_id for use in uses[: last + 1]]
+    rest = _runs(uses[last + 1 :], lambda use, _: use.dead > 0)
+    return [*([whole] if whole else []), *([use.segment_id for use in run] for run in rest)]
+
+
+# --- copying -----------------------------------------------------------------------------------
+
+
+class _Output:
+    """One file that a compaction writes."""
+
+    def __init__(self, segments: SegmentManager, header: SegmentHeader) -> None:
+        self._directory = segments.directory
+        self._files = segments.directory.files
+        self.header = header
+        self.path = self._directory.segment_path(header.segment_id)
+        self._descriptor: int | None = self._files.open(self.path, write=True, exclusive=True)
+        self._seed = seed_of(header.salt)
+        self._base = header.segment_id << SEGMENT_SHIFT
+        self._buffer = bytearray(encode_segment_header(header))
+        self._flushed = 0
+        self.end = len(self._buffer)
+        self._keys: list[bytes] = []
+        self._places: list[int] = []
+        self._tombstones: list[bytes] = []
+        self._expires: dict[bytes, int] = {}
+        self._clears = False
+        self._live_bytes = 0
+
+    def append(self, flags: int, key: bytes, expires_ms: int, raw: bytes) -> int:
+        """Copy one entry under this file's seed and return its new location."""
+        body = bytes((flags & ~CONTINUES,)) + raw[1:-CRC_SIZE]
+        self._buffer += body
+        self._buffer += CRC.pack(checksum(body, self._seed))
+        place = pack_place(self.end, len(raw))
+        self.end += len(raw)
+        if flags & KIND == PUT:
+            self._keys.append(key)
+            self._places.append(place)
+            self._live_bytes += len(raw)
+            if expires_ms:
+                self._expires[key] = expires_ms
+        elif flags & KIND == TOMBSTONE:
+            self._tombstones.append(key)
+        else:
+            self._clears = True
+        if len(self._buffer) >= _FLUSH:
+            self._flush()
+        return self._base | place
+
+    def _flush(self) -> None:
+        assert self._descriptor is not None
+        self._files.write(self._descriptor, memoryview(self._buffer), self._flushed, self.path)
+        self._flushed += len(self._buffer)
+        self._buffer = bytearray()
+
+    def finish(self, last_seq: int) -> SegmentRow:
+        """Make the file durable and return its row."""
+        self._flush()
+        assert self._descriptor is not None
+        self._files.sync(self._descriptor, self.path)
+        self.close()
+        if self.end >= HINT_FROM:
+            summary = Summary(
+                self.end,
+                last_seq,
+                self._clears,
+                self._keys,
+                self._places,
+                self._tombstones,
+                self._expires,
+                self._live_bytes,
+                self.tombstone_bytes,
+            )
+            with suppress(BytekvError):  # only a cache
+                save_hint(self._directory, self.header, summary)
+        return SegmentRow(self.header.segment_id, self.header.salt, self.end, last_seq, SEALED)
+
+    @property
+    def tombstone_bytes(self) -> int:
+        """Return the bytes that are neither header nor put."""
+        return self.end - SEGMENT_HEADER_SIZE - self._live_bytes
+
+    def close(self) -> None:
+        """Close the file."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            self._files.close(descriptor)
+
+    def discard(self) -> None:
+        """Remove the file."""
+        self.close()
+        self._files.unlink(self.path)
+        self._files.unlink(self._directory.hint_path(self.header.segment_id))
+
+
+@dataclass(slots=True)
+class _Job:
+    """A published compaction whose victims are not retired yet."""
+
+    victims: list[int]
+    tombstones: dict[int, int] = field(default_factory=dict)  # of the outputs, by segment
+    hinted: dict[int, int] = field(default_factory=dict)
+    moves: list[tuple[bytes, int, int, int]] = field(default_factory=list)  # key, old location, new, size
+    dropped: list[tuple[bytes, int]] = field(default_factory=list)  # expired keys whose entry is gone
+    moved: int = 0
+
+
+class Compactor:
+    """Carry out compactions of one store, one at a time; the caller sees to that."""
+
+    def __init__(self, committer: Committer, options: Options) -> None:
+        self._committer = committer
+        self._segments = committer.segments
+        self._keydir = committer.keydir
+        self._files = committer.segments.directory.files
+        self._limit = options.segment_size_bytes
+        self._job: _Job | None = None
+
+    def run(self, victims: list[int], pause: Pause, advance: Callable[[int], None]) -> Compaction:
+        """Replace one run of victims; ``advance`` is told the bytes read, ``pause`` is called between slices.
+
+        Raises `CorruptionError` if an entry is damaged and `DiskFullError` if there is no room for the
+        copies; nothing has changed then. Durability: the outputs are durable before a victim goes.
+        Complexity: reads every victim once, about 2 µs an entry.
+        """
+        self.finish(pause)
+        committer, segments = self._committer, self._segments
+        with committer.lock:
+            committer.enter()
+            committer.leave()
+            self._keydir.purge(self._files.now_ms())
+            all_rows = list(segments.manifest.segments)
+        first = next(number for number, row in enumerate(all_rows) if row.segment_id == victims[0])
+        rows = all_rows[first : first + len(victims)]
+        needed = sum(row.length - self._keydir.dead.get(row.segment_id, 0) for row in rows)
+        free = self._files.free_bytes(segments.directory.path)
+        if needed > free and needed > len(rows) * SEGMENT_HEADER_SIZE:
+            raise DiskFullError(
+                28, f"compacting needs {needed} bytes for copies, {free} are free", segments.directory.path
+            )
+        previous = (all_rows[first - 1].segment_id, all_rows[first - 1].last_seq) if first else (0, 0)
+        job = _Job(victims)
+        outputs: list[_Output] = []
+        try:
+            self._copy(rows, first == 0, previous, outputs, job, pause, advance)
+            new_rows = [output.finish(rows[-1].last_seq) for output in outputs]
+            if outputs:
+                segments.directory.sync()
+            # Newer entries decided what is dead; they must not be lost where the old ones are gone.
+            committer.make_durable(committer.seq)
+        except BaseException:
+            for output in outputs:
+                output.discard()
+            raise
+        job.tombstones = {output.header.segment_id: output.tombstone_bytes for output in outputs}
+        job.hinted = {output.header.segment_id: output.end for output in outputs}
+        committer.check_reentry()
+        with committer.lock:
+            committer.enter()
+            committer.leave()
+            self._job = job
+            try:
+                segments.replace_run(victims, new_rows)
+            except StoreFailedError as error:
+                self._job = None
+                committer.fail(error)
+                raise  # which manifest survives is open: both sets of files stay
+            except BytekvError:
+                self._job = None
+                for output in outputs:
+                    output.discard()
+                raise
+        self.finish(pause)
+        return Compaction(
+            len(rows), len(new_rows), sum(row.length for row in rows), sum(row.length for row in new_rows)
+        )
+
+    def _copy(
+        self,
+        rows: list[SegmentRow],
+        oldest: bool,
+        previous: tuple[int, int],
+        outputs: list[_Output],
+        job: _Job,
+        pause: Pause,
+        advance: Callable[[int], None],
+    ) -> None:
+        keydir, now_ms = self._keydir, self._files.now_ms()
+        locations, expired = keydir.locations, keydir.expired
+        tombstones: dict[bytes, tuple[int, bytes]] = {}
+        clear: tuple[int, bytes] | None = None
+        slices = 0
+        for row in rows:
+            for flags, key, expires_ms, location, raw in self._entries(row):
+                slices += 1
+                if slices % _SLICE == 0:
+                    pause()
+                kind = flags & KIND
+                if kind == PUT:
+                    if locations.get(key) != location:  # first this, then `expired`: see Keydir.purge
+                        if expired.get(key) != location:
+                            continue
+                        if oldest and keydir.is_droppable(key, now_ms):
+                            job.dropped.append((key, location))
+                            continue
+                    output = self._output(outputs, previous, len(raw))
+                    job.moves.append((key, location, output.append(flags, key, expires_ms, raw), len(raw)))
+                elif not oldest:
+                    if kind == CLEAR:
+                        clear = flags, raw
+                        tombstones.clear()
+                    elif kind == TOMBSTONE:
+                        tombstones[key] = flags, raw
+            advance(row.length)
+        # A clear comes before everything that the run still holds, which is all newer than it.
+        # It and the tombstones get a file of their own in front: opening reads in this order.
+        kept = [(b"", *clear)] if clear else []
+        kept += [
+            (key, flags, raw) for key, (flags, raw) in tombstones.items() if key not in locations and key not in expired
+        ]
+        if kept:
+            front: list[_Output] = []
+            for key, flags, raw in kept:
+                self._output(front, previous, len(raw)).append(flags, key, 0, raw)
+            outputs[:0] = front
+
+    def _entries(self, row: SegmentRow) -> Iterator[tuple[int, bytes, int, int, bytes]]:
+        segments = self._segments
+        directory = segments.directory
+        descriptor, header = header_of(directory, row, segments.manifest.store_uuid, for_writing=True)
+        try:
+            scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, row.length, header.previous_seq)
+            base = row.segment_id << SEGMENT_SHIFT
+            for flags, key, _, expires_ms, offset, raw in scan:
+                yield flags, key, expires_ms, base | pack_place(offset, len(raw)), raw
+            if scan.end != row.length:
+                raise CorruptionError(
+                    directory.segment_path(row.segment_id),
+                    scan.end,
+                    f"{scan.damage or 'zeros'}; the compaction stopped and changed nothing",
+                )
+        finally:
+            directory.files.close(descriptor)
+
+    def _output(self, outputs: list[_Output], previous: tuple[int, int], size: int) -> _Output:
+        """Return the file to append to, a new one if the last is full."""
+        if not outputs or (outputs[-1].end + size > self._limit and outputs[-1].end > SEGMENT_HEADER_SIZE):
+            with self._committer.lock:
+                segment_id = self._segments.reserve_ids(1)
+            outputs.append(_Output(self._segments, self._segments.new_output(segment_id, previous)))
+        return outputs[-1]
+
+    def finish(self, pause: Pause) -> None:
+        """Point the keydir at the copies and retire the victims of a published compaction.
+
+        Interrupted, it goes on at the next call: until then both places are readable.
+        """
+        job = self._job
+        if job is None:
+            return
+        committer, keydir = self._committer, self._keydir
+        committer.check_reentry()
+        with committer.lock:
+            committer.enter()
+            committer.leave()
+            listed = {row.segment_id for row in self._segments.manifest.segments}
+            if not listed.isdisjoint(job.victims):
+                self._job = None  # interrupted before the manifest: it has not happened
+                return
+        try:
+            while job.moved < len(job.moves):
+                committer.check_reentry()
+                with committer.lock:
+                    for key, old, new, size in job.moves[job.moved : job.moved + _SLICE]:
+                        if not keydir.move(key, old, new):
+                            keydir.bury(new >> SEGMENT_SHIFT, size)
+                    job.moved += _SLICE
+                pause()
+        except BaseException:
+            committer.count_again()
+            raise
+        committer.check_reentry()
+        with committer.lock:
+            for key, location in job.dropped:
+                keydir.forget_expired(key, location)
+            keydir.tombstones.update({segment: size for segment, size in job.tombstones.items() if size})
+            keydir.drop_segments(job.victims)
+            self._segments.unlink(job.victims)
+            self._segments.hinted.update(job.hinted)
+            self._job = None
+        self._segments.directory.sync()

@@ -1,0 +1,289 @@
+"""The directory of one store: names, manifest, lock, sweep, quarantine.
+
+========================  ======================================================================
+name                      losing it
+========================  ======================================================================
+``LOCK``                  harmless while no writer runs; never unlinked, or two could hold it
+``MANIFEST``              the store refuses to open (it would otherwise seem empty)
+``MANIFEST.new``          harmless: a manifest that was not yet published
+``NNNNNNNNNN.seg``        the entries of that segment; the store refuses to open
+``NNNNNNNNNN.hint``       harmless: rebuilt from its segment
+``quarantine/``           what recovery cut off or set aside, for a person to look at
+========================  ======================================================================
+
+File names are made from integers and parsed back strictly; no string from disk ever names a file.
+Nothing else in the directory is touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import threading
+from contextlib import suppress
+
+from .codec import Manifest, decode_manifest, encode_manifest
+from .errors import (
+    BytekvError,
+    CorruptionError,
+    NotAStoreError,
+    StoreIOError,
+    StoreLockedError,
+    StoreNotFoundError,
+)
+from .files import Files
+
+__all__ = ["Directory"]
+
+_LOCK = "LOCK"
+_MANIFEST = "MANIFEST"
+_MANIFEST_NEW = "MANIFEST.new"
+_QUARANTINE = "quarantine"
+_NAME = re.compile(r"([0-9]{10,20})\.(seg|hint)", re.ASCII)
+
+# A manifest of the most segments that the format allows takes 36 MiB; nothing larger is read.
+_MAX_MANIFEST_SIZE = 64 << 20
+
+# flock already keeps a second open of the same process out; this table also does where flock is
+# emulated with fcntl locks, which one process may take twice and any close() drops.
+_held: set[tuple[int, int]] = set()
+_held_guard = threading.Lock()
+
+
+def forget_locks_after_fork() -> None:
+    """Drop, in a child process, what its parent holds; the parent's locks are untouched."""
+    global _held_guard
+    _held_guard = threading.Lock()  # another thread of the parent may have held it
+    _held.clear()
+
+
+def parse_name(name: str) -> tuple[int, str] | None:
+    """Return (segment id, "seg" or "hint") of a file name, None if it is no such name.
+
+    >>> parse_name("0000000012.seg")
+    (12, 'seg')
+    >>> parse_name("00000000012.seg") is None  # not how 12 is written
+    True
+    """
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    segment_id = int(found[1])
+    return (segment_id, found[2]) if found[1] == f"{segment_id:010d}" and segment_id else None
+
+
+class Directory:
+    """Own the names of one store."""
+
+    def __init__(self, path: str, files: Files) -> None:
+        self.path = path
+        self.files = files
+        self._lock_descriptor: int | None = None
+        self._identity: tuple[int, int] | None = None
+
+    # --- names ---------------------------------------------------------------------------------
+
+    def segment_path(self, segment_id: int) -> str:
+        """Return the path of a segment."""
+        return os.path.join(self.path, f"{segment_id:010d}.seg")
+
+    def hint_path(self, segment_id: int) -> str:
+        """Return the path of a segment's hint file."""
+        return os.path.join(self.path, f"{segment_id:010d}.hint")
+
+    @property
+    def manifest_path(self) -> str:
+        """Return the path of the manifest."""
+        return os.path.join(self.path, _MANIFEST)
+
+    def sync(self) -> None:
+        """Make the names in the directory durable."""
+        self.files.sync_directory(self.path)
+
+    # --- finding or creating a store -----------------------------------------------------------
+
+    def find(self) -> None:
+        """Check that a store is here; raise the error that says what is here instead."""
+        names = self.files.list(self.path)
+        if _MANIFEST not in names:
+            self._refuse_segments_without_manifest(names)
+            raise NotAStoreError(f"{self.path}: a directory without a store (it has no {_MANIFEST})")
+
+    def find_or_make(self) -> bool:
+        """Check that a store is here or may be made here; True if it is to be made.
+
+        Creates the directory, not its parents, and nothing else: a directory that holds foreign
+        files is left exactly as it is.
+        """
+        try:
+            if self.files.make_directory(self.path):
+                self._sync_parent()
+        except StoreNotFoundError as error:
+            raise StoreNotFoundError(
+                error.errno, "the parent directory does not exist; create it first", self.path
+            ) from error
+        names = set(self.files.list(self.path))
+        if _MANIFEST in names:
+            return False
+        self._refuse_segments_without_manifest(names)
+        if strangers := names - {_LOCK, _MANIFEST_NEW}:
+            raise NotAStoreError(
+                f"{self.path}: a directory with other files ({min(strangers)!r}) but no store; use an empty or new one"
+            )
+        return True
+
+    def _refuse_segments_without_manifest(self, names: set[str] | list[str]) -> None:
+        if any(parse_name(name) for name in names):
+            raise CorruptionError(
+                self.manifest_path, 0, "missing, but there are segments; restore the manifest or the whole store"
+            )
+
+    def _sync_parent(self) -> None:
+        self.files.sync_directory(os.path.dirname(os.path.abspath(self.path)))
+
+    # --- the lock ------------------------------------------------------------------------------
+
+    def acquire(self, *, network_allowed: bool = False) -> None:
+        """Become the writer; `StoreLockedError` names the process that is."""
+        if not network_allowed and self.files.is_network(self.path):
+            raise StoreIOError(
+                None, f"on a network file system ({self.files.file_system(self.path)}), whose locks fail", self.path
+            )
+        identity = self.files.identity(self.path)
+        path = os.path.join(self.path, _LOCK)
+        with _held_guard:
+            if identity in _held:
+                raise StoreLockedError(self.path, os.getpid())
+            descriptor = self.files.open(path, write=True, create=True)
+            try:
+                if not self.files.lock(descriptor, path):
+                    raise StoreLockedError(self.path, self._holder(descriptor, path))
+                with suppress(BytekvError):  # the pid is a courtesy; a full disk must not keep us out
+                    self.files.write(descriptor, (b"%d\n" % os.getpid()).ljust(20), 0, path)
+            except BaseException:
+                self.files.close(descriptor)
+                raise
+            _held.add(identity)
+            self._lock_descriptor, self._identity = descriptor, identity
+
+    def _holder(self, descriptor: int, path: str) -> int | None:
+        try:
+            text = self.files.read(descriptor, 20, 0, path).strip()
+        except BytekvError:
+            return None  # that the store is locked is known, and is what matters
+        return int(text) if text.isdigit() else None
+
+    def release(self) -> None:
+        """Give the lock back; the second call does nothing."""
+        descriptor, self._lock_descriptor = self._lock_descriptor, None
+        if descriptor is not None:
+            self.files.close(descriptor)
+            with _held_guard:
+                _held.discard(self._identity)
+
+    def abandon(self) -> None:
+        """In a child process: close the inherited descriptor. No unlock: that would free the parent's lock."""
+        descriptor, self._lock_descriptor = self._lock_descriptor, None
+        if descriptor is not None:
+            self.files.close(descriptor)
+
+    # --- the manifest --------------------------------------------------------------------------
+
+    def load(self, *, for_writing: bool) -> Manifest:
+        """Read and check the manifest."""
+        path = self.manifest_path
+        try:
+            descriptor = self.files.open(path)
+        except StoreNotFoundError as error:
+            raise CorruptionError(path, 0, "the manifest vanished while the store was being opened") from error
+        try:
+            size = self.files.size(descriptor, path)
+            if size > _MAX_MANIFEST_SIZE:
+                raise CorruptionError(path, 0, f"{size} bytes are too many for a manifest")
+            data = self.files.read(descriptor, size, 0, path)
+        finally:
+            self.files.close(descriptor)
+        return decode_manifest(data, path, for_writing=for_writing)
+
+    def save(self, manifest: Manifest) -> None:
+        """Replace the manifest; when this returns, the new one is durable.
+
+        The order is the promise: (1) the new bytes are durable under another name, else a crash
+        could leave an empty MANIFEST; (2) the rename, atomic for this and other processes; (3) the
+        directory is durable, else a crash could bring back the old list, whose files we unlink next.
+        Raises `DiskFullError` before anything changed, `StoreFailedError` if a sync failed.
+        """
+        files = self.files
+        path = os.path.join(self.path, _MANIFEST_NEW)
+        try:
+            descriptor = files.open(path, write=True, create=True)
+            try:
+                files.truncate(descriptor, 0, path)
+                files.write(descriptor, encode_manifest(manifest), 0, path)
+                files.sync(descriptor, path)
+            finally:
+                files.close(descriptor)
+            files.replace(path, self.manifest_path)
+        except BytekvError:
+            with suppress(BytekvError):  # a leftover with a known name: the next open sweeps it
+                files.unlink(path)
+            raise
+        self.sync()
+
+    def create(self, manifest: Manifest) -> None:
+        """Publish the first manifest of a store, or one that empties it."""
+        self.save(manifest)
+        self._sync_parent()  # a kill between mkdir and here left the directory's own name unsynced
+
+    def settle_names(self, manifest: Manifest) -> None:
+        """Make durable what a killed predecessor may have renamed but not synced."""
+        self.sync()
+        if manifest.generation <= 1:
+            self._sync_parent()
+
+    # --- leftovers -----------------------------------------------------------------------------
+
+    def sweep(self, manifest: Manifest) -> tuple[list[str], int]:
+        """Remove files of interrupted work; return their names and the highest segment id seen.
+
+        Only under the lock. Only names that bytekv makes, and only what the manifest does not list.
+        """
+        listed = {row.segment_id for row in manifest.segments}
+        removed: list[str] = []
+        highest = 0
+        for name in sorted(self.files.list(self.path)):
+            parsed = parse_name(name)
+            if parsed:
+                highest = max(highest, parsed[0])
+            if name == _MANIFEST_NEW or (parsed and parsed[0] not in listed):
+                with suppress(BytekvError):  # a directory of that name, say: not ours, and not in the way
+                    self.files.unlink(os.path.join(self.path, name))
+                    removed.append(name)
+        if removed:
+            self.sync()
+        return removed, highest
+
+    def quarantine(self, name: str, pieces: list[bytes]) -> str:
+        """Keep bytes that are about to be cut off; durable on return. Repeating it is harmless."""
+        files = self.files
+        folder = os.path.join(self.path, _QUARANTINE)
+        if files.make_directory(folder):
+            self.sync()
+        elif not files.is_directory(folder):
+            raise StoreIOError(errno.ENOTDIR, "not a directory of the store's own", folder)
+        target = os.path.join(folder, name)
+        temporary = target + ".new"
+        descriptor = files.open(temporary, write=True, create=True)
+        try:
+            files.truncate(descriptor, 0, temporary)
+            offset = 0
+            for piece in pieces:
+                files.write(descriptor, piece, offset, temporary)
+                offset += len(piece)
+            files.sync(descriptor, temporary)
+        finally:
+            files.close(descriptor)
+        files.replace(temporary, target)
+        files.sync_directory(folder)
+        return target

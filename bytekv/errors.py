@@ -1,0 +1,178 @@
+"""Every exception that bytekv raises on purpose.
+
+::
+
+    BytekvError
+    ├── StoreNotFoundError (FileNotFoundError)   nothing to open there
+    ├── NotAStoreError                           there is something, but not a store
+    ├── AccessDeniedError (PermissionError)      the operating system forbids it
+    ├── StoreLockedError                         another writer holds the store
+    ├── UnsupportedFormatError                   written by a newer bytekv
+    ├── CorruptionError                          bytes on disk fail their check
+    ├── StoreClosedError                         used after close()
+    ├── ForkedStoreError                         used in a child process after fork()
+    ├── ReadOnlyError                            a write to a store opened with "r"
+    ├── ReentryError (RuntimeError)              a signal handler or finaliser interrupted a write
+    ├── StoreFailedError                         an earlier sync failed; reopen
+    ├── ConflictError                            if_seq did not match
+    ├── LimitError (ValueError)                  too long for the format
+    └── StoreIOError (OSError)                   the operating system reported an error
+        └── DiskFullError                        no space left; nothing was changed
+
+A missing key is ``KeyError`` and a key or value of another type is ``TypeError``, as with a dict.
+Errors of the operating system are translated in one place, ``files.py``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+__all__ = [
+    "AccessDeniedError",
+    "BytekvError",
+    "ConflictError",
+    "CorruptionError",
+    "DiskFullError",
+    "ForkedStoreError",
+    "LimitError",
+    "NotAStoreError",
+    "ReadOnlyError",
+    "ReentryError",
+    "StoreClosedError",
+    "StoreFailedError",
+    "StoreIOError",
+    "StoreLockedError",
+    "StoreNotFoundError",
+    "UnsupportedFormatError",
+]
+
+
+class BytekvError(Exception):
+    """The root of everything that bytekv raises on purpose."""
+
+
+# --- opening -----------------------------------------------------------------------------------
+
+
+class StoreNotFoundError(BytekvError, FileNotFoundError):
+    """Raised when the directory, or with ``"c"`` its parent, does not exist."""
+
+
+class NotAStoreError(BytekvError):
+    """Raised when the path is a file, or a directory that holds other things than a store."""
+
+
+class AccessDeniedError(BytekvError, PermissionError):
+    """Raised when the operating system does not let this user at a file of the store."""
+
+
+class StoreLockedError(BytekvError):
+    """Raised when another ``Store`` object, here or in another process, is the writer.
+
+    ``pid`` is the holder's process id, or None where it could not be read.
+    """
+
+    def __init__(self, path: str, pid: int | None) -> None:
+        self.path = path
+        self.pid = pid
+        if pid == os.getpid():
+            holder = "by this process; close the other Store first"
+        elif pid is None:
+            holder = "by another process"
+        else:
+            holder = f"by process {pid}"
+        super().__init__(f"{path}: locked {holder} (opening with flag 'r' needs no lock)")
+
+
+class UnsupportedFormatError(BytekvError):
+    """Raised when a file carries a format version or a flag that this bytekv does not know."""
+
+
+class CorruptionError(BytekvError):
+    """Raised when bytes on disk fail their check; wrong bytes are never returned instead.
+
+    ``path`` and ``offset`` say where, ``reason`` says which check failed.
+    """
+
+    def __init__(self, path: str, offset: int, reason: str) -> None:
+        self.path = path
+        self.offset = offset
+        self.reason = reason
+        super().__init__(f"{path}: offset {offset}: {reason}")
+
+    def __reduce__(self) -> tuple[type[CorruptionError], tuple[str, int, str]]:
+        return type(self), (self.path, self.offset, self.reason)
+
+
+# --- using -------------------------------------------------------------------------------------
+
+
+class StoreClosedError(BytekvError):
+    """Raised by every call on a store after ``close()``."""
+
+
+class ForkedStoreError(BytekvError):
+    """Raised in a child process that inherited an open store through ``fork()``; open it again there."""
+
+
+class ReadOnlyError(BytekvError):
+    """Raised by a write to a store that was opened with flag ``"r"``."""
+
+
+class ReentryError(BytekvError, RuntimeError):
+    """Raised when a signal handler or a finaliser writes to a store in the middle of its thread's own write."""
+
+
+class StoreFailedError(BytekvError):
+    """Raised by writes after a failed sync, until the store is reopened; reads go on.
+
+    The failed sync is the ``__cause__``. What the unsynced calls wrote is decided by the next ``open``.
+    """
+
+
+class ConflictError(BytekvError):
+    """Raised when ``if_seq`` does not match; ``seq`` is the entry's actual one, 0 if there is none."""
+
+    def __init__(self, key: bytes, expected: int, seq: int) -> None:
+        self.key = key
+        self.expected = expected
+        self.seq = seq
+        super().__init__(f"key {key!r}: expected seq {expected}, found {seq or 'no entry'}")
+
+    def __reduce__(self) -> tuple[type[ConflictError], tuple[bytes, int, int]]:
+        return type(self), (self.key, self.expected, self.seq)
+
+
+class LimitError(BytekvError, ValueError):
+    """Raised when a key, a value, a batch or an option is beyond a documented limit."""
+
+
+# --- the operating system ----------------------------------------------------------------------
+
+
+class StoreIOError(BytekvError, OSError):
+    """Raised when the operating system reports an error; ``errno`` and ``filename`` are set."""
+
+
+class DiskFullError(StoreIOError):
+    """Raised when there is no space for a write; the write had no effect and reading goes on."""
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def from_os_error(error: OSError, path: str) -> BytekvError:
+    """Translate an error of the operating system about ``path`` into one of bytekv's."""
+    if isinstance(error, BytekvError):
+        return error
+    text = os.strerror(error.errno) if error.errno else str(error)
+    number = error.errno or errno.EIO
+    if number in _FULL:
+        return DiskFullError(number, text, path)
+    if number in _FORBIDDEN:
+        return AccessDeniedError(number, text, path)
+    if number == errno.ENOENT:
+        return StoreNotFoundError(number, text, path)
+    return StoreIOError(number, text, path)

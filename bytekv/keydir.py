@@ -1,0 +1,250 @@
+"""Key → location, in memory; the order of the keys; what is dead on disk.
+
+Knows nothing of files. All changes happen under the store's lock. `locations` is read without it:
+a dict look-up is atomic, and what it returns is a location that was right at that moment.
+
+Theory of operation. `locations` holds exactly the keys that exist, except those whose time has come
+since the last `purge`; readers ask `is_expired` as well. A purged key moves to `expired`: gone for
+every reader and for good, but its entry on disk still hides older ones of the same key, so it counts
+as dead only once a compaction may drop it. The sorted index exists from the first ordered use on; it
+is kept up lazily, `_changed` remembers the keys that came or went since it was last right.
+
+Everything here but `locations` is derived and can be rebuilt from it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+
+from sortedcontainers import SortedList
+
+from .codec import SEGMENT_SHIFT, SIZE_MASK, Summary
+
+__all__ = ["Keydir"]
+
+SizeOf = Callable[[int], int]
+
+#: Above this share of changed keys a fresh sort (timsort finds the sorted runs) beats single insertions.
+_RESORT = 0.1
+
+
+class Keydir:
+    """Map keys to locations, in key order, and keep count of dead bytes per segment."""
+
+    def __init__(self, grace_ms: int = 0) -> None:
+        self.locations: dict[bytes, int] = {}
+        self.expires: dict[bytes, int] = {}  # ms; every key in locations or expired whose entry has an expiry
+        self.expired: dict[bytes, int] = {}  # key -> location of those that were seen to be past it
+        self.dead: dict[int, int] = {}  # segment -> bytes of superseded puts
+        self.tombstones: dict[int, int] = {}  # segment -> bytes of tombstones
+        self.changed: set[bytes] | None = None  # None: there is no index yet
+        self._index: SortedList = SortedList()
+        self._due: list[tuple[int, bytes]] = []  # heap of (expires_ms, key); may hold stale pairs
+        self._grace_ms = grace_ms
+
+    def __len__(self) -> int:
+        return len(self.locations)
+
+    # --- single keys ---------------------------------------------------------------------------
+
+    def put(self, key: bytes, location: int, expires_ms: int, old_size: int) -> None:
+        """Point a key at a new location; ``old_size`` is the size of the entry it replaces, 0 if none.
+
+        Repeating the call with the same location changes nothing.
+        """
+        old = self.locations.get(key)
+        if old is None:
+            old = self.expired.pop(key, None)
+            if self.changed is not None:
+                self.changed.add(key)
+        self.locations[key] = location
+        if expires_ms:
+            self.expires[key] = expires_ms
+            heapq.heappush(self._due, (expires_ms, key))
+        elif self.expires:
+            self.expires.pop(key, None)
+        if old is not None and old != location:
+            self.bury(old >> SEGMENT_SHIFT, old_size)
+
+    def remove(self, key: bytes, old_size: int) -> None:
+        """Forget a key, live or expired; its entry is dead from now on."""
+        old = self.locations.pop(key, None)
+        if old is None:
+            old = self.expired.pop(key, None)
+        elif self.changed is not None:
+            self.changed.add(key)
+        if self.expires:
+            self.expires.pop(key, None)
+        if old is not None:
+            self.bury(old >> SEGMENT_SHIFT, old_size)
+
+    def move(self, key: bytes, old: int, new: int) -> bool:
+        """Point a key at the copy of its entry, if it still points at the original; a compare-and-set."""
+        for table in (self.locations, self.expired):
+            if table.get(key) == old:
+                table[key] = new
+                return True
+        return False
+
+    def forget_expired(self, key: bytes, location: int) -> None:
+        """Drop an expired key whose entry a compaction has dropped."""
+        if self.expired.get(key) == location:
+            del self.expired[key]
+            self.expires.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget every key; `recount` is due afterwards."""
+        self.locations.clear()
+        self.expires.clear()
+        self.expired.clear()
+        self._due.clear()
+        self._index.clear()
+        if self.changed is not None:
+            self.changed.clear()
+
+    def locate(self, key: bytes, now_ms: int) -> int | None:
+        """Return a key's location, None if it does not exist or has expired. Safe without the lock."""
+        location = self.locations.get(key)
+        if location is not None and self.expires and self.expires.get(key, now_ms + 1) <= now_ms:
+            return None
+        return location
+
+    def newest(self, key: bytes) -> int | None:
+        """Return the location of a key's newest put, expired or not; None after a delete."""
+        location = self.locations.get(key)
+        return self.expired.get(key) if location is None else location
+
+    # --- time ----------------------------------------------------------------------------------
+
+    def is_due(self, now_ms: int) -> bool:
+        """Tell whether `purge` has anything to do."""
+        return bool(self._due) and self._due[0][0] <= now_ms
+
+    def purge(self, now_ms: int) -> None:
+        """Take out every key whose time has come. Complexity: O(log n) a key."""
+        while self._due and self._due[0][0] <= now_ms:
+            when, key = heapq.heappop(self._due)
+            if self.expires.get(key) != when or (location := self.locations.get(key)) is None:
+                continue  # overwritten, deleted or already purged
+            # In this order: a compaction, which looks without the lock, must find it in one of the two.
+            self.expired[key] = location
+            del self.locations[key]
+            if self.changed is not None:
+                self.changed.add(key)
+
+    def is_droppable(self, key: bytes, now_ms: int) -> bool:
+        """Tell whether an expired key's grace is over, so that a compaction may drop its entry."""
+        return self.expires.get(key, now_ms) + self._grace_ms <= now_ms
+
+    def droppable_by_segment(self, now_ms: int, sizes_of: SizeOf) -> dict[int, int]:
+        """Return the bytes of expired entries whose grace is over, by segment."""
+        self.purge(now_ms)
+        found: dict[int, int] = {}
+        for key, location in self.expired.items():
+            if self.is_droppable(key, now_ms):
+                segment = location >> SEGMENT_SHIFT
+                found[segment] = found.get(segment, 0) + sizes_of(location)
+        return found
+
+    # --- order ---------------------------------------------------------------------------------
+
+    def index(self) -> SortedList:
+        """Return all keys in bytewise order.
+
+        Complexity: O(n log n) at the first call (0.4 µs a key), then O(log n) for each key that came
+        or went since the last call.
+        """
+        changed, index, locations = self.changed, self._index, self.locations
+        if changed is None or len(changed) > _RESORT * len(index) + 16:
+            self.changed = set()
+            index.clear()
+            index.update(locations)
+        elif changed:
+            self.changed = set()
+            for key in changed:
+                if key in locations:
+                    if key not in index:
+                        index.add(key)
+                else:
+                    index.discard(key)
+        return index
+
+    def select(
+        self,
+        start: bytes | None,
+        stop: bytes | None,
+        include_start: bool,
+        include_stop: bool,
+        reverse: bool,
+        count: int,
+    ) -> list[bytes]:
+        """Return the first ``count`` keys of a range, from its end if ``reverse``."""
+        index = self.index()
+        found: Iterator[bytes] = index.irange(start, stop, (include_start, include_stop), reverse)
+        return [key for key, _ in zip(found, range(count), strict=False)]
+
+    # --- bytes ---------------------------------------------------------------------------------
+
+    def bury(self, segment: int, size: int) -> None:
+        """Count bytes of a segment as dead."""
+        self.dead[segment] = self.dead.get(segment, 0) + size
+
+    def has_dead(self, segment: int) -> bool:
+        """Tell whether anything of a segment is dead, or will be once nothing older remains."""
+        return bool(self.dead.get(segment) or self.tombstones.get(segment))
+
+    def drop_segments(self, segments: list[int]) -> None:
+        """Forget the counts of retired segments."""
+        for segment in segments:
+            self.dead.pop(segment, None)
+            self.tombstones.pop(segment, None)
+
+    def recount(self, entry_bytes: dict[int, int], sizes_of: SizeOf) -> None:
+        """Count the dead bytes anew from what lives; ``entry_bytes`` are each segment's without its header.
+
+        Complexity: O(n). Needed after a call was interrupted between a location and its count.
+        """
+        dead = {segment: size - self.tombstones.get(segment, 0) for segment, size in entry_bytes.items()}
+        for table in (self.locations, self.expired):
+            for location in table.values():
+                segment = location >> SEGMENT_SHIFT
+                dead[segment] = dead.get(segment, 0) - (location & SIZE_MASK or sizes_of(location))
+        self.dead = dead
+
+    # --- opening -------------------------------------------------------------------------------
+
+    def load(self, segment: int, summary: Summary, entry_bytes: int, sizes_of: SizeOf) -> None:
+        """Add what one segment says, on top of what the older ones said.
+
+        ``entry_bytes`` is the segment's length without its header. Complexity: bulk operations, 0.3 µs
+        a key into an empty keydir; ``sizes_of`` is asked only for what the segment replaces.
+        """
+        locations = self.locations
+        if summary.clears:
+            replaced = dict(self.dead)
+            for old in locations.values():
+                replaced[old >> SEGMENT_SHIFT] = replaced.get(old >> SEGMENT_SHIFT, 0) + sizes_of(old)
+            self.dead = replaced
+            locations.clear()
+            self.expires.clear()
+        base = segment << SEGMENT_SHIFT
+        if locations:
+            replaced_keys = [*filter(locations.__contains__, summary.keys), *summary.tombstones]
+            for key in replaced_keys:
+                old_location = locations.get(key)
+                if old_location is not None:
+                    self.bury(old_location >> SEGMENT_SHIFT, old_location & SIZE_MASK or sizes_of(old_location))
+                    self.expires.pop(key, None)
+            for key in summary.tombstones:
+                locations.pop(key, None)
+        locations.update(zip(summary.keys, map(base.__or__, summary.places), strict=True))
+        self.expires.update(summary.expires)
+        self.dead[segment] = self.dead.get(segment, 0) + entry_bytes - summary.live_bytes - summary.tombstone_bytes
+        if summary.tombstone_bytes:
+            self.tombstones[segment] = self.tombstones.get(segment, 0) + summary.tombstone_bytes
+
+    def finish_loading(self) -> None:
+        """Build what `load` leaves for the end."""
+        self._due = [(when, key) for key, when in self.expires.items()]
+        heapq.heapify(self._due)

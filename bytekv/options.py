@@ -1,0 +1,108 @@
+"""The tunables of a store: each with its unit, its default and the reason for it.
+
+This module knows what a user may choose and rejects nonsense early. It knows nothing of how the
+choices are carried out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from .errors import LimitError
+
+__all__ = ["Options"]
+
+SyncMode = Literal["interval", "always", "os"]
+IOMode = Literal["auto", "mmap", "pread"]
+RecoverMode = Literal["strict", "salvage"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "sync": ("interval", "always", "os"),
+    "io": ("auto", "mmap", "pread"),
+    "recover": ("strict",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Hold what ``bytekv.open`` was asked for, checked.
+
+    >>> Options(sync="always").sync
+    'always'
+    >>> Options(sync="sometimes")
+    Traceback (most recent call last):
+    ...
+    ValueError: sync must be one of 'interval', 'always', 'os', not 'sometimes'
+    """
+
+    #: When writes become durable (survive power loss). "interval": in the background, at most
+    #: ``sync_interval_s`` after the first unsynced write. "always": before the call returns.
+    #: "os": when the operating system likes, and at every seal, compaction, ``sync()`` and ``close()``.
+    sync: SyncMode = "interval"
+
+    #: Seconds. One second is what Redis (appendfsync everysec) and most users accept to lose.
+    sync_interval_s: float = 1.0
+
+    #: Bytes at which a segment is sealed. 64 MiB keep 100 GB in 1,600 files, and one compaction
+    #: step under a second.
+    segment_size_bytes: int = 64 * 1024 * 1024
+
+    #: "mmap" appends through a preallocated mapping: no system call for a write, and safe against
+    #: ``kill -9``. "pread" uses ``pread``/``pwrite``. "auto" takes "mmap" where the file system
+    #: preallocates natively and writes in place.
+    io: IOMode = "auto"
+
+    #: Check the CRC32C of an entry at every read. 60 ns for 128 bytes; a wrong bit becomes an
+    #: error instead of an answer.
+    verify_reads: bool = True
+
+    #: Reclaim space in the background without being asked.
+    auto_compact: bool = True
+
+    #: Share of a segment's bytes that are dead before it is worth rewriting. One half bounds the
+    #: store at about twice its live bytes.
+    compact_dead_ratio: float = 0.5
+
+    #: Dead bytes a segment must have besides the ratio: rewriting for less costs more syncs than it frees.
+    compact_dead_bytes: int = 1024 * 1024
+
+    #: Sealed neighbours, each smaller than a quarter of ``segment_size_bytes``, that are merged into one.
+    compact_small_files: int = 8
+
+    #: Seconds for which an expired entry stays on disk before a compaction may drop it for good,
+    #: so that a clock set wrong for a moment destroys nothing.
+    expiry_grace_s: float = 60.0
+
+    #: Sealed segments kept open at most; None: a share of the process's limit on open files.
+    max_open_segments: int | None = None
+
+    #: What ``open`` does about damage to what was durable. "strict": raise ``CorruptionError``.
+    recover: RecoverMode = "strict"
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+        self._number("sync_interval_s", 0.001, 86_400.0)
+        self._number("segment_size_bytes", 256, 1 << 30)
+        self._number("compact_dead_ratio", 0.01, 1.0)
+        self._number("compact_dead_bytes", 0, 1 << 40)
+        self._number("compact_small_files", 2, 1 << 20)
+        self._number("expiry_grace_s", 0.0, 1e9)
+        if self.max_open_segments is not None:
+            self._number("max_open_segments", 1, 1 << 20)
+
+    def _number(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        wanted = int if isinstance(low, int) else (int, float)
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+        if not low <= value <= high:
+            raise LimitError(f"{name} must lie between {low} and {high}, not {value}")
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """List the names of all options."""
+        return [field.name for field in fields(cls)]

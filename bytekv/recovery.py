@@ -1,0 +1,256 @@
+"""From a directory to a keydir: what opening finds, decides and does.
+
+The rules (design: a torn tail is legal, damage to what was durable is not):
+
+1. A sealed segment has exactly the length and the last seq that the manifest says, and every entry
+   in it validates. Anything else is corruption.
+2. The active segment of a clean close has exactly the published length. Then (1) holds, too, and the
+   segment is continued.
+3. Otherwise the process or the machine died. The segment is scanned up to the first place that is no
+   entry with the next seq. Below the published length, or with a sync mark behind it that vouches for
+   what is missing, that place is corruption. Else it is the torn tail: legal, and over.
+4. After (3) nothing is ever appended to that segment. What lies behind its valid end is kept in
+   quarantine/, the segment is sealed at that end, and the next write begins a new one. An append in the
+   same place could be followed, after a second crash, by an entry of before the first.
+5. What was recovered is durable before `open` returns, and opening twice finds the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from .codec import ACTIVE, LOG, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentHeader, SegmentRow, Summary, seed_of
+from .directory import Directory
+from .errors import BytekvError, CorruptionError
+from .keydir import Keydir
+from .segment import Read, find_sync_mark, load_hint, save_hint, scan_segment, summarise
+from .segment_manager import SegmentManager, header_of
+
+__all__ = ["Recovery", "build_hint", "needs_hint", "recover"]
+
+#: Bytes; a smaller segment is scanned as fast as its hint is read.
+HINT_FROM = 64 * 1024
+_WINDOW = 1 << 20
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What opening found and did; `Store.recovery`.
+
+    ``clean`` is False after a crash. ``torn_bytes`` is what followed the last whole operation in the
+    newest segment, now in one of the files ``quarantined``. ``swept`` are files of interrupted work.
+    ``hints_missing`` counts the segments that were scanned because no hint file spoke for them.
+    """
+
+    clean: bool = True
+    segments: int = 0
+    keys: int = 0
+    last_seq: int = 0
+    bytes_scanned: int = 0
+    hints_used: int = 0
+    hints_missing: int = 0
+    torn_bytes: int = 0
+    torn_reason: str | None = None
+    quarantined: list[str] = field(default_factory=list)
+    swept: list[str] = field(default_factory=list)
+    duration_s: float = 0.0
+
+    def __str__(self) -> str:
+        text = f"{self.keys} keys in {self.segments} segments, last seq {self.last_seq}, {self.duration_s * 1e3:.1f} ms"
+        if not self.clean:
+            text += "; the last process did not close the store"
+        if self.torn_bytes:
+            text += f"; {self.torn_bytes} bytes of an unfinished write set aside in {', '.join(self.quarantined)}"
+        if self.hints_missing:
+            text += f"; {self.hints_missing} segments scanned for want of a hint"
+        if self.swept:
+            text += f"; leftovers removed: {', '.join(self.swept)}"
+        return text
+
+
+def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Recovery:
+    """Fill an empty keydir from the manifest's segments; return what was found and done.
+
+    Raises `CorruptionError` if anything that was durable is missing or damaged; nothing is changed then.
+    """
+    began = time.perf_counter()
+    directory, manifest = segments.directory, segments.manifest
+    report = Recovery(segments=len(manifest.segments))
+    if not readonly:
+        directory.settle_names(manifest)
+    last_seq = 0
+    torn: _Torn | None = None
+    for number, row in enumerate(manifest.segments):
+        descriptor, header = header_of(directory, row, manifest.store_uuid, for_writing=not readonly)
+        hints_used = report.hints_used
+        try:
+            neighbours = number and header.previous_id == manifest.segments[number - 1].segment_id
+            gap = header.previous_seq < last_seq or (neighbours and header.previous_seq > last_seq)
+            if header.kind == LOG and gap:
+                path = directory.segment_path(row.segment_id)
+                raise CorruptionError(
+                    path, 0, f"begins after seq {header.previous_seq}, but the segment before ends at {last_seq}"
+                )
+            summaries, torn = _read_segment(directory, descriptor, header, row, report, readonly=readonly)
+            segments.hinted[row.segment_id] = summaries[0].length if report.hints_used > hints_used else 0
+        finally:
+            directory.files.close(descriptor)
+        start = SEGMENT_HEADER_SIZE
+        for summary in summaries:
+            keydir.load(row.segment_id, summary, summary.length - start, segments.entry_size)
+            start = summary.length
+        last_seq = row.last_seq if row.state == SEALED else summaries[-1].last_seq
+    last_seq = max(last_seq, manifest.last_seq)
+    keydir.finish_loading()
+    if torn is not None:
+        _seal(segments, torn, last_seq, readonly=readonly)
+    if not readonly:
+        report.swept, highest = directory.sweep(segments.manifest)
+        if highest >= segments.manifest.next_id:
+            segments.reserve_ids(highest + 1 - segments.manifest.next_id)  # ids are never used twice
+        if segments.manifest.segments and segments.manifest.segments[-1].state == ACTIVE:
+            segments.resume()
+    report.keys = len(keydir)
+    report.last_seq = last_seq
+    report.duration_s = time.perf_counter() - began
+    return report
+
+
+def _read_segment(
+    directory: Directory,
+    descriptor: int,
+    header: SegmentHeader,
+    row: SegmentRow,
+    report: Recovery,
+    *,
+    readonly: bool,
+) -> tuple[list[Summary], _Torn | None]:
+    """Summarise one segment: by its hint as far as that goes, then by a scan; the second result says it was torn."""
+    path, files = directory.segment_path(row.segment_id), directory.files
+    size = files.size(descriptor, path)
+    if size < row.length:
+        raise CorruptionError(path, size, f"cut short: {size} bytes of {row.length}")
+    whole = row.state == SEALED or size == row.length
+    if not whole and not readonly:
+        # The page cache may hold what a failed sync never wrote; see Files.forget_cache.
+        files.sync(descriptor, path)
+        files.forget_cache(descriptor)
+    summaries: list[Summary] = []
+    start, seq = SEGMENT_HEADER_SIZE, header.previous_seq
+    hint = load_hint(directory, header, row.length)
+    if hint is not None and hint.last_seq <= row.last_seq:
+        report.hints_used += 1
+        summaries.append(hint)
+        start, seq = hint.length, hint.last_seq
+    if not whole:
+        report.clean = False
+        torn = _Torn(directory, descriptor, header, row, size, start, seq)
+        if not readonly:
+            torn.set_aside(report)
+        report.bytes_scanned += torn.summary.length - start
+        return [*summaries, torn.summary], torn
+    if start < row.length or not summaries:
+        scan = scan_segment(directory, descriptor, header, start, row.length, seq)
+        summaries.append(summarise(scan))
+        if scan.end != row.length:
+            raise CorruptionError(path, scan.end, f"{scan.damage or 'zeros'} in data that was durable")
+        report.bytes_scanned += row.length - start
+        report.hints_missing += row.length - start >= HINT_FROM
+        seq = scan.last_seq
+    if header.kind == LOG and seq != row.last_seq:
+        raise CorruptionError(path, row.length, f"ends at seq {seq}, the manifest says {row.last_seq}")
+    if size > row.length and not readonly:
+        files.truncate(descriptor, row.length, path)  # a roll or a recovery was killed before its trim
+    return summaries, None
+
+
+class _Torn:
+    """The active segment after an unclean stop."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        descriptor: int,
+        header: SegmentHeader,
+        row: SegmentRow,
+        size: int,
+        start: int,
+        seq: int,
+    ) -> None:
+        self._directory, self._descriptor, self._size = directory, descriptor, size
+        self.row = row
+        self.path = path = directory.segment_path(row.segment_id)
+        self._read: Read = lambda count, offset: directory.files.read(descriptor, count, offset, path)
+        scan = scan_segment(directory, descriptor, header, start, size, seq)
+        self.summary = summarise(scan)
+        self.reason = scan.damage
+        if scan.end < row.length or scan.last_seq < row.last_seq:
+            raise CorruptionError(path, scan.end, f"{scan.damage or 'zeros'} in data that was durable")
+        mark = find_sync_mark(self._read, scan.end, size, seed_of(header.salt), scan.last_seq)
+        if mark is not None:
+            raise CorruptionError(
+                path, scan.end, f"{scan.damage or 'zeros'}; a sync mark at offset {mark} says it was durable"
+            )
+
+    def set_aside(self, report: Recovery) -> None:
+        """Copy what lies behind the valid end, up to its last byte that is not zero, into quarantine."""
+        end = self.summary.length
+        last = end
+        for offset in range(end, self._size, _WINDOW):
+            window = self._read(min(_WINDOW, self._size - offset), offset).rstrip(b"\0")
+            if window:
+                last = offset + len(window)
+        if last == end:
+            return
+        pieces = [self._read(min(_WINDOW, last - offset), offset) for offset in range(end, last, _WINDOW)]
+        name = f"{self.row.segment_id:010d}-{end}.torn"
+        report.quarantined.append(self._directory.quarantine(name, pieces))
+        report.torn_bytes = last - end
+        report.torn_reason = self.reason or "zeros before later entries"
+
+
+def _seal(segments: SegmentManager, torn: _Torn, last_seq: int, *, readonly: bool) -> None:
+    """Make the recovered segment a sealed one, in memory and, for a writer, on disk."""
+    manifest = segments.manifest
+    row = torn.row._replace(length=torn.summary.length, last_seq=last_seq, state=SEALED)
+    empty = row.length == SEGMENT_HEADER_SIZE
+    rows = manifest.segments[:-1] if empty else (*manifest.segments[:-1], row)
+    if readonly:
+        segments.manifest = Manifest(
+            manifest.store_uuid, manifest.next_id, manifest.last_seq, manifest.generation, tuple(rows)
+        )
+        return
+    segments.publish(rows, last_seq=last_seq)
+    if not empty:
+        files = segments.directory.files
+        descriptor = files.open(torn.path, write=True)
+        try:
+            files.truncate(descriptor, row.length, torn.path)
+        finally:
+            files.close(descriptor)
+
+
+def needs_hint(segments: SegmentManager, row: SegmentRow) -> bool:
+    """Tell whether a hint would save the next open much of a scan: it lacks more than a quarter."""
+    return row.length >= HINT_FROM and segments.hinted.get(row.segment_id, 0) < row.length * 3 // 4
+
+
+def build_hint(segments: SegmentManager, row: SegmentRow, pause: Callable[[], None]) -> None:
+    """Write the hint file of a segment, tried once; ``pause`` is called every 200 entries.
+
+    Complexity: a scan, about 1 µs an entry.
+    """
+    directory = segments.directory
+    descriptor, header = header_of(directory, row, segments.manifest.store_uuid, for_writing=False)
+    try:
+        scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, row.length, header.previous_seq)
+        summary = summarise(scan, pause)
+    finally:
+        directory.files.close(descriptor)
+    segments.hinted[row.segment_id] = row.length
+    if scan.end == row.length:  # else it is damaged: reading and the next open say so, a hint must not hide it
+        with suppress(BytekvError):  # a full disk, say; the hint only saves time
+            save_hint(directory, header, summary)

@@ -1,0 +1,348 @@
+"""The set of segments: which there are, in which order, which is active, which are open.
+
+Owns the manifest, and therefore the only places where the set changes: roll (a new active segment),
+replace (a compaction's outputs for its victims), seal (recovery, close). It does not know keys.
+
+`readers` is the table that the hot path in `Store` reads without a lock: segment id to (view, CRC
+seed). Entries appear when first needed and are dropped, oldest first, when too many files are open;
+a view in a reader's hands stays valid. A reader that finds no entry comes here for a new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+
+from .codec import (
+    ACTIVE,
+    LOG,
+    MAX_SEGMENTS,
+    OUTPUT,
+    SEALED,
+    SEGMENT_HEADER_SIZE,
+    Entry,
+    Manifest,
+    SegmentHeader,
+    SegmentRow,
+    decode_entry,
+    measure_entry,
+    seed_of,
+    unpack_location,
+)
+from .directory import Directory
+from .errors import BytekvError, CorruptionError, LimitError, StoreFailedError, StoreIOError
+from .options import Options
+from .segment import FileView, View, Writer, header_for, open_segment
+
+__all__ = ["SegmentManager", "header_of"]
+
+
+class SegmentManager:
+    """Hold the segments of one open store. Changes need the store's lock; `read` and `view` do not."""
+
+    def __init__(self, directory: Directory, manifest: Manifest, options: Options, *, mapped: bool) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.mapped = mapped
+        self.writer: Writer | None = None
+        self.readers: dict[int, tuple[View, int]] = {}
+        self.retiring: dict[int, SegmentRow] = {}
+        self.hinted: dict[int, int] = {}  # segment -> how many of its bytes a hint file speaks for, or was tried to
+        self.publishing: Manifest | None = None  # set while a manifest is being replaced
+        self.changing: tuple[Writer | None, Writer | None] | None = None  # (old, new) likewise
+        self._limit = options.segment_size_bytes
+        self._opening = threading.Lock()
+        limit = options.max_open_segments
+        if limit is None:
+            # Half of what the process may have: the other half is the application's. Each open segment
+            # is one descriptor, held by the mapping (Python duplicates it) or by the view.
+            limit = max(4, min(4096, directory.files.open_file_limit() // 2 - 8))
+        self.max_open = limit
+
+    # --- what there is -------------------------------------------------------------------------
+
+    def lengths(self) -> dict[int, int]:
+        """Return the bytes used in each segment, in logical order."""
+        lengths = {row.segment_id: row.length for row in self.manifest.segments}
+        if self.writer is not None:
+            lengths[self.writer.header.segment_id] = self.writer.end
+        return lengths
+
+    def lengths_of_entries(self) -> dict[int, int]:
+        """Return the bytes of entries in each segment, the header not counted."""
+        return {segment_id: length - SEGMENT_HEADER_SIZE for segment_id, length in self.lengths().items()}
+
+    def sealed(self) -> list[SegmentRow]:
+        """Return the rows of the sealed segments in logical order, oldest first."""
+        return [row for row in self.manifest.segments if row.state == SEALED]
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def view(self, segment_id: int) -> tuple[View, int]:
+        """Return the view and the seed of a segment, opening it if need be; KeyError if it was retired."""
+        found = self.readers.get(segment_id)
+        if found is not None:
+            return found
+        with self._opening:
+            found = self.readers.get(segment_id)
+            if found is None:
+                found = self._open(segment_id)
+        return found
+
+    def _open(self, segment_id: int) -> tuple[View, int]:
+        row = self.retiring.get(segment_id) or next(
+            (row for row in self.manifest.segments if row.segment_id == segment_id), None
+        )
+        if row is None:
+            raise KeyError(segment_id)
+        self._evict(self.max_open - 1)
+        while True:
+            try:
+                found = self._view(row), seed_of(row.salt)
+                break
+            except StoreIOError as error:
+                # The application has taken the descriptors: do with fewer, down to this one alone.
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) or not self._evict(
+                    len(self.readers) // 2
+                ):
+                    raise
+        self.readers[segment_id] = found
+        return found
+
+    def _view(self, row: SegmentRow) -> View:
+        path, files = self.directory.segment_path(row.segment_id), self.directory.files
+        descriptor = files.open(path)
+        try:
+            if not self.mapped:
+                return FileView(descriptor, path, files)
+            view = files.map(descriptor, row.length, path)
+        except BaseException:
+            files.close(descriptor)
+            raise
+        files.close(descriptor)
+        return view
+
+    def _evict(self, keep: int) -> bool:
+        """Drop the segments that have been open longest until ``keep`` are left; False if none was dropped."""
+        active = self.writer.header.segment_id if self.writer is not None else 0
+        # Replaced in place: the hot path holds this very dict.
+        dropped = [segment_id for segment_id in self.readers if segment_id != active][
+            : max(0, len(self.readers) - keep)
+        ]
+        for segment_id in dropped:
+            self.readers.pop(segment_id, None)
+        return bool(dropped)
+
+    def raw(self, location: int) -> tuple[bytes, int, int, int]:
+        """Return the unchecked bytes of an entry with its seed, segment id and offset; KeyError if retired."""
+        segment_id, offset, size = unpack_location(location)
+        view, seed = self.view(segment_id)
+        if not size:
+            size = measure_entry(view[offset : offset + 7])
+        return view[offset : offset + size], seed, segment_id, offset
+
+    def read(self, location: int) -> Entry:
+        """Return the entry at a location, checked; KeyError if its segment was retired meanwhile."""
+        raw, seed, segment_id, offset = self.raw(location)
+        return decode_entry(raw, seed, self.directory.segment_path(segment_id), offset)
+
+    def entry_size(self, location: int) -> int:
+        """Return the bytes that the entry at a location takes."""
+        segment_id, offset, size = unpack_location(location)
+        return size or measure_entry(self.view(segment_id)[0][offset : offset + 7])
+
+    # --- changing the set ----------------------------------------------------------------------
+    # Each change is one new manifest. Whatever it names is durable before, whatever it no longer
+    # names is removed after; a kill in between leaves files that the next open sweeps.
+
+    def publish(self, rows: Iterable[SegmentRow], *, next_id: int | None = None, last_seq: int | None = None) -> None:
+        """Replace the manifest."""
+        old = self.manifest
+        manifest = replace(
+            old,
+            segments=tuple(rows),
+            generation=old.generation + 1,
+            next_id=old.next_id if next_id is None else next_id,
+            last_seq=old.last_seq if last_seq is None else max(last_seq, old.last_seq),
+        )
+        if len(manifest.segments) > MAX_SEGMENTS:
+            raise LimitError(
+                f"{self.directory.path}: more than {MAX_SEGMENTS} segments; use a larger segment_size_bytes"
+            )
+        # If an interrupt strikes between the rename and the assignment, disk and memory differ in what
+        # they think is published. Whoever writes next asks the disk first; see `settle`.
+        self.publishing = manifest
+        try:
+            self.directory.save(manifest)
+        except StoreFailedError:
+            raise  # the store is poisoned, and the next open decides
+        except BytekvError:
+            self.publishing = None  # raised before the rename
+            raise
+        self.manifest = manifest
+        self.publishing = None
+
+    def resume(self) -> None:
+        """Continue the active segment of a store that was closed cleanly."""
+        row = self.manifest.segments[-1]
+        self.writer = Writer.resume(self.directory, row.segment_id, row.length, self._limit, mapped=self.mapped)
+        self.show_writer()
+
+    def show_writer(self) -> None:
+        """Let readers see the active segment as it is mapped now."""
+        writer = self.writer
+        if writer is None or (writer.map is None and self.mapped):
+            return  # nothing appended yet: what it holds is read like a sealed segment
+        found = self.readers.get(writer.header.segment_id)
+        if found is None or (self.mapped and found[0] is not writer.map):
+            self.readers[writer.header.segment_id] = writer.view(), writer.seed
+
+    def roll(self, last_seq: int) -> None:
+        """Seal the active segment, if there is one, and begin the next.
+
+        Order: (1) the new file, header and name durable; (2) the old file durable, else a crash could
+        keep the new one's entries and lose older ones (D2); (3) the manifest; (4) the old file trimmed,
+        which only now no reader of the published length can notice. `DiskFullError` changes nothing.
+        """
+        old, rows = self.writer, list(self.manifest.segments)
+        segment_id = self.manifest.next_id
+        previous = (rows[-1].segment_id if rows else 0, last_seq)
+        header = header_for(self.directory, self.manifest.store_uuid, segment_id, LOG, previous)
+        new = Writer.create(self.directory, header, self._limit, mapped=self.mapped)
+        if old is not None:
+            rows = self._sealed_rows(old, last_seq)
+        rows.append(SegmentRow(segment_id, header.salt, SEGMENT_HEADER_SIZE, last_seq, ACTIVE))
+        self._change_writer(old, new, rows, last_seq)
+
+    def seal(self, last_seq: int) -> None:
+        """Seal the active segment and begin none; the next write does."""
+        if self.writer is not None:
+            self._change_writer(self.writer, None, self._sealed_rows(self.writer, last_seq), last_seq)
+
+    def _sealed_rows(self, writer: Writer, last_seq: int) -> list[SegmentRow]:
+        rows = list(self.manifest.segments)
+        row = SegmentRow(writer.header.segment_id, writer.header.salt, writer.end, last_seq, SEALED)
+        # One that holds nothing disappears; its id stays used.
+        rows[-1:] = [row] if writer.end > SEGMENT_HEADER_SIZE else []
+        return rows
+
+    def _change_writer(self, old: Writer | None, new: Writer | None, rows: list[SegmentRow], last_seq: int) -> None:
+        if old is not None:
+            old.fast_end = 0
+        self.changing = old, new
+        try:
+            if old is not None:
+                old.sync()
+            self.publish(rows, next_id=self.manifest.next_id + (new is not None), last_seq=last_seq)
+        except StoreFailedError:
+            raise  # poisoned: the next open decides
+        except BytekvError:
+            self._writer_kept(new)
+            raise
+        self._writer_changed(old, new)
+
+    def _writer_changed(self, old: Writer | None, new: Writer | None) -> None:
+        self.writer = new
+        self.show_writer()
+        if old is not None:
+            self.readers.pop(old.header.segment_id, None)
+            # The descriptor closes with its last user: a sync of the same file may be under way.
+            with suppress(BytekvError):  # sealed at its length all the same; the next open trims what is too long
+                old.trim()
+            if old.end == SEGMENT_HEADER_SIZE:
+                with suppress(BytekvError):  # listed nowhere; the next open sweeps it
+                    self.directory.files.unlink(old.path)
+        self.changing = None
+
+    def _writer_kept(self, new: Writer | None) -> None:
+        self.changing = None
+        if new is not None:
+            new.close()
+            self.directory.files.unlink(new.path)
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Tell whether a change of the set was interrupted."""
+        return self.publishing is not None or self.changing is not None
+
+    def settle(self) -> None:
+        """Find out what an interrupted change of the set has come to, and act on it."""
+        if self.publishing is not None:
+            if self.directory.load(for_writing=True).generation == self.publishing.generation:
+                self.manifest = self.publishing
+            self.publishing = None
+        if self.changing is not None:
+            old, new = self.changing
+            active = [row.segment_id for row in self.manifest.segments if row.state == ACTIVE]
+            if active == ([new.header.segment_id] if new is not None else []):
+                self._writer_changed(old, new)
+            else:
+                self._writer_kept(new)
+
+    def new_output(self, segment_id: int, previous: tuple[int, int]) -> SegmentHeader:
+        """Return the header of a compaction's output."""
+        return header_for(self.directory, self.manifest.store_uuid, segment_id, OUTPUT, previous)
+
+    def reserve_ids(self, count: int) -> int:
+        """Set ``count`` segment ids aside and return the first; they are never used again, published or not."""
+        first = self.manifest.next_id
+        # Not durable by itself: a crash forgets the reservation together with the files that used it.
+        self.manifest = replace(self.manifest, next_id=first + count)
+        return first
+
+    def replace_run(self, victims: list[int], outputs: list[SegmentRow]) -> None:
+        """Put ``outputs`` into the place of a contiguous run of victims."""
+        rows = list(self.manifest.segments)
+        first = next(number for number, row in enumerate(rows) if row.segment_id == victims[0])
+        if [row.segment_id for row in rows[first : first + len(victims)]] != victims:
+            raise CorruptionError(self.directory.manifest_path, 0, f"segments {victims} are no contiguous run")
+        retiring = {row.segment_id: row for row in rows[first : first + len(victims)]}
+        self.retiring = retiring  # until the keydir no longer points at them, readers may still ask for them
+        self.publish([*rows[:first], *outputs, *rows[first + len(victims) :]])
+
+    def unlink(self, victims: list[int]) -> None:
+        """Remove retired segments, oldest first, so that no put outlives the tombstone that deleted it."""
+        for segment_id in victims:
+            self.retiring.pop(segment_id, None)
+            self.hinted.pop(segment_id, None)
+            self.readers.pop(segment_id, None)
+            self.directory.files.unlink(self.directory.segment_path(segment_id))
+            self.directory.files.unlink(self.directory.hint_path(segment_id))
+
+    def close(self, last_seq: int) -> None:
+        """Write a clean end: the active segment synced, trimmed, and its length published.
+
+        Order: (1) bytes durable; (2) trimmed; (3) the manifest says that length. A file of exactly the
+        published length was closed cleanly; a kill before (3) leaves a longer one, which is recovered.
+        """
+        writer = self.writer
+        if writer is None:
+            return
+        if writer.dirty:
+            writer.trim()
+            writer.sync()
+            row = SegmentRow(writer.header.segment_id, writer.header.salt, writer.end, last_seq, ACTIVE)
+            self.publish([*self.manifest.segments[:-1], row], last_seq=last_seq)
+        else:
+            writer.trim()
+
+    def drop(self) -> None:
+        """Let go of every file, without writing anything."""
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+        self.readers.clear()
+        self.manifest = replace(self.manifest, segments=())  # so that no late reader opens a file again
+
+
+def header_of(directory: Directory, row: SegmentRow, uuid: bytes, *, for_writing: bool) -> tuple[int, SegmentHeader]:
+    """Open a listed segment and check that it is the one that the manifest means."""
+    path = directory.segment_path(row.segment_id)
+    descriptor, header = open_segment(directory, row.segment_id, for_writing=for_writing)
+    if header.store_uuid != uuid or header.salt != row.salt:
+        directory.files.close(descriptor)
+        raise CorruptionError(path, 0, "belongs to another store, or is not the file that the manifest lists")
+    return descriptor, header

@@ -1,0 +1,81 @@
+"""A daemon thread that calls one method when it is woken or when a delay is over.
+
+It starts at the first `wake`, so that a short script never has one, and holds its owner weakly, so
+that an owner that nobody uses any more can go. It knows nothing of what the method does.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Worker"]
+
+
+class Worker:
+    """Run ``method`` of an object in the background.
+
+    The method returns the seconds until it wants to be called again, or None to wait for `wake`.
+    An exception ends the thread and is handed to ``failed``: it must not vanish.
+    """
+
+    def __init__(self, method: Callable[[], float | None], failed: Callable[[BaseException], None], name: str) -> None:
+        self._method = weakref.WeakMethod(method)
+        self._failed = weakref.WeakMethod(failed)
+        self._name = name
+        self._woken = threading.Event()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stopped = False
+
+    def wake(self) -> bool:
+        """Have the method called soon; False if there can be no thread (the interpreter shuts down)."""
+        if self._thread is None:
+            with self._starting:
+                if self._stopped:
+                    return False
+                if self._thread is None:
+                    thread = threading.Thread(
+                        target=_run, args=(self._method, self._failed, self._woken, self), name=self._name, daemon=True
+                    )
+                    try:
+                        thread.start()
+                    except RuntimeError:
+                        return False
+                    self._thread = thread
+        self._woken.set()
+        return self._thread.is_alive()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Tell the method that it should come to an end."""
+        return self._stopped
+
+    def stop(self) -> None:
+        """End the thread and wait until it has, unless it is the caller."""
+        self._stopped = True
+        self._woken.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+
+def _run(method: Any, failed: Any, woken: threading.Event, worker: Worker) -> None:
+    delay: float | None = None
+    while True:
+        # With an owner that may vanish unseen, an endless wait would keep the thread for ever.
+        woken.wait(60.0 if delay is None else delay)
+        woken.clear()
+        call = method()
+        if call is None or worker.is_stopping:
+            return
+        try:
+            delay = call()
+        except BaseException as error:
+            report = failed()
+            if report is not None:
+                report(error)
+            return
+        del call
