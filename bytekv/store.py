@@ -223,7 +223,7 @@ def _range(
 
 class _Keys(KeysView[bytes]):
     def __reversed__(self) -> Iterator[bytes]:
-        return reversed(self._mapping)  # type: ignore[attr-defined,no-any-return]
+        return reversed(self._mapping)  # type: ignore[attr-defined]
 
 
 class _Items(ItemsView[bytes, bytes]):
@@ -405,7 +405,7 @@ class Store(MutableMapping[bytes, bytes]):
             raise KeyError(key)
         return value
 
-    @overload  # type: ignore[override]
+    @overload
     def get(self, key: Bytes) -> bytes | None: ...
     @overload
     def get(self, key: Bytes, default: T) -> bytes | T: ...

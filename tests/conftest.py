@@ -1,0 +1,90 @@
+"""Fixtures; after every test nothing may be left open, and every store that a test opened must verify."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from bytekv.store import Store
+from tests import harness
+
+settings.register_profile(
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("default")
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """A name for a store, in a directory of its own; in memory where the machine has such, for the many syncs."""
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    parent = Path(tempfile.mkdtemp(prefix="bytekv-", dir=base))
+    yield parent / "store"
+    for folder, _, _ in os.walk(parent):
+        os.chmod(folder, 0o700)
+    shutil.rmtree(parent)
+
+
+@pytest.fixture
+def open_store(path: Path) -> Iterator[Callable[..., Store]]:
+    """Open the test's store; at the end each one left open must verify, close, and verify when reopened."""
+    opened: list[Store] = []
+
+    def open_it(flag: str = "c", *, at: Path = path, **options: Any) -> Store:
+        store = harness.open_store(at, flag, **options)
+        opened.append(store)
+        return store
+
+    yield open_it
+    for store in opened:
+        if store.closed:
+            continue
+        report = store.verify()
+        assert report.ok, report
+        content = dict(store.items())
+        store.close()
+        with harness.open_store(store.path, "r", files=store._files) as again:
+            assert dict(again.items()) == content
+            report = again.verify()
+            assert report.ok, report
+
+
+def _descriptors() -> set[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"{name} -> {os.readlink('/proc/self/fd/' + name)}")
+        except OSError:
+            continue  # the one that listed the directory
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """Compare open files, mappings and threads before and after."""
+    if not os.path.isdir("/proc/self/fd"):
+        yield
+        return
+    before, threads = _descriptors(), set(threading.enumerate())
+    yield
+    gc.collect()
+    left = {name for name in _descriptors() - before if "bytekv" in name or ".seg" in name}
+    assert not left, f"left open: {left}"
+    running = [thread for thread in threading.enumerate() if thread not in threads and thread.is_alive()]
+    for thread in running:
+        thread.join(5)
+    assert not [thread for thread in running if thread.is_alive()], f"still running: {running}"
+    with open("/proc/self/maps") as maps:
+        mapped = [line for line in maps if "bytekv-" in line and ".seg" in line]
+    assert not mapped, f"still mapped: {mapped}"
+
+
