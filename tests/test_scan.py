@@ -1,0 +1,409 @@
+"""Scans: every combination of bounds against brute force, and what a scan sees while others write."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytekv import LimitError, StoreClosedError
+from bytekv.store import Store
+from tests import harness
+from tests.harness import FakeFiles
+
+#: Three bytes are all it takes: one at each end of the order and one between.
+LETTERS = (b"\x00", b"a", b"\xff")
+WORDS = [b"".join(word) for length in range(3) for word in itertools.product(LETTERS, repeat=length)]
+
+
+def expected(
+    content: dict[bytes, bytes],
+    prefix: bytes = b"",
+    *,
+    start: bytes | None = None,
+    stop: bytes | None = None,
+    include_start: bool = True,
+    include_stop: bool = False,
+    reverse: bool = False,
+    limit: int | None = None,
+) -> list[tuple[bytes, bytes]]:
+    """Say by brute force what `Store.scan` has to give."""
+    found = [
+        (key, value)
+        for key, value in sorted(content.items(), reverse=reverse)
+        if key.startswith(prefix)
+        and (start is None or key > start or (include_start and key == start))
+        and (stop is None or key < stop or (include_stop and key == stop))
+    ]
+    return found if limit is None else found[:limit]
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a scan look for its next keys after every two, then four: what 64 and 1,024 hide shows at once."""
+    monkeypatch.setattr("bytekv.store._FIRST_CHUNK", 2)
+    monkeypatch.setattr("bytekv.store._LAST_CHUNK", 4)
+
+
+# --- which keys ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 64])
+def test_every_combination_of_bounds(
+    open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr("bytekv.store._FIRST_CHUNK", chunk)
+    db = open_store()
+    content = {word: b"value of " + word for word in WORDS}
+    db.update(content)
+    bounds = [None, *WORDS]
+    prefixes = [b"", b"\x00", b"a", b"\xff", b"a\xff", b"\xff\xff", b"\xff\xff\xff"]
+    booleans = (False, True)
+    limits = itertools.cycle([None, 0, 1, 3, 100])  # each limit with each range would only take longer
+    for prefix, start, stop, include_start, include_stop, reverse in itertools.product(
+        prefixes, bounds, bounds, booleans, booleans, booleans
+    ):
+        arguments: dict[str, Any] = {
+            "start": start,
+            "stop": stop,
+            "include_start": include_start,
+            "include_stop": include_stop,
+            "reverse": reverse,
+            "limit": next(limits),
+        }
+        found = list(db.scan_keys(prefix, **arguments))
+        assert found == [key for key, _ in expected(content, prefix, **arguments)], (prefix, arguments)
+
+
+_keys = st.binary(max_size=3) | st.text("a\xff", max_size=4).map(lambda text: text.encode("latin-1"))
+
+
+@settings(max_examples=400)
+@given(
+    content=st.dictionaries(_keys, st.binary(max_size=3), max_size=20),
+    prefix=_keys,
+    start=st.none() | _keys,
+    stop=st.none() | _keys,
+    include_start=st.booleans(),
+    include_stop=st.booleans(),
+    reverse=st.booleans(),
+    limit=st.none() | st.integers(0, 8),
+)
+def test_any_bounds_on_any_content(
+    path: Path, small_chunks: None, content: dict[bytes, bytes], prefix: bytes, **bounds: Any
+) -> None:
+    with harness.open_store(path, "n", io="pread") as db:
+        db.update(content)
+        wanted = expected(content, prefix, **bounds)
+        assert list(db.scan(prefix, **bounds)) == wanted
+        assert list(db.scan_keys(prefix, **bounds)) == [key for key, _ in wanted]
+
+
+@pytest.mark.parametrize("prefix", [b"", b"\xff", b"\xff\xff", b"a\xff\xff", b"a\xff\xffb", b"\xfe\xff", b"\x00"])
+def test_prefixes_that_end_in_the_last_byte(open_store: Callable[..., Store], prefix: bytes) -> None:
+    """The smallest key above all with such a prefix is not found by counting its last byte up."""
+    db = open_store()
+    content = dict.fromkeys(
+        [
+            b"",
+            b"\x00",
+            b"\x00\xff",
+            b"a",
+            b"a\xff",
+            b"a\xff\xfe",
+            b"a\xff\xff",
+            b"a\xff\xff\x00",
+            b"a\xff\xffb",
+            b"a\xff\xff\xff",
+            b"b",
+            b"\xfe\xff\xff",
+            b"\xff",
+            b"\xff\x00",
+            b"\xff\xff",
+            b"\xff\xff\xff\xff",
+        ],
+        b"",
+    )
+    db.update(content)
+    for reverse in (False, True):
+        assert list(db.scan(prefix, reverse=reverse)) == expected(content, prefix, reverse=reverse)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 128, 191, 192, 193, 3000])
+def test_as_many_keys_as_a_chunk_holds(open_store: Callable[..., Store], count: int, reverse: bool) -> None:
+    db = open_store()
+    content = {b"%05d" % number: b"%d" % number for number in range(count)}
+    db.update(content)
+    assert list(db.scan(reverse=reverse)) == expected(content, reverse=reverse)
+    for limit in (0, 1, 63, 64, 65, 192, 193, count, count + 1):
+        wanted = expected(content, reverse=reverse, limit=limit)
+        assert list(db.scan(limit=limit, reverse=reverse)) == wanted
+        assert list(db.scan_keys(limit=limit, reverse=reverse)) == [key for key, _ in wanted]
+
+
+def test_the_order_is_kept_through_changes(open_store: Callable[..., Store]) -> None:
+    """The index is built once and then kept up: with few changes one by one, with many by sorting again."""
+    db = open_store()
+    content: dict[bytes, bytes] = {}
+    for round_ in range(12):
+        for number in range(1, 200 if round_ % 3 == 0 else 6):
+            key = b"%d" % (number * 7919 * (round_ + 1) % 1009)
+            if key in content and number % 3:
+                del content[key], db[key]
+            else:
+                content[key] = db[key] = b"%d" % round_
+        assert list(db.scan()) == expected(content)
+        assert list(db.scan(b"1", reverse=True, limit=9)) == expected(content, b"1", reverse=True, limit=9)
+    db.clear()
+    assert list(db) == []
+    db[b"1"] = b""
+    assert list(db) == [b"1"]
+
+
+def test_text_is_utf_8_in_bounds_too(open_store: Callable[..., Store]) -> None:
+    db = open_store()
+    db.update({"ä:1": "1", "ä:2": "2", "ö:1": "3"})
+    assert [value for _, value in db.scan("ä")] == [b"1", b"2"]
+    assert [value for _, value in db.scan(start="ä:2", stop=bytearray("ö:1".encode()), include_stop=True)] == [
+        b"2",
+        b"3",
+    ]
+    assert list(db.scan_keys(memoryview("ö".encode()))) == ["ö:1".encode()]
+
+
+# --- what is no range ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["scan", "scan_keys"])
+def test_bad_arguments_are_refused_by_the_call(open_store: Callable[..., Store], method: str) -> None:
+    """By the call itself, not by the first `next`, which may be far away from the mistake."""
+    db = open_store()
+    scan = getattr(db, method)
+    for limit in ("1", 1.0, True, b"1"):
+        with pytest.raises(TypeError, match="limit"):
+            scan(limit=limit)
+    with pytest.raises(LimitError, match="limit"):
+        scan(limit=-1)
+    for name in ("prefix", "start", "stop"):
+        for bound in (1, 1.5, ("a",)):
+            with pytest.raises(TypeError, match=name):
+                scan(**{name: bound})
+    with pytest.raises(TypeError, match="prefix"):
+        scan(None)
+    with pytest.raises(TypeError):
+        scan(b"", b"a")  # bounds are named
+
+
+# --- time ----------------------------------------------------------------------------------------
+
+
+def test_what_has_expired_is_in_no_scan(open_store: Callable[..., Store], small_chunks: None) -> None:
+    files = FakeFiles()
+    db = open_store(files=files)
+    for number in range(10):
+        db.put(b"%d" % number, b"", ttl=None if number % 2 else number + 1)
+    assert list(db) == [b"%d" % number for number in range(10)]
+    scan = db.scan()
+    assert next(scan) == (b"0", b"")
+    files.sleep(5)  # 0, 2 and 4 go while the scan is on
+    assert [key for key, _ in scan] == [b"1", b"3", b"5", b"6", b"7", b"8", b"9"]
+    assert list(db.scan_keys(reverse=True, limit=5)) == [b"9", b"8", b"7", b"6", b"5"]
+    files.sleep(100)
+    assert list(db) == [b"1", b"3", b"5", b"7", b"9"]
+    db.close()
+    assert list(open_store(files=files)) == [b"1", b"3", b"5", b"7", b"9"]
+
+
+# --- while others write --------------------------------------------------------------------------
+
+
+def test_writes_around_the_cursor(open_store: Callable[..., Store], small_chunks: None) -> None:
+    db = open_store()
+    db.update({b"%d" % number: b"old" for number in range(0, 20, 2)} | {b"98": b"old", b"99": b"old"})
+    keys = sorted(db)
+    scan = db.scan()
+    assert next(scan)[0] == keys[0]
+    assert next(scan)[0] == keys[1]
+    db[b"00"] = b"before the cursor"
+    db[keys[0]] = b"new"
+    del db[keys[1]]
+    db[b"97"] = b"after the cursor, beyond what was looked up"
+    db[b"99"] = b"new"
+    del db[b"98"]
+    rest = list(scan)
+    assert rest == [(key, b"old") for key in keys[2:-2]] + [
+        (b"97", b"after the cursor, beyond what was looked up"),
+        (b"99", b"new"),
+    ]
+
+
+def test_a_key_deleted_ahead_of_the_cursor_is_not_seen(open_store: Callable[..., Store]) -> None:
+    db = open_store()
+    db.update({b"a": b"1", b"b": b"2", b"c": b"3", b"d": b"4"})
+    for scan, whole in ((db.scan(), True), (db.scan_keys(), False)):
+        next(scan)
+        del db[b"c"]
+        rest = list(scan)
+        assert rest == ([(b"b", b"2"), (b"d", b"4")] if whole else [b"b", b"d"])
+        db[b"c"] = b"3"
+    scan = db.scan()
+    next(scan)
+    del db[b"c"]
+    db[b"c"] = b"other"  # gone and back again: as it is now
+    assert list(scan) == [(b"b", b"2"), (b"c", b"other"), (b"d", b"4")]
+
+
+def test_a_limit_counts_what_is_given_not_what_is_gone(open_store: Callable[..., Store], small_chunks: None) -> None:
+    db = open_store()
+    db.update({b"%d" % number: b"" for number in range(10)})
+    for scan in (db.scan(limit=5), db.scan_keys(limit=5)):
+        next(scan)
+        db.update({b"1": b"", b"2": b"", b"3": b""})
+        for key in (b"1", b"2", b"3"):
+            del db[key]
+        assert len(list(scan)) == 4
+        db.update({b"1": b"", b"2": b"", b"3": b""})
+
+
+def test_clear_ends_a_scan(open_store: Callable[..., Store], small_chunks: None) -> None:
+    db = open_store()
+    db.update({b"%d" % number: b"" for number in range(10)})
+    scans: list[Iterator[Any]] = [db.scan(), db.scan_keys(), db.scan(reverse=True), iter(db.values())]
+    for scan in scans:
+        next(scan)
+    db.clear()
+    assert [list(scan) for scan in scans] == [[], [], [], []]
+    db[b"5"] = b"back"
+    assert list(db.scan()) == [(b"5", b"back")]
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+@pytest.mark.parametrize("open_segments", [None, 1])
+def test_compaction_does_not_disturb_a_scan(
+    open_store: Callable[..., Store], small_chunks: None, io: str, open_segments: int | None
+) -> None:
+    db = open_store(segment_size_bytes=400, io=io, max_open_segments=open_segments)
+    for round_ in range(3):
+        for number in range(20):
+            db[b"%02d" % number] = b"round %d" % round_
+    forward, backward = db.scan(), db.scan(reverse=True)
+    seen = [next(forward)[0], next(backward)[0]]
+    for _ in range(9):
+        before = db.stats().total_bytes
+        db.compact()
+        assert db.stats().total_bytes <= before
+        seen += [next(forward)[0], next(backward)[0]]
+        db[b"00"] = b"again"  # so that the next compaction has something to do
+    assert seen[::2] == [b"%02d" % number for number in range(10)]
+    assert seen[1::2] == [b"%02d" % number for number in range(19, 9, -1)]
+
+
+def test_a_scan_of_a_closed_store_raises(open_store: Callable[..., Store], small_chunks: None) -> None:
+    db = open_store()
+    db.update({b"%d" % number: b"" for number in range(10)})
+    scans: list[Iterator[Any]] = [db.scan(), db.scan(limit=3), db.scan(), iter(db.items()), iter(db.values())]
+    for scan in scans[:-1]:
+        next(scan)
+    db.close()
+    for scan in scans:
+        with pytest.raises(StoreClosedError):
+            next(scan)
+
+
+def test_scans_inside_scans_and_scans_left_alone(open_store: Callable[..., Store], small_chunks: None) -> None:
+    db = open_store()
+    db.update({b"%d" % number: b"%d" % number for number in range(6)})
+    pairs = [(outer, inner) for outer in db for inner in db.scan_keys(reverse=True)]
+    assert pairs == [(b"%d" % outer, b"%d" % inner) for outer in range(6) for inner in range(5, -1, -1)]
+    left = db.scan()  # begun and never finished: it holds nothing that others need
+    next(left)
+    db[b"6"] = b"6"
+    db.compact()
+    for key in db:
+        del db[key]
+    assert list(db) == list(left) == []
+
+
+def test_writing_the_keys_that_a_scan_gives_ends(open_store: Callable[..., Store], small_chunks: None) -> None:
+    """Each key at most once: a loop that rewrites what it reads does not chase its own tail."""
+    db = open_store(segment_size_bytes=400)
+    db.update({b"%02d" % number: b"" for number in range(30)})
+    for key, value in db.scan():
+        db[key] = value + b"!"
+    assert set(db.values()) == {b"!"}
+    assert len(db) == 30
+
+
+class _Moments:
+    """Remember what every key was, from the beginning of a scan to its end."""
+
+    def __init__(self, content: dict[bytes, bytes]) -> None:
+        self.content = dict(content)
+        self.were = {key: {value} for key, value in content.items()}  # values a key had at some moment
+        self.always = set(content)  # keys that existed at every moment
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self.content[key] = value
+        self.were.setdefault(key, set()).add(value)
+
+    def delete(self, key: bytes) -> None:
+        self.content.pop(key, None)
+        self.always.discard(key)
+
+
+_key = st.binary(min_size=1, max_size=1).map(lambda byte: bytes((byte[0] % 12,)))
+_steps = st.lists(
+    st.one_of(
+        st.just(("next",)),
+        st.just(("next",)),
+        st.tuples(st.just("put"), _key),
+        st.tuples(st.just("delete"), _key),
+        st.just(("clear",)),
+        st.just(("compact",)),
+        st.just(("other scan",)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=400)
+@given(steps=_steps, at_first=st.sets(_key, max_size=12), reverse=st.booleans(), start=st.none() | _key)
+def test_any_writes_during_a_scan(
+    path: Path, small_chunks: None, steps: list[tuple[Any, ...]], at_first: set[bytes], reverse: bool, start: Any
+) -> None:
+    """Strict order, no key twice, none left out that was there all the time, no value that never was."""
+    with harness.open_store(path, "n", io="pread", segment_size_bytes=400) as db:
+        db.update(dict.fromkeys(at_first, b"first"))
+        moments = _Moments(dict(db))
+        scan = db.scan(start=start, reverse=reverse)
+        seen: list[bytes] = []
+        for number, (verb, *key) in enumerate([*steps, *[("next",)] * 100]):
+            if verb == "next":
+                pair = next(scan, None)
+                if pair is None:
+                    break
+                assert pair[1] in moments.were[pair[0]]
+                assert moments.content[pair[0]] == pair[1]  # more than promised: as it is at this very moment
+                seen.append(pair[0])
+            elif verb == "put":
+                db[key[0]] = b"%d" % number
+                moments.put(key[0], b"%d" % number)
+            elif verb == "delete":
+                db.delete(key[0])
+                moments.delete(key[0])
+            elif verb == "clear":
+                db.clear()
+                for other in list(moments.content):
+                    moments.delete(other)
+            elif verb == "compact":
+                db.compact()
+            else:
+                assert list(db) == sorted(moments.content)
+        assert seen == sorted(set(seen), reverse=reverse)
+        assert {key for key in moments.always if start is None or key >= start} <= set(seen)
