@@ -263,6 +263,7 @@ class _Job:
     moves: list[tuple[bytes, int, int, int]] = field(default_factory=list)  # key, old location, new, size
     dropped: list[tuple[bytes, int]] = field(default_factory=list)  # expired keys whose entry is gone
     moved: int = 0
+    recounts: int = 0
 
 
 class Compactor:
@@ -319,8 +320,10 @@ class Compactor:
             committer.enter()
             committer.leave()
             self._job = job
+            job.recounts = self._keydir.recounts
             try:
                 segments.replace_run(victims, new_rows)
+                self._keydir.tombstones.update(job.tombstones)
             except StoreFailedError as error:
                 self._job = None
                 committer.fail(error)
@@ -363,26 +366,26 @@ class Compactor:
                         if oldest and keydir.is_droppable(key, now_ms):
                             job.dropped.append((key, location))
                             continue
+                    if clear:
+                        # Whatever lives is newer than any clear, so this comes before the first copy.
+                        self._output(outputs, previous, len(clear[1])).append(clear[0], b"", 0, clear[1])
+                        clear = None
                     output = self._output(outputs, previous, len(raw))
                     job.moves.append((key, location, output.append(flags, key, expires_ms, raw), len(raw)))
                 elif not oldest:
                     if kind == CLEAR:
                         clear = flags, raw
                         tombstones.clear()
-                    elif kind == TOMBSTONE:
+                    else:
                         tombstones[key] = flags, raw
             advance(row.length)
-        # A clear comes before everything that the run still holds, which is all newer than it.
-        # It and the tombstones get a file of their own in front: opening reads in this order.
-        kept = [(b"", *clear)] if clear else []
-        kept += [
-            (key, flags, raw) for key, (flags, raw) in tombstones.items() if key not in locations and key not in expired
-        ]
-        if kept:
-            front: list[_Output] = []
-            for key, flags, raw in kept:
-                self._output(front, previous, len(raw)).append(flags, key, 0, raw)
-            outputs[:0] = front
+        if clear:
+            self._output(outputs, previous, len(clear[1])).append(clear[0], b"", 0, clear[1])
+        # Last, for only now it is known which is a key's newest: their order does not matter, since a
+        # key has one entry here. (Two, if it was deleted after its copy; then a newer tombstone exists.)
+        for key, (flags, raw) in tombstones.items():
+            if key not in locations and key not in expired:
+                self._output(outputs, previous, len(raw)).append(flags, key, 0, raw)
 
     def _entries(self, row: SegmentRow) -> Iterator[tuple[int, bytes, int, int, bytes]]:
         segments = self._segments
@@ -426,7 +429,9 @@ class Compactor:
             listed = {row.segment_id for row in self._segments.manifest.segments}
             if not listed.isdisjoint(job.victims):
                 self._job = None  # interrupted before the manifest: it has not happened
+                keydir.drop_segments(list(job.hinted))
                 return
+            keydir.tombstones.update(job.tombstones)
         try:
             while job.moved < len(job.moves):
                 committer.check_reentry()
@@ -443,8 +448,9 @@ class Compactor:
         with committer.lock:
             for key, location in job.dropped:
                 keydir.forget_expired(key, location)
-            keydir.tombstones.update({segment: size for segment, size in job.tombstones.items() if size})
             keydir.drop_segments(job.victims)
+            if keydir.recounts != job.recounts:
+                committer.count_again()  # somebody counted while half of the keys had been moved
             self._segments.unlink(job.victims)
             self._segments.hinted.update(job.hinted)
             self._job = None

@@ -18,6 +18,7 @@ Nothing else in the directory is touched.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import threading
@@ -79,7 +80,7 @@ class Directory:
     def __init__(self, path: str, files: Files) -> None:
         self.path = path
         self.files = files
-        self._lock_descriptor: int | None = None
+        self._lock: io.FileIO | None = None
         self._identity: tuple[int, int] | None = None
 
     # --- names ---------------------------------------------------------------------------------
@@ -155,17 +156,18 @@ class Directory:
         with _held_guard:
             if identity in _held:
                 raise StoreLockedError(self.path, os.getpid())
-            descriptor = self.files.open(path, write=True, create=True)
             try:
+                descriptor = self.files.open(path, write=True, create=True)
+                self._lock = self.files.own(descriptor)
                 if not self.files.lock(descriptor, path):
                     raise StoreLockedError(self.path, self._holder(descriptor, path))
+                self._identity = identity
+                _held.add(identity)
                 with suppress(BytekvError):  # the pid is a courtesy; a full disk must not keep us out
                     self.files.write(descriptor, (b"%d\n" % os.getpid()).ljust(20), 0, path)
             except BaseException:
-                self.files.close(descriptor)
+                self._give_up_lock()
                 raise
-            _held.add(identity)
-            self._lock_descriptor, self._identity = descriptor, identity
 
     def _holder(self, descriptor: int, path: str) -> int | None:
         try:
@@ -176,17 +178,19 @@ class Directory:
 
     def release(self) -> None:
         """Give the lock back; the second call does nothing."""
-        descriptor, self._lock_descriptor = self._lock_descriptor, None
-        if descriptor is not None:
-            self.files.close(descriptor)
-            with _held_guard:
-                _held.discard(self._identity)
+        with _held_guard:
+            self._give_up_lock()
+
+    def _give_up_lock(self) -> None:
+        if self._identity is not None:
+            _held.discard(self._identity)
+            self._identity = None
+        self.abandon()
 
     def abandon(self) -> None:
-        """In a child process: close the inherited descriptor. No unlock: that would free the parent's lock."""
-        descriptor, self._lock_descriptor = self._lock_descriptor, None
-        if descriptor is not None:
-            self.files.close(descriptor)
+        """Close the lock's file. No explicit unlock: in a child process that would free the parent's lock."""
+        if self._lock is not None:
+            self._lock.close()
 
     # --- the manifest --------------------------------------------------------------------------
 

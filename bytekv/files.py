@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import mmap
 import os
 import secrets
@@ -163,6 +164,10 @@ class Files:
         """Return a second descriptor of the same open file."""
         with _translated(path):
             return os.dup(descriptor)
+
+    def own(self, descriptor: int) -> io.FileIO:
+        """Wrap a descriptor so that closing it twice, or interrupted, neither leaks it nor closes another's."""
+        return io.FileIO(descriptor, "r+")
 
     def close(self, descriptor: int) -> None:
         """Close a descriptor; what it says is of no use, for every sync has been checked before."""

@@ -42,6 +42,7 @@ class Keydir:
         self._index: SortedList = SortedList()
         self._due: list[tuple[int, bytes]] = []  # heap of (expires_ms, key); may hold stale pairs
         self._grace_ms = grace_ms
+        self.recounts = 0
 
     def __len__(self) -> int:
         return len(self.locations)
@@ -61,7 +62,10 @@ class Keydir:
         self.locations[key] = location
         if expires_ms:
             self.expires[key] = expires_ms
-            heapq.heappush(self._due, (expires_ms, key))
+            if len(self._due) > 2 * len(self.expires) + 64:
+                self.finish_loading()  # most pairs are stale: keys whose expiry was put off again and again
+            else:
+                heapq.heappush(self._due, (expires_ms, key))
         elif self.expires:
             self.expires.pop(key, None)
         if old is not None and old != location:
@@ -124,14 +128,15 @@ class Keydir:
     def purge(self, now_ms: int) -> None:
         """Take out every key whose time has come. Complexity: O(log n) a key."""
         while self._due and self._due[0][0] <= now_ms:
-            when, key = heapq.heappop(self._due)
-            if self.expires.get(key) != when or (location := self.locations.get(key)) is None:
-                continue  # overwritten, deleted or already purged
-            # In this order: a compaction, which looks without the lock, must find it in one of the two.
-            self.expired[key] = location
-            del self.locations[key]
-            if self.changed is not None:
-                self.changed.add(key)
+            when, key = self._due[0]
+            location = self.locations.get(key)
+            if self.expires.get(key) == when and location is not None:  # else overwritten or deleted since
+                if self.changed is not None:
+                    self.changed.add(key)
+                # In this order: a compaction, which looks without the lock, must find it in one of the two.
+                self.expired[key] = location
+                del self.locations[key]
+            heapq.heappop(self._due)  # last: interrupted before, the same is done once more
 
     def is_droppable(self, key: bytes, now_ms: int) -> bool:
         """Tell whether an expired key's grace is over, so that a compaction may drop its entry."""
@@ -157,18 +162,26 @@ class Keydir:
         """
         changed, index, locations = self.changed, self._index, self.locations
         if changed is None or len(changed) > _RESORT * len(index) + 16:
-            self.changed = set()
+            self.changed = None  # until it is whole: an interrupt in the middle must not leave half of it
             index.clear()
             index.update(locations)
-        elif changed:
             self.changed = set()
+        elif changed:
+            self.changed = None
             for key in changed:
                 if key in locations:
                     if key not in index:
                         index.add(key)
                 else:
                     index.discard(key)
+            self.changed = set()
         return index
+
+    def forget_index(self) -> None:
+        """Drop the index if keeping it up has become dearer than sorting anew; called now and then."""
+        if self.changed is not None and len(self.changed) > len(self.locations) + 1000:
+            self.changed = None
+            self._index.clear()
 
     def select(
         self,
@@ -211,6 +224,7 @@ class Keydir:
                 segment = location >> SEGMENT_SHIFT
                 dead[segment] = dead.get(segment, 0) - (location & SIZE_MASK or sizes_of(location))
         self.dead = dead
+        self.recounts += 1
 
     # --- opening -------------------------------------------------------------------------------
 

@@ -83,6 +83,7 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Reco
         directory.settle_names(manifest)
     last_seq = 0
     torn: _Torn | None = None
+    too_long: list[SegmentRow] = []
     for number, row in enumerate(manifest.segments):
         descriptor, header = header_of(directory, row, manifest.store_uuid, for_writing=not readonly)
         hints_used = report.hints_used
@@ -94,7 +95,9 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Reco
                 raise CorruptionError(
                     path, 0, f"begins after seq {header.previous_seq}, but the segment before ends at {last_seq}"
                 )
-            summaries, torn = _read_segment(directory, descriptor, header, row, report, readonly=readonly)
+            summaries, torn, surplus = _read_segment(directory, descriptor, header, row, report, readonly=readonly)
+            if surplus:
+                too_long.append(row)
             segments.hinted[row.segment_id] = summaries[0].length if report.hints_used > hints_used else 0
         finally:
             directory.files.close(descriptor)
@@ -105,6 +108,9 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Reco
         last_seq = row.last_seq if row.state == SEALED else summaries[-1].last_seq
     last_seq = max(last_seq, manifest.last_seq)
     keydir.finish_loading()
+    if not readonly:
+        for row in too_long:  # a roll or a recovery was killed before its trim
+            _trim(directory, row)
     if torn is not None:
         _seal(segments, torn, last_seq, readonly=readonly)
     if not readonly:
@@ -127,8 +133,11 @@ def _read_segment(
     report: Recovery,
     *,
     readonly: bool,
-) -> tuple[list[Summary], _Torn | None]:
-    """Summarise one segment: by its hint as far as that goes, then by a scan; the second result says it was torn."""
+) -> tuple[list[Summary], _Torn | None, bool]:
+    """Summarise one segment: by its hint as far as that goes, then by a scan.
+
+    The second result says that it was torn, the third that it is longer than the manifest says.
+    """
     path, files = directory.segment_path(row.segment_id), directory.files
     size = files.size(descriptor, path)
     if size < row.length:
@@ -151,7 +160,7 @@ def _read_segment(
         if not readonly:
             torn.set_aside(report)
         report.bytes_scanned += torn.summary.length - start
-        return [*summaries, torn.summary], torn
+        return [*summaries, torn.summary], torn, False
     if start < row.length or not summaries:
         scan = scan_segment(directory, descriptor, header, start, row.length, seq)
         summaries.append(summarise(scan))
@@ -162,9 +171,7 @@ def _read_segment(
         seq = scan.last_seq
     if header.kind == LOG and seq != row.last_seq:
         raise CorruptionError(path, row.length, f"ends at seq {seq}, the manifest says {row.last_seq}")
-    if size > row.length and not readonly:
-        files.truncate(descriptor, row.length, path)  # a roll or a recovery was killed before its trim
-    return summaries, None
+    return summaries, None, size > row.length
 
 
 class _Torn:
@@ -225,12 +232,16 @@ def _seal(segments: SegmentManager, torn: _Torn, last_seq: int, *, readonly: boo
         return
     segments.publish(rows, last_seq=last_seq)
     if not empty:
-        files = segments.directory.files
-        descriptor = files.open(torn.path, write=True)
-        try:
-            files.truncate(descriptor, row.length, torn.path)
-        finally:
-            files.close(descriptor)
+        _trim(segments.directory, row)
+
+
+def _trim(directory: Directory, row: SegmentRow) -> None:
+    path, files = directory.segment_path(row.segment_id), directory.files
+    descriptor = files.open(path, write=True)
+    try:
+        files.truncate(descriptor, row.length, path)
+    finally:
+        files.close(descriptor)
 
 
 def needs_hint(segments: SegmentManager, row: SegmentRow) -> bool:

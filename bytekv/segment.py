@@ -47,7 +47,7 @@ from .codec import (
     seed_of,
 )
 from .directory import Directory
-from .errors import BytekvError, CorruptionError
+from .errors import BytekvError, CorruptionError, StoreNotFoundError
 from .files import Files
 
 __all__ = ["FileView", "Scan", "Writer", "load_hint", "open_segment", "save_hint", "summarise"]
@@ -77,7 +77,8 @@ class FileView:
         return self._files.read(self._descriptor, part.stop - start, start, self._path)
 
     def __del__(self) -> None:
-        self._files.close(self._descriptor)
+        if hasattr(self, "_files"):  # else __init__ was interrupted
+            self._files.close(self._descriptor)
 
 
 View = mmap.mmap | FileView
@@ -87,7 +88,10 @@ def open_segment(directory: Directory, segment_id: int, *, for_writing: bool = F
     """Open a segment and check its header; return descriptor and header."""
     path = directory.segment_path(segment_id)
     files = directory.files
-    descriptor = files.open(path, write=for_writing)
+    try:
+        descriptor = files.open(path, write=for_writing)
+    except StoreNotFoundError as error:
+        raise CorruptionError(path, 0, "missing, though the manifest lists it") from error
     try:
         head = files.read(descriptor, SEGMENT_HEADER_SIZE, 0, path)
         header = decode_segment_header(head, path, for_writing=for_writing)
@@ -458,7 +462,8 @@ class Writer:
             self._files.close(descriptor)
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_descriptor"):  # else __init__ was interrupted
+            self.close()
 
 
 def header_for(

@@ -33,7 +33,7 @@ from .codec import (
     unpack_location,
 )
 from .directory import Directory
-from .errors import BytekvError, CorruptionError, LimitError, StoreFailedError, StoreIOError
+from .errors import BytekvError, CorruptionError, LimitError, StoreFailedError, StoreIOError, StoreNotFoundError
 from .options import Options
 from .segment import FileView, View, Writer, header_for, open_segment
 
@@ -114,7 +114,12 @@ class SegmentManager:
 
     def _view(self, row: SegmentRow) -> View:
         path, files = self.directory.segment_path(row.segment_id), self.directory.files
-        descriptor = files.open(path)
+        try:
+            descriptor = files.open(path)
+        except StoreNotFoundError as error:
+            raise StoreIOError(
+                errno.ENOENT, "was compacted away by the writer; close this view and open the store again", path
+            ) from error
         try:
             if not self.mapped:
                 return FileView(descriptor, path, files)

@@ -129,6 +129,9 @@ class _Gone:
     def get(self, key: bytes, default: object = None) -> NoReturn:
         raise self._refuse()
 
+    def __contains__(self, key: object) -> NoReturn:
+        raise self._refuse()
+
 
 class _StopWork(Exception):
     """End background work because the store is being closed."""
@@ -237,6 +240,9 @@ class _Items(ItemsView[bytes, bytes]):
 class _Values(ValuesView[bytes]):
     def __iter__(self) -> Iterator[bytes]:
         return (value for _, value in self._mapping.scan())  # type: ignore[attr-defined]
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == found for found in self)  # the inherited one asks for keys that may be gone by then
 
     def __reversed__(self) -> Iterator[bytes]:
         return (value for _, value in self._mapping.scan(reverse=True))  # type: ignore[attr-defined]
@@ -580,9 +586,9 @@ class Store(MutableMapping[bytes, bytes]):
             with self._commit.lock:
                 self._keydir.purge(self._files.now_ms())
                 keys = self._keydir.select(*range_, count)
-            contains = self._locations.__contains__
+            expires = self._keydir.expires
             for key in keys:
-                if contains(key):
+                if key in self._locations and (not expires or key not in expires or key in self):
                     yield key
                     if limit is not None:
                         limit -= 1
@@ -664,16 +670,14 @@ class Store(MutableMapping[bytes, bytes]):
     def delete(self, key: Bytes) -> bool:
         """Delete ``key``; tell whether it existed. If not, nothing is written."""
         key = _key_of(key)
-        commit = self._commit
-        commit.check_reentry()
-        with commit.lock:
-            commit.enter()
-            if commit.newest(key, self._files.now_ms()) is None:
-                commit.leave()
-                seq, existed = commit.seq, False
-            else:
-                seq, existed = commit.append([Operation(TOMBSTONE, key)]), True
-        commit.acknowledge(seq)
+        existed = False
+
+        def decide() -> Sequence[Operation]:
+            nonlocal existed
+            existed = self._commit.newest(key, self._files.now_ms()) is not None
+            return [Operation(TOMBSTONE, key)] if existed else []
+
+        self._commit.change(decide)
         return existed
 
     def __delitem__(self, key: Bytes) -> None:
@@ -803,16 +807,12 @@ class Store(MutableMapping[bytes, bytes]):
 
     def clear(self) -> None:
         """Delete every key as one operation. Complexity: O(1) on disk, O(n) in memory."""
-        commit = self._commit
-        commit.check_reentry()
-        with commit.lock:
-            commit.enter()
-            if commit.is_empty:
-                commit.leave()
-                seq = commit.seq
-            else:
-                seq = commit.append([Operation(CLEAR, b"")])
-        commit.acknowledge(seq)
+
+        def decide() -> Sequence[Operation]:
+            self._keydir.purge(self._files.now_ms())
+            return [] if self._commit.is_empty else [Operation(CLEAR, b"")]
+
+        self._commit.change(decide)
 
     def batch(self) -> Batch:
         """Return a batch: writes that become visible and durable together. See `Batch`."""
@@ -825,9 +825,10 @@ class Store(MutableMapping[bytes, bytes]):
             (key, None if write is None else write[0], 0 if write is None or write[1] is None else _ttl_ms(write[1]))
             for key, write in writes.items()
         ]
-        commit.check_reentry()
-        with commit.lock:
-            commit.enter()
+        operations: list[Operation] = []
+
+        def decide() -> Sequence[Operation]:
+            nonlocal operations
             now_ms = self._files.now_ms()
             operations = [
                 Operation(TOMBSTONE, key)
@@ -836,12 +837,9 @@ class Store(MutableMapping[bytes, bytes]):
                 for key, value, ttl_ms in prepared
                 if value is not None or commit.newest(key, now_ms) is not None
             ]
-            if operations:
-                seq = commit.append(operations)
-            else:
-                commit.leave()
-                seq = commit.seq
-        commit.acknowledge(seq)
+            return operations
+
+        seq = commit.change(decide)
         return seq if operations else None
 
     def _change(
@@ -853,26 +851,17 @@ class Store(MutableMapping[bytes, bytes]):
     ) -> tuple[StoredEntry | None, int]:
         """Read a key's newest entry and act on it in one step; return the entry and the seq.
 
-        ``decide`` is ours, never the user's: it runs under the lock. What it says may depend on an entry
-        that is not durable yet, so with ``sync="always"`` even a change that changes nothing waits.
+        ``decide`` is ours, never the user's: it runs under the lock.
         """
-        commit = self._commit
-        commit.check_reentry()
-        with commit.lock:
-            commit.enter()
-            try:
-                location = commit.newest(key, self._files.now_ms()) if reads else None
-                found = None if location is None else self._read(key, location)
-                operations = decide(found)
-            except BaseException:
-                commit.leave()
-                raise
-            if operations:
-                seq = commit.append(list(operations))
-            else:
-                commit.leave()
-                seq = commit.seq
-        commit.acknowledge(seq)
+        found: StoredEntry | None = None
+
+        def decide_on_newest() -> Sequence[Operation]:
+            nonlocal found
+            location = self._commit.newest(key, self._files.now_ms()) if reads else None
+            found = None if location is None else self._read(key, location)
+            return decide(found)
+
+        seq = self._commit.change(decide_on_newest)
         return found, seq
 
     def _expiry(self, ttl_ms: int) -> int:
@@ -949,14 +938,19 @@ class Store(MutableMapping[bytes, bytes]):
         if self._compacting._is_owned():
             raise ReentryError("verify() was called from a progress callback")
         self._commit.settle()
-        with self._compacting, self._commit.lock:
-            return check.verify(self._segments, self._keydir, progress)
+        with self._compacting:
+            if not self._readonly:
+                self._compactor.finish(self._files.yield_cpu)
+            with self._commit.lock:
+                self._commit.count_if_due()
+                return check.verify(self._segments, self._keydir, progress)
 
     def stats(self) -> Stats:
         """Return counts of keys and bytes. Complexity: O(number of segments)."""
         self._check_open()
         keys = len(self)
         with self._commit.lock:
+            self._commit.count_if_due()
             lengths, dead, tombstones = self._segments.lengths(), self._keydir.dead, self._keydir.tombstones
             rows = tuple(
                 SegmentStats(segment, length, dead.get(segment, 0), tombstones.get(segment, 0))
@@ -983,14 +977,8 @@ class Store(MutableMapping[bytes, bytes]):
         """Sync when it is time, build hints, compact; return the seconds until it is time again."""
         self._sync_if_due()
         try:
-            for row in self._segments.sealed():
-                if recovery.needs_hint(self._segments, row):
-                    recovery.build_hint(self._segments, row, self._pause)
-            while self._may_compact and (victims := self._victims()):
-                with self._compacting:
-                    self._compactor.run(victims, self._pause, lambda _: None)
-                    self._compactions += 1
-                logger.debug("compacted segments %s", victims)
+            while self._build_a_hint() or self._compact_a_run():
+                pass
         except _StopWork:
             return None
         except CorruptionError as error:
@@ -1005,6 +993,26 @@ class Store(MutableMapping[bytes, bytes]):
             return None
         self._commit.flush_notes()
         return self._sync_if_due()
+
+    def _build_a_hint(self) -> bool:
+        with self._compacting:  # so that no segment is retired meanwhile
+            for row in self._segments.sealed():
+                if recovery.needs_hint(self._segments, row):
+                    recovery.build_hint(self._segments, row, self._pause)
+                    return True
+        return False
+
+    def _compact_a_run(self) -> bool:
+        if not self._may_compact:
+            return False
+        with self._compacting:
+            victims = self._victims()
+            if victims:
+                self._compactor.run(victims, self._pause, lambda _: None)
+                self._compactions += 1
+        if victims:
+            logger.debug("compacted segments %s", victims)
+        return bool(victims)
 
     def _sync_if_due(self) -> float | None:
         since = self._commit.dirty_since
@@ -1083,7 +1091,7 @@ class Store(MutableMapping[bytes, bytes]):
     def _shut(self, commit: Committer) -> None:
         path = self._path
         try:
-            if not self._readonly:
+            if not self._readonly and commit.refusal is None:  # else an interrupted close() has been here
                 commit.close()
                 for row in self._segments.manifest.segments:
                     if recovery.needs_hint(self._segments, row):
@@ -1091,7 +1099,6 @@ class Store(MutableMapping[bytes, bytes]):
         finally:
             refuse = lambda: StoreClosedError(f"{path}: this store was closed")  # noqa: E731
             commit.refusal = refuse
-            commit.writer = None
             self._locations = _Gone(refuse)
             self._segments.drop()
             self._directory.release()
@@ -1105,7 +1112,6 @@ class Store(MutableMapping[bytes, bytes]):
         commit = self._commit
         commit.replace_locks_after_fork()
         commit.refusal = refuse
-        commit.writer = None
         self._compacting = threading.RLock()
         self._locations = _Gone(refuse)
         self._segments.drop()
