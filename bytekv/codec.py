@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 from crc32c import crc32c
 
-from .errors import CorruptionError, UnsupportedFormatError
+from .errors import CorruptionError, LimitError, UnsupportedFormatError
 
 checksum = crc32c  # for the modules that check bytes in their hot loops
 
@@ -71,6 +71,14 @@ FIXED_SIZE: Final = bytes(
     else 0
     for flags in range(256)
 )
+
+
+def check_sizes(key: bytes, value: bytes = b"") -> None:
+    """Raise `LimitError` if a key or a value is too long for the format."""
+    if len(key) > MAX_KEY_SIZE:
+        raise LimitError(f"a key of {len(key)} bytes; the limit is {MAX_KEY_SIZE}")
+    if len(value) > MAX_VALUE_SIZE:
+        raise LimitError(f"a value of {len(value)} bytes; the limit is {MAX_VALUE_SIZE}")
 
 
 class Entry(NamedTuple):

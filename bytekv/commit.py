@@ -35,6 +35,7 @@ from .codec import (
     PUT,
     SIZE_MASK,
     SYNC_MARK,
+    check_sizes,
     checksum,
     encode_entry,
     entry_size,
@@ -202,6 +203,7 @@ class Committer:
                 self.interrupted = True
                 raise
             self.pending = None
+        check_sizes(key, value)
         return self.apply([Operation(PUT, key, value)])
 
     # --- the long way --------------------------------------------------------------------------

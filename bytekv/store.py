@@ -37,13 +37,12 @@ from .batch import Batch, Bytes
 from .codec import (
     CLEAR,
     MAX_EXPIRES_MS,
-    MAX_KEY_SIZE,
-    MAX_VALUE_SIZE,
     PREFIX,
     PUT,
     RESIDUE,
     TOMBSTONE,
     Manifest,
+    check_sizes,
     checksum,
     decode_entry,
 )
@@ -141,6 +140,8 @@ class _StopWork(Exception):
 
 
 def _to_bytes(what: str, given: object) -> bytes:
+    if type(given) is bytes:
+        return given
     if isinstance(given, str):
         return given.encode()
     try:
@@ -150,18 +151,17 @@ def _to_bytes(what: str, given: object) -> bytes:
 
 
 def _key_of(key: Bytes) -> bytes:
+    """Return a key to write under, checked."""
     if type(key) is not bytes:
         key = _to_bytes("key", key)
-    if len(key) > MAX_KEY_SIZE:
-        raise LimitError(f"a key of {len(key)} bytes; the limit is {MAX_KEY_SIZE}")
+    check_sizes(key)
     return key
 
 
 def _value_of(value: Bytes) -> bytes:
     if type(value) is not bytes:
         value = _to_bytes("value", value)
-    if len(value) > MAX_VALUE_SIZE:
-        raise LimitError(f"a value of {len(value)} bytes; the limit is {MAX_VALUE_SIZE}")
+    check_sizes(b"", value)
     return value
 
 
@@ -209,9 +209,9 @@ def _range(
     include_stop: bool,
     reverse: bool,
 ) -> _Range:
-    low = None if start is None else _to_bytes("start", start) if type(start) is not bytes else start
-    high = None if stop is None else _to_bytes("stop", stop) if type(stop) is not bytes else stop
-    first = _to_bytes("prefix", prefix) if type(prefix) is not bytes else prefix
+    low = None if start is None else _to_bytes("start", start)
+    high = None if stop is None else _to_bytes("stop", stop)
+    first = _to_bytes("prefix", prefix)
     if first:
         if low is None or low < first:
             low, include_start = first, True
@@ -405,7 +405,7 @@ class Store(MutableMapping[bytes, bytes]):
         where the store is mapped.
         """
         if type(key) is not bytes:
-            key = _key_of(key)
+            key = _to_bytes("key", key)
         value = self._value(key)
         if value is None:
             raise KeyError(key)
@@ -418,7 +418,7 @@ class Store(MutableMapping[bytes, bytes]):
     def get(self, key: Bytes, default: object = None) -> object:
         """Return the value of ``key``, ``default`` if there is none. Complexity: O(1)."""
         if type(key) is not bytes:
-            key = _key_of(key)
+            key = _to_bytes("key", key)
         value = self._value(key)
         return default if value is None else value
 
@@ -453,7 +453,7 @@ class Store(MutableMapping[bytes, bytes]):
         ...     db.entry("a").seq == seq
         True
         """
-        key = _key_of(key)
+        key = _to_bytes("key", key)
         self._check_open()
         if self._commit.interrupted:
             self._commit.settle_for_reader()
@@ -465,7 +465,7 @@ class Store(MutableMapping[bytes, bytes]):
 
     def ttl(self, key: Bytes) -> float | None:
         """Return the seconds that ``key`` has left, None if it does not expire; `KeyError` if it does not exist."""
-        key = _key_of(key)
+        key = _to_bytes("key", key)
         if key not in self:
             raise KeyError(key)
         expires_ms = self._keydir.expires.get(key)
@@ -483,7 +483,7 @@ class Store(MutableMapping[bytes, bytes]):
         found: dict[bytes, bytes] = {}
         for key in keys:
             if type(key) is not bytes:
-                key = _key_of(key)
+                key = _to_bytes("key", key)
             value = self._value(key)
             if value is not None:
                 found[key] = value
@@ -495,7 +495,7 @@ class Store(MutableMapping[bytes, bytes]):
         The whole entry is checked, but only the part asked for is copied where the store is mapped.
         Complexity: O(size of the value) for the check, at memory speed.
         """
-        key = _key_of(key)
+        key = _to_bytes("key", key)
         if offset < 0 or (length is not None and length < 0):
             raise LimitError(f"offset and length must not be negative: {offset}, {length}")
         value = self._value(key)

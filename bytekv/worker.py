@@ -22,29 +22,28 @@ class Worker:
     """
 
     def __init__(self, method: Callable[[], float | None], failed: Callable[[BaseException], None], name: str) -> None:
-        self._method = weakref.WeakMethod(method)
-        self._failed = weakref.WeakMethod(failed)
-        self._name = name
         self._woken = threading.Event()
         self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
         self._stopped = False
+        # One thread object for ever: an interrupted start() can then never lead to a second thread.
+        self._thread = threading.Thread(
+            target=_run,
+            args=(weakref.WeakMethod(method), weakref.WeakMethod(failed), self._woken, weakref.ref(self)),
+            name=name,
+            daemon=True,
+        )
 
     def wake(self) -> bool:
         """Have the method called soon; False if there can be no thread (the interpreter shuts down)."""
-        if self._thread is None:
+        if self._thread.ident is None:
             with self._starting:
                 if self._stopped:
                     return False
-                if self._thread is None:
-                    thread = threading.Thread(
-                        target=_run, args=(self._method, self._failed, self._woken, self), name=self._name, daemon=True
-                    )
+                if self._thread.ident is None:
                     try:
-                        thread.start()
+                        self._thread.start()
                     except RuntimeError:
                         return False
-                    self._thread = thread
         self._woken.set()
         return self._thread.is_alive()
 
@@ -57,20 +56,22 @@ class Worker:
         """End the thread and wait until it has, unless it is the caller."""
         self._stopped = True
         self._woken.set()
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+        with self._starting:
+            started = self._thread.ident is not None
+        if started and self._thread is not threading.current_thread():
+            self._thread.join()
 
 
-def _run(method: Any, failed: Any, woken: threading.Event, worker: Worker) -> None:
+def _run(method: Any, failed: Any, woken: threading.Event, worker_of: Callable[[], Worker | None]) -> None:
     delay: float | None = None
     while True:
-        # With an owner that may vanish unseen, an endless wait would keep the thread for ever.
+        # An owner may vanish unseen, so no wait is endless.
         woken.wait(60.0 if delay is None else delay)
         woken.clear()
-        call = method()
-        if call is None or worker.is_stopping:
+        call, worker = method(), worker_of()
+        if call is None or worker is None or worker.is_stopping:
             return
+        del worker
         try:
             delay = call()
         except BaseException as error:
