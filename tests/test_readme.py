@@ -1,0 +1,80 @@
+"""README.md and the durability contract: what they show runs, what they point to exists."""
+
+from __future__ import annotations
+
+import builtins
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+import bytekv
+from bytekv import codec
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRACT = (ROOT / "docs" / "explanation" / "durability.md").read_text(encoding="utf-8")
+
+
+def test_python_blocks_run_and_print_what_they_say(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    blocks = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    session = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "README.md", "README.md", 0)
+    assert len(session.examples) > 5
+    report: list[str] = []
+    result = doctest.DocTestRunner().run(session, out=report.append)
+    assert result.failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("name", ["example", "test"])
+def test_commands_are_single_lines(name):
+    found = re.findall(rf"^<!-- ci: {name} -->\n```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert len(found) == 1, "the automatic checks take the command from below this marker"
+    (command,) = found
+    assert command.count("\n") == 1
+    assert command.endswith("\n")
+    assert not command.startswith((" ", "$"))
+    assert "\\" not in command
+    assert command.startswith("python3 -m venv .venv && .venv/bin/python -m pip install -q -e ")
+
+
+def test_limits_are_those_of_the_format():
+    assert f"{codec.MAX_KEY_SIZE:,} bytes" in README
+    assert codec.MAX_VALUE_SIZE == 1 << 30
+    assert "value 0 bytes to 1 GiB" in README
+
+
+def test_sync_modes_and_their_default_are_the_options():
+    table = re.findall(r'^\| `"(\w+)"`(.*?)\|', README, re.MULTILINE)
+    assert [name for name, _ in table] == ["interval", "always", "os"]
+    assert [name for name, note in table if "default" in note] == [bytekv.Options().sync]
+    assert f"`sync_interval_s` ({bytekv.Options().sync_interval_s:g} second)" in README
+
+
+def test_every_module_is_on_the_map():
+    modules = {f"bytekv/{file.name}" for file in Path(bytekv.__file__).parent.glob("*.py")} - {"bytekv/__init__.py"}
+    assert set(re.findall(r"bytekv/\w+\.py", README)) == modules
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/explanation/durability.md"])
+def test_links_and_paths_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    paths = re.findall(r"`((?:docs|tests|examples|\.ci)/[\w./-]*)`", text)
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    missing += [path for path in paths if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_the_contract_has_twelve_clauses_and_accounts_for_each():
+    wanted = [f"D{number}" for number in range(1, 13)]
+    assert re.findall(r"^\*\*(D\d+) ", CONTRACT, re.MULTILINE) == wanted
+    assert re.findall(r"^\| (D\d+) \|", CONTRACT, re.MULTILINE) == wanted
+
+
+def test_the_contract_uses_names_that_exist():
+    for name in re.findall(r"`(\w+Error)`", CONTRACT):
+        assert hasattr(bytekv, name) or hasattr(builtins, name), name
+    for name in re.findall(r"`db\.(\w+)", README + CONTRACT):
+        assert hasattr(bytekv.Store, name), name
