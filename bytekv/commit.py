@@ -23,7 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from .codec import (
     CLEAR,
@@ -250,11 +250,14 @@ class Committer:
         if self.pending is not None or self._uncounted:
             self._roll_forward()
         if self.failure is not None:
-            raise StoreFailedError(
-                f"{self.segments.directory.path}: an earlier sync failed ({self.failure}); reading goes on, "
-                "for writing close the store and open it again"
-            ) from self.failure
+            self._refuse_after_failure()
         self.pending = _ENTERED
+
+    def _refuse_after_failure(self) -> NoReturn:
+        raise StoreFailedError(
+            f"{self.segments.directory.path}: an earlier sync failed ({self.failure}); reading goes on, "
+            "for writing close the store and open it again"
+        ) from self.failure
 
     def leave(self) -> None:
         """Say that nothing is to be changed after all."""
@@ -523,6 +526,9 @@ class Committer:
                     if writer is not None:
                         writer.sync()  # whoever appends now joins the next one: target was read before
                     with self.lock:
+                        if self.failure is not None:
+                            # The kernel tells each write error once, and a roll's sync of the same file got it.
+                            self._refuse_after_failure()
                         self._became_durable(target, began)
                         self._mark(target)
         except StoreFailedError as error:
@@ -605,9 +611,10 @@ class Committer:
         for text, values in notes:
             logger.debug(text, *values)
 
-    def replace_locks_after_fork(self) -> None:
-        """In a child process: a thread that held a lock does not exist here."""
+    def forget_after_fork(self) -> None:
+        """In a child process: the thread that held a lock does not exist, what it was at is the parent's to finish."""
         self.lock, self.sync_lock = threading.RLock(), threading.RLock()
+        self.pending, self.interrupted = None, False
         self._lock_is_owned, self._sync_lock_is_owned = _owned(self.lock), _owned(self.sync_lock)
 
     @property
@@ -634,9 +641,6 @@ class Committer:
         if self.pending is not None:
             self._roll_forward()
         if self.failure is not None:
-            raise StoreFailedError(
-                f"{self.segments.directory.path}: an earlier sync failed ({self.failure}); "
-                "open the store again to learn what of the last writes is there"
-            ) from self.failure
+            self._refuse_after_failure()
         self.segments.close(self.seq)
         self._became_durable(self.seq)

@@ -49,13 +49,13 @@ _MAX_MANIFEST_SIZE = 64 << 20
 # flock already keeps a second open of the same process out; this table also does where flock is
 # emulated with fcntl locks, which one process may take twice and any close() drops.
 _held: set[tuple[int, int]] = set()
-_held_guard = threading.Lock()
+_held_guard = threading.RLock()  # re-entered if a finaliser closes another store meanwhile
 
 
 def forget_locks_after_fork() -> None:
     """Drop, in a child process, what its parent holds; the parent's locks are untouched."""
     global _held_guard
-    _held_guard = threading.Lock()  # another thread of the parent may have held it
+    _held_guard = threading.RLock()  # another thread of the parent may have held it
     _held.clear()
 
 

@@ -84,6 +84,9 @@ class StoreLockedError(BytekvError):
             holder = f"by process {pid}"
         super().__init__(f"{path}: locked {holder} (opening with flag 'r' needs no lock)")
 
+    def __reduce__(self) -> tuple[type[StoreLockedError], tuple[str, int | None]]:
+        return type(self), (self.path, self.pid)
+
 
 class UnsupportedFormatError(BytekvError):
     """Raised when a file carries a format version or a flag that this bytekv does not know."""

@@ -122,17 +122,18 @@ class Files:
         return True
 
     def sync_directory(self, path: str) -> None:
-        """Make names created, replaced or removed in this directory durable."""
+        """Make names created, replaced or removed in this directory durable; `StoreFailedError` if not."""
         if sys.platform == "win32":
             return
-        with _translated(path):
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
         try:
-            os.fsync(descriptor)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
+            # Not even opening it may pass for an ordinary error: the rename before it has happened.
             raise _failed_sync(error, path) from error
-        finally:
-            os.close(descriptor)
 
     # --- descriptors ---------------------------------------------------------------------------
 

@@ -353,8 +353,8 @@ class Writer:
         path = directory.segment_path(header.segment_id)
         files = directory.files
         descriptor = files.open(path, write=True, exclusive=True)
+        writer = cls(descriptor, header, SEGMENT_HEADER_SIZE, limit, directory, mapped=mapped)
         try:
-            writer = cls(descriptor, header, SEGMENT_HEADER_SIZE, limit, directory, mapped=mapped)
             files.write(descriptor, encode_segment_header(header), 0, path)
             if mapped:
                 writer._grow(SEGMENT_HEADER_SIZE + 1)
@@ -362,7 +362,7 @@ class Writer:
             directory.sync()
         except BaseException:
             # A failed posix_fallocate keeps what it got, perhaps the last free blocks of the disk.
-            files.close(descriptor)
+            writer.close()
             files.unlink(path)
             raise
         return writer

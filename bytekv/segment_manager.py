@@ -336,6 +336,7 @@ class SegmentManager:
 
     def drop(self) -> None:
         """Let go of every file, without writing anything."""
+        self.changing = self.publishing = None
         if self.writer is not None:
             self.writer.close()
             self.writer = None

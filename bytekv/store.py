@@ -425,7 +425,7 @@ class Store(MutableMapping[bytes, bytes]):
     def __contains__(self, key: object) -> bool:
         """Tell whether ``key`` exists and has not expired; reads no file. Complexity: O(1)."""
         if type(key) is not bytes:
-            key = _key_of(key)  # type: ignore[arg-type]
+            key = _to_bytes("key", key)
         if self._commit.interrupted:
             self._commit.settle_for_reader()
         if self._locations.get(key) is None:
@@ -1110,7 +1110,7 @@ class Store(MutableMapping[bytes, bytes]):
         path = self._path
         refuse = lambda: ForkedStoreError(f"{path}: opened by the parent process; open it again here")  # noqa: E731
         commit = self._commit
-        commit.replace_locks_after_fork()
+        commit.forget_after_fork()
         commit.refusal = refuse
         self._compacting = threading.RLock()
         self._locations = _Gone(refuse)
@@ -1134,8 +1134,8 @@ class Store(MutableMapping[bytes, bytes]):
                 logger.error("%s was dropped without close(), and closing it failed: %s", self._path, error)
 
     def __repr__(self) -> str:
-        if self._is_closed:
-            return f"<bytekv.Store {self._path!r}, closed>"
+        if self._is_closed or os.getpid() != self._pid:
+            return f"<bytekv.Store {self._path!r}, {'closed' if self._is_closed else 'inherited by fork'}>"
         return f"<bytekv.Store {self._path!r}, {'read-only, ' if self._readonly else ''}{len(self._locations)} keys>"
 
 
