@@ -8,7 +8,7 @@ b'blue'
 """
 
 from .batch import Batch
-from .check import Report
+from .check import Damage, Report
 from .compactor import Compaction, Progress
 from .errors import (
     AccessDeniedError,
@@ -30,7 +30,7 @@ from .errors import (
 )
 from .options import Options
 from .recovery import Recovery
-from .store import Entry, SegmentStats, Stats, Store, open
+from .store import Entry, SegmentStats, Stats, Store, open, repair
 
 __version__ = "0.1.0"
 
@@ -41,6 +41,7 @@ __all__ = [
     "Compaction",
     "ConflictError",
     "CorruptionError",
+    "Damage",
     "DiskFullError",
     "Entry",
     "ForkedStoreError",
@@ -62,4 +63,5 @@ __all__ = [
     "StoreNotFoundError",
     "UnsupportedFormatError",
     "open",
+    "repair",
 ]

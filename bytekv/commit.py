@@ -489,6 +489,15 @@ class Committer:
         if not self._wake() or self._files.monotonic() - since > 2 * self._interval_s:
             self.make_durable(seq)
 
+    def sync(self) -> None:
+        """Make everything appended so far durable; `StoreFailedError` also if an earlier sync failed."""
+        self.check_reentry()
+        with self.lock:
+            self.enter()
+            self.leave()
+            seq = self.seq
+        self.make_durable(seq)
+
     def make_durable(self, seq: int) -> None:
         """Return once every operation up to ``seq`` is durable and visible; many callers share one sync.
 

@@ -31,12 +31,12 @@ from .codec import (
     CRC,
     CRC_SIZE,
     KIND,
+    OUTPUT,
     PUT,
     SEALED,
     SEGMENT_HEADER_SIZE,
     SEGMENT_SHIFT,
     TOMBSTONE,
-    SegmentHeader,
     SegmentRow,
     Summary,
     checksum,
@@ -45,14 +45,15 @@ from .codec import (
     seed_of,
 )
 from .commit import Committer
+from .directory import Directory
 from .errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError
 from .keydir import Keydir
 from .options import Options
 from .recovery import HINT_FROM
-from .segment import save_hint, scan_segment
+from .segment import header_for, open_new, save_hint, scan_segment
 from .segment_manager import SegmentManager, header_of
 
-__all__ = ["Compaction", "Compactor", "Progress", "choose", "choose_all"]
+__all__ = ["Compaction", "Compactor", "Output", "Progress", "choose", "choose_all"]
 
 _SLICE: Final = 200  # entries, about 200 µs, between two chances for other threads
 _FLUSH: Final = 1 << 20
@@ -165,15 +166,15 @@ def choose_all(uses: list[Use]) -> list[list[int]]:
 # --- copying -----------------------------------------------------------------------------------
 
 
-class _Output:
-    """One file that a compaction writes."""
+class Output:
+    """One segment that a compaction or a salvage writes: copies of entries, then sealed."""
 
-    def __init__(self, segments: SegmentManager, header: SegmentHeader) -> None:
-        self._directory = segments.directory
-        self._files = segments.directory.files
-        self.header = header
+    def __init__(self, directory: Directory, uuid: bytes, segment_id: int, previous: tuple[int, int]) -> None:
+        self._directory = directory
+        self._files = directory.files
+        self.header = header = header_for(directory, uuid, segment_id, OUTPUT, previous)
         self.path = self._directory.segment_path(header.segment_id)
-        self._descriptor: int | None = self._files.open(self.path, write=True, exclusive=True)
+        self._descriptor: int | None = open_new(self._files, self.path)
         self._seed = seed_of(header.salt)
         self._base = header.segment_id << SEGMENT_SHIFT
         self._buffer = bytearray(encode_segment_header(header))
@@ -249,8 +250,9 @@ class _Output:
     def discard(self) -> None:
         """Remove the file."""
         self.close()
-        self._files.unlink(self.path)
-        self._files.unlink(self._directory.hint_path(self.header.segment_id))
+        with suppress(BytekvError):  # listed nowhere: the next open sweeps what is left
+            self._files.unlink(self.path)
+            self._files.unlink(self._directory.hint_path(self.header.segment_id))
 
 
 @dataclass(slots=True)
@@ -301,7 +303,7 @@ class Compactor:
             )
         previous = (all_rows[first - 1].segment_id, all_rows[first - 1].last_seq) if first else (0, 0)
         job = _Job(victims)
-        outputs: list[_Output] = []
+        outputs: list[Output] = []
         try:
             self._copy(rows, first == 0, previous, outputs, job, pause, advance)
             new_rows = [output.finish(rows[-1].last_seq) for output in outputs]
@@ -343,7 +345,7 @@ class Compactor:
         rows: list[SegmentRow],
         oldest: bool,
         previous: tuple[int, int],
-        outputs: list[_Output],
+        outputs: list[Output],
         job: _Job,
         pause: Pause,
         advance: Callable[[int], None],
@@ -405,12 +407,12 @@ class Compactor:
         finally:
             directory.files.close(descriptor)
 
-    def _output(self, outputs: list[_Output], previous: tuple[int, int], size: int) -> _Output:
+    def _output(self, outputs: list[Output], previous: tuple[int, int], size: int) -> Output:
         """Return the file to append to, a new one if the last is full."""
         if not outputs or (outputs[-1].end + size > self._limit and outputs[-1].end > SEGMENT_HEADER_SIZE):
             with self._committer.lock:
                 segment_id = self._segments.reserve_ids(1)
-            outputs.append(_Output(self._segments, self._segments.new_output(segment_id, previous)))
+            outputs.append(Output(self._segments.directory, self._segments.manifest.store_uuid, segment_id, previous))
         return outputs[-1]
 
     def finish(self, pause: Pause) -> None:

@@ -22,6 +22,7 @@ import io
 import os
 import re
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 
 from .codec import Manifest, decode_manifest, encode_manifest
@@ -104,14 +105,14 @@ class Directory:
 
     # --- finding or creating a store -----------------------------------------------------------
 
-    def find(self) -> None:
+    def find(self, *, lost_manifest_allowed: bool = False) -> None:
         """Check that a store is here; raise the error that says what is here instead."""
         names = self.files.list(self.path)
-        if _MANIFEST not in names:
-            self._refuse_segments_without_manifest(names)
-            raise NotAStoreError(f"{self.path}: a directory without a store (it has no {_MANIFEST})")
+        if _MANIFEST in names or self._has_lost_its_manifest(names, allowed=lost_manifest_allowed):
+            return
+        raise NotAStoreError(f"{self.path}: a directory without a store (it has no {_MANIFEST})")
 
-    def find_or_make(self) -> bool:
+    def find_or_make(self, *, lost_manifest_allowed: bool = False) -> bool:
         """Check that a store is here or may be made here; True if it is to be made.
 
         Creates the directory, not its parents, and nothing else: a directory that holds foreign
@@ -125,20 +126,24 @@ class Directory:
                 error.errno, "the parent directory does not exist; create it first", self.path
             ) from error
         names = set(self.files.list(self.path))
-        if _MANIFEST in names:
+        if _MANIFEST in names or self._has_lost_its_manifest(names, allowed=lost_manifest_allowed):
             return False
-        self._refuse_segments_without_manifest(names)
         if strangers := names - {_LOCK, _MANIFEST_NEW}:
             raise NotAStoreError(
                 f"{self.path}: a directory with other files ({min(strangers)!r}) but no store; use an empty or new one"
             )
         return True
 
-    def _refuse_segments_without_manifest(self, names: set[str] | list[str]) -> None:
-        if any(parse_name(name) for name in names):
+    def _has_lost_its_manifest(self, names: Iterable[str], *, allowed: bool) -> bool:
+        if not any(parse_name(name) for name in names):
+            return False
+        if not allowed:
             raise CorruptionError(
-                self.manifest_path, 0, "missing, but there are segments; restore the manifest or the whole store"
+                self.manifest_path,
+                0,
+                "missing, but there are segments; restore the file or call bytekv.repair(path)",
             )
+        return True
 
     def _sync_parent(self) -> None:
         self.files.sync_directory(os.path.dirname(os.path.abspath(self.path)))
@@ -268,7 +273,11 @@ class Directory:
             self.sync()
         return removed, highest
 
-    def quarantine(self, name: str, pieces: list[bytes]) -> str:
+    def segments_on_disk(self) -> list[int]:
+        """List the ids of all segment files, for a repair without a manifest."""
+        return sorted(name[0] for name in map(parse_name, self.files.list(self.path)) if name and name[1] == "seg")
+
+    def quarantine(self, name: str, pieces: Iterable[bytes]) -> str:
         """Keep bytes that are about to be cut off; durable on return. Repeating it is harmless."""
         files = self.files
         folder = os.path.join(self.path, _QUARANTINE)

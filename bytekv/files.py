@@ -130,7 +130,7 @@ class Files:
             try:
                 os.fsync(descriptor)
             finally:
-                os.close(descriptor)
+                self.close(descriptor)
         except OSError as error:
             # Not even opening it may pass for an ordinary error: the rename before it has happened.
             raise _failed_sync(error, path) from error
@@ -157,7 +157,10 @@ class Files:
                 if (create or exclusive) and hasattr(os, "fchmod"):
                     os.fchmod(descriptor, 0o600)  # the umask may have taken even the owner's bits
             except BaseException:
-                os.close(descriptor)
+                self.close(descriptor)
+                if exclusive:
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)  # what we have just made, or the name stays taken
                 raise
         return descriptor
 

@@ -20,7 +20,7 @@ RecoverMode = Literal["strict", "salvage"]
 _CHOICES: dict[str, tuple[str, ...]] = {
     "sync": ("interval", "always", "os"),
     "io": ("auto", "mmap", "pread"),
-    "recover": ("strict",),
+    "recover": ("strict", "salvage"),
 }
 
 
@@ -78,6 +78,7 @@ class Options:
     max_open_segments: int | None = None
 
     #: What ``open`` does about damage to what was durable. "strict": raise ``CorruptionError``.
+    #: "salvage": repair as ``bytekv.repair`` does; what was lost is in ``Store.recovery.salvaged``.
     recover: RecoverMode = "strict"
 
     def __post_init__(self) -> None:

@@ -57,6 +57,8 @@ class Recovery:
     quarantined: list[str] = field(default_factory=list)
     swept: list[str] = field(default_factory=list)
     duration_s: float = 0.0
+    #: The `Report` of the repair, if opening with recover="salvage" had to do one.
+    salvaged: object = None
 
     def __str__(self) -> str:
         text = f"{self.keys} keys in {self.segments} segments, last seq {self.last_seq}, {self.duration_s * 1e3:.1f} ms"

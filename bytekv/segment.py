@@ -11,8 +11,11 @@ the last entry is zeros, and 0 is no entry's first byte. Without one, an append 
 
 from __future__ import annotations
 
+import errno
 import mmap
+import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Final
 
 from .codec import (
@@ -47,7 +50,7 @@ from .codec import (
     seed_of,
 )
 from .directory import Directory
-from .errors import BytekvError, CorruptionError, StoreNotFoundError
+from .errors import BytekvError, CorruptionError, StoreIOError, StoreNotFoundError
 from .files import Files
 
 __all__ = ["FileView", "Scan", "Writer", "load_hint", "open_segment", "save_hint", "summarise"]
@@ -60,8 +63,10 @@ _LAST_STEP: Final = 32 * 1024 * 1024
 _POPULATE: Final = 1024 * 1024
 _WINDOW: Final = 1024 * 1024  # what a scan reads at once
 _MAX_HINT_SIZE: Final = 1 << 31
+_FIRST_BYTES: Final = re.compile(b"[" + b"".join(b"\\x%02x" % byte for byte in range(256) if FIXED_SIZE[byte]) + b"]")
 
 Read = Callable[[int, int], bytes]  # (size, offset) -> bytes
+Scanned = tuple[int, bytes, int, int, int, bytes]  # flags, key, seq, expires_ms, offset, raw
 
 
 class FileView:
@@ -103,6 +108,17 @@ def open_segment(directory: Directory, segment_id: int, *, for_writing: bool = F
     return descriptor, header
 
 
+def open_new(files: Files, path: str) -> int:
+    """Create a segment file that the manifest does not list, over a leftover of a failed attempt if need be."""
+    try:
+        return files.open(path, write=True, exclusive=True)
+    except StoreIOError as error:
+        if error.errno != errno.EEXIST:
+            raise
+    files.unlink(path)
+    return files.open(path, write=True, exclusive=True)
+
+
 class Scan:
     """Walk through the entries of one segment in file order, checking every one.
 
@@ -129,12 +145,13 @@ class Scan:
         self.durable_seq = 0
         self.entries = 0
         self.damage: str | None = None
+        self.unfinished: list[Scanned] = []  # whole entries of a batch that has not been seen to its end
 
-    def __iter__(self) -> Iterator[tuple[int, bytes, int, int, int, bytes]]:
+    def __iter__(self) -> Iterator[Scanned]:
         stop, seed, contiguous = self._stop, self._seed, self._seq is not None
         unpack, window, base = ENTRY.unpack_from, b"", self.end
         at, expected = self.end, self.last_seq + 1
-        batch: list[tuple[int, bytes, int, int, int, bytes]] = []
+        batch = self.unfinished
         while at < stop:
             here = at - base
             if here + MIN_ENTRY_SIZE > len(window):
@@ -176,7 +193,7 @@ class Scan:
             self.entries += 1 + len(batch)
             if batch:
                 yield from batch
-                batch = []
+                batch.clear()
             yield entry
         if batch:
             self.damage = "batch without its last entry"
@@ -206,6 +223,31 @@ def find_sync_mark(read: Read, start: int, stop: int, seed: int, above: int) -> 
         if len(window) <= overlap:
             break
         at += len(window) - overlap
+    return None
+
+
+def find_entry(read: Read, start: int, stop: int, seed: int, seqs: range) -> int | None:
+    """Return the offset of the next whole entry from ``start`` on whose seq lies in ``seqs``, None if there is none.
+
+    For what lies behind damage. A first byte is cheap to find, and the seq, eight bytes that must lie in a
+    small range, rejects all but a few places before their CRC, which may reach over a gigabyte, is taken.
+    """
+    at = start
+    while at < stop:
+        window = read(min(_WINDOW, stop - at), at)
+        for found in _FIRST_BYTES.finditer(window):
+            here = found.start()
+            if here + ENTRY_SIZE > len(window):
+                break
+            flags, key_size, value_size, seq, _ = ENTRY.unpack_from(window, here)
+            size = FIXED_SIZE[flags] + key_size + value_size + CRC_SIZE
+            if seq not in seqs or value_size > MAX_VALUE_SIZE or size > stop - at - here:
+                continue
+            if checksum(read(size, at + here), seed) == RESIDUE:
+                return at + here
+        if len(window) < _WINDOW:
+            break
+        at += len(window) - ENTRY_SIZE + 1
     return None
 
 
@@ -298,7 +340,8 @@ def save_hint(directory: Directory, header: SegmentHeader, summary: Summary) -> 
         finally:
             files.close(descriptor)
     except BytekvError:
-        files.unlink(path)
+        with suppress(BytekvError):
+            files.unlink(path)
         raise
 
 
@@ -352,7 +395,7 @@ class Writer:
         """Create a segment whose header and name are durable; `DiskFullError` leaves nothing behind."""
         path = directory.segment_path(header.segment_id)
         files = directory.files
-        descriptor = files.open(path, write=True, exclusive=True)
+        descriptor = open_new(files, path)
         writer = cls(descriptor, header, SEGMENT_HEADER_SIZE, limit, directory, mapped=mapped)
         try:
             files.write(descriptor, encode_segment_header(header), 0, path)
@@ -363,7 +406,8 @@ class Writer:
         except BaseException:
             # A failed posix_fallocate keeps what it got, perhaps the last free blocks of the disk.
             writer.close()
-            files.unlink(path)
+            with suppress(BytekvError):  # else it is a leftover; `open_new` removes it
+                files.unlink(path)
             raise
         return writer
 
@@ -405,7 +449,8 @@ class Writer:
         try:
             self._files.reserve(self._descriptor, target, self.path)
         except BytekvError:
-            self._files.truncate(self._descriptor, max(self._allocated, SEGMENT_HEADER_SIZE), self.path)
+            with suppress(BytekvError):  # the error that matters is the first
+                self._files.truncate(self._descriptor, max(self._allocated, SEGMENT_HEADER_SIZE), self.path)
             raise
         self.map = self._files.map(self._descriptor, target, self.path, write=True)
         self._allocated = target
@@ -431,7 +476,8 @@ class Writer:
         try:
             self._files.write(self._descriptor, piece, offset, self.path)
         except BytekvError:
-            self._files.truncate(self._descriptor, offset, self.path)
+            with suppress(BytekvError):  # what is left lies behind `end`, and the next append goes over it
+                self._files.truncate(self._descriptor, offset, self.path)
             raise
 
     def view(self) -> View:

@@ -20,7 +20,6 @@ from .codec import (
     ACTIVE,
     LOG,
     MAX_SEGMENTS,
-    OUTPUT,
     SEALED,
     SEGMENT_HEADER_SIZE,
     Entry,
@@ -266,7 +265,8 @@ class SegmentManager:
         self.changing = None
         if new is not None:
             new.close()
-            self.directory.files.unlink(new.path)
+            with suppress(BytekvError):  # else it is a leftover; `open_new` or the next open removes it
+                self.directory.files.unlink(new.path)
 
     @property
     def is_unsettled(self) -> bool:
@@ -286,10 +286,6 @@ class SegmentManager:
                 self._writer_changed(old, new)
             else:
                 self._writer_kept(new)
-
-    def new_output(self, segment_id: int, previous: tuple[int, int]) -> SegmentHeader:
-        """Return the header of a compaction's output."""
-        return header_for(self.directory, self.manifest.store_uuid, segment_id, OUTPUT, previous)
 
     def reserve_ids(self, count: int) -> int:
         """Set ``count`` segment ids aside and return the first; they are never used again, published or not."""

@@ -71,7 +71,7 @@ from .recovery import Recovery
 from .segment_manager import SegmentManager
 from .worker import Worker
 
-__all__ = ["Entry", "SegmentStats", "Stats", "Store", "open"]
+__all__ = ["Entry", "SegmentStats", "Stats", "Store", "open", "repair"]
 
 logger = logging.getLogger("bytekv")
 
@@ -286,15 +286,15 @@ class Store(MutableMapping[bytes, bytes]):
             if flag == "w":
                 directory.find()
             else:
-                directory.find_or_make()
+                directory.find_or_make(lost_manifest_allowed=options.recover == "salvage")
             directory.acquire()
         try:
             if flag == "r":
                 self._recover_beside_writer()
             else:
-                if flag == "n" or (flag == "c" and directory.find_or_make()):
+                if flag == "n" or (flag == "c" and directory.find_or_make(lost_manifest_allowed=True)):
                     directory.create(_fresh_manifest(directory, files))
-                self._recover(directory.load(for_writing=True))
+                self._recover_or_salvage()
         except BaseException:
             directory.release()
             raise
@@ -303,6 +303,17 @@ class Store(MutableMapping[bytes, bytes]):
         logger.info("opened %s: %s", path, self.recovery)
         if flag != "r" and (self.recovery.hints_missing or (self._may_compact and self._victims())):
             self._worker.wake()
+
+    def _recover_or_salvage(self) -> None:
+        try:
+            self._recover(self._directory.load(for_writing=True))
+        except CorruptionError as error:
+            if self._options.recover != "salvage":
+                raise
+            logger.warning("%s is damaged and will be salvaged: %s", self._path, error)
+            report = check.salvage(self._directory, self._options.segment_size_bytes)
+            self._recover(self._directory.load(for_writing=True))
+            self.recovery.salvaged = report
 
     def _recover(self, manifest: Manifest) -> None:
         files, options = self._files, self._options
@@ -880,7 +891,7 @@ class Store(MutableMapping[bytes, bytes]):
         """
         self._check_open()
         if not self._readonly:
-            self._commit.make_durable(self._commit.seq)
+            self._commit.sync()
 
     def compact(self, *, progress: Callable[[Progress], object] | None = None) -> Compaction:
         """Rewrite what lives and give everything else back to the file system, now.
@@ -1186,6 +1197,32 @@ def _forked() -> None:
         if store is not None:
             store._after_fork()
     _open_stores.clear()
+
+
+def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], object] | None = None) -> check.Report:
+    """Make a damaged store usable again, keeping every undamaged entry; return what was lost.
+
+    Nothing is thrown away: damaged segments are kept in quarantine/. A lost manifest is rebuilt from
+    the segments. ``progress`` is called after each segment. A store without damage is left as it is.
+
+    Raises `StoreLockedError` while a writer has it, `UnsupportedFormatError`, `DiskFullError` (the
+    replacements need room beside the originals); the store is as before then. Durability: the repaired
+    store is durable on return. Complexity: O(bytes), about 1 µs an entry.
+
+    >>> import bytekv, tempfile
+    >>> path = tempfile.mkdtemp()
+    >>> with bytekv.open(path) as db:
+    ...     db["a"] = "1"
+    >>> bytekv.repair(path).ok
+    True
+    """
+    directory = Directory(os.path.abspath(os.fsdecode(path)), Files())
+    directory.find(lost_manifest_allowed=True)
+    directory.acquire()
+    try:
+        return check.salvage(directory, Options().segment_size_bytes, progress)
+    finally:
+        directory.release()
 
 
 atexit.register(_close_all)
