@@ -21,7 +21,7 @@ Order, and what a crash in between leaves:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -279,6 +279,15 @@ class Compactor:
         self._limit = options.segment_size_bytes
         self._job: _Job | None = None
 
+    @contextmanager
+    def _failed_sync_poisons(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreFailedError as error:
+            with self._committer.lock:
+                self._committer.fail(error)
+            raise
+
     def run(self, victims: list[int], pause: Pause, advance: Callable[[int], None]) -> Compaction:
         """Replace one run of victims; ``advance`` is told the bytes read, ``pause`` is called between slices.
 
@@ -286,7 +295,13 @@ class Compactor:
         copies; nothing has changed then. Durability: the outputs are durable before a victim goes.
         Complexity: reads every victim once, about 2 µs an entry.
         """
-        self.finish(pause)
+        with self._failed_sync_poisons():
+            self._finish(pause)
+            result = self._run(victims, pause, advance)
+            self._finish(pause)
+        return result
+
+    def _run(self, victims: list[int], pause: Pause, advance: Callable[[int], None]) -> Compaction:
         committer, segments = self._committer, self._segments
         with committer.lock:
             committer.enter()
@@ -326,16 +341,14 @@ class Compactor:
             try:
                 segments.replace_run(victims, new_rows)
                 self._keydir.tombstones.update(job.tombstones)
-            except StoreFailedError as error:
+            except StoreFailedError:
                 self._job = None
-                committer.fail(error)
                 raise  # which manifest survives is open: both sets of files stay
             except BytekvError:
                 self._job = None
                 for output in outputs:
                     output.discard()
                 raise
-        self.finish(pause)
         return Compaction(
             len(rows), len(new_rows), sum(row.length for row in rows), sum(row.length for row in new_rows)
         )
@@ -416,6 +429,11 @@ class Compactor:
         return outputs[-1]
 
     def finish(self, pause: Pause) -> None:
+        """Carry an interrupted compaction to its end, if there is one."""
+        with self._failed_sync_poisons():
+            self._finish(pause)
+
+    def _finish(self, pause: Pause) -> None:
         """Point the keydir at the copies and retire the victims of a published compaction.
 
         Interrupted, it goes on at the next call: until then both places are readable.

@@ -28,6 +28,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeVar, overload
@@ -56,13 +57,13 @@ from .errors import (
     BytekvError,
     ConflictError,
     CorruptionError,
-    DiskFullError,
     ForkedStoreError,
     LimitError,
     ReadOnlyError,
     ReentryError,
     StoreClosedError,
     StoreFailedError,
+    StoreIOError,
 )
 from .files import Files
 from .keydir import Keydir
@@ -916,6 +917,7 @@ class Store(MutableMapping[bytes, bytes]):
                 progress(Progress(done, total))
 
         with self._compacting:
+            self._compactor.finish(self._files.yield_cpu)
             before = self._segments.lengths()
             with commit.lock:
                 active = self._segments.writer
@@ -986,24 +988,23 @@ class Store(MutableMapping[bytes, bytes]):
 
     def _work(self) -> float | None:
         """Sync when it is time, build hints, compact; return the seconds until it is time again."""
-        self._sync_if_due()
         try:
-            while self._build_a_hint() or self._compact_a_run():
-                pass
-        except _StopWork:
-            return None
-        except CorruptionError as error:
-            # Reported, not repeated: the damage stays until someone looks at it.
-            self._compaction_error = str(error)
-            self._may_compact = False
-            logger.error("compaction stopped, nothing was changed: %s", error)
-        except DiskFullError as error:
-            self._compaction_error = str(error)
-            logger.warning("compaction put off until the next segment is full: %s", error)
-        except (StoreFailedError, StoreClosedError):
-            return None
-        self._commit.flush_notes()
-        return self._sync_if_due()
+            self._sync_if_due()
+            try:
+                while self._build_a_hint() or self._compact_a_run():
+                    self._compaction_error = None
+            except CorruptionError as error:
+                # Reported, not repeated: the damage stays until someone looks at it.
+                self._compaction_error = str(error)
+                self._may_compact = False
+                logger.error("compaction stopped, nothing was changed: %s", error)
+            except StoreIOError as error:
+                self._compaction_error = str(error)
+                logger.warning("compaction put off until the next segment is full: %s", error)
+            self._commit.flush_notes()
+            return self._sync_if_due()
+        except (_StopWork, StoreFailedError, StoreClosedError):
+            return None  # a failed sync is known to every writer already
 
     def _build_a_hint(self) -> bool:
         with self._compacting:  # so that no segment is retired meanwhile
@@ -1017,6 +1018,7 @@ class Store(MutableMapping[bytes, bytes]):
         if not self._may_compact:
             return False
         with self._compacting:
+            self._compactor.finish(self._pause)
             victims = self._victims()
             if victims:
                 self._compactor.run(victims, self._pause, lambda _: None)
@@ -1104,9 +1106,10 @@ class Store(MutableMapping[bytes, bytes]):
         try:
             if not self._readonly and commit.refusal is None:  # else an interrupted close() has been here
                 commit.close()
-                for row in self._segments.manifest.segments:
-                    if recovery.needs_hint(self._segments, row):
-                        recovery.build_hint(self._segments, row, lambda: None)
+                with suppress(BytekvError):  # only hints
+                    for row in self._segments.manifest.segments:
+                        if recovery.needs_hint(self._segments, row):
+                            recovery.build_hint(self._segments, row, lambda: None)
         finally:
             refuse = lambda: StoreClosedError(f"{path}: this store was closed")  # noqa: E731
             commit.refusal = refuse
