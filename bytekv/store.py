@@ -63,7 +63,6 @@ from .errors import (
     ReentryError,
     StoreClosedError,
     StoreFailedError,
-    StoreIOError,
 )
 from .files import Files
 from .keydir import Keydir
@@ -998,7 +997,9 @@ class Store(MutableMapping[bytes, bytes]):
                 self._compaction_error = str(error)
                 self._may_compact = False
                 logger.error("compaction stopped, nothing was changed: %s", error)
-            except StoreIOError as error:
+            except (StoreFailedError, StoreClosedError):
+                raise
+            except BytekvError as error:
                 self._compaction_error = str(error)
                 logger.warning("compaction put off until the next segment is full: %s", error)
             self._commit.flush_notes()
