@@ -30,7 +30,9 @@ from .errors import (
 )
 from .options import Options
 from .recovery import Recovery
+from .snapshot import Snapshot
 from .store import Entry, SegmentStats, Stats, Store, open, repair
+from .transaction import Transaction
 
 __version__ = "0.1.0"
 
@@ -54,6 +56,7 @@ __all__ = [
     "ReentryError",
     "Report",
     "SegmentStats",
+    "Snapshot",
     "Stats",
     "Store",
     "StoreClosedError",
@@ -61,6 +64,7 @@ __all__ = [
     "StoreIOError",
     "StoreLockedError",
     "StoreNotFoundError",
+    "Transaction",
     "UnsupportedFormatError",
     "open",
     "repair",

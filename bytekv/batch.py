@@ -9,10 +9,9 @@ from collections.abc import Callable
 from types import TracebackType
 
 from .errors import BytekvError
+from .mapping import Bytes, key_of, value_of
 
 __all__ = ["Batch"]
-
-Bytes = bytes | bytearray | memoryview | str
 
 
 class Batch:
@@ -29,15 +28,8 @@ class Batch:
     {b'from': b'90', b'to': b'110'}
     """
 
-    def __init__(
-        self,
-        commit: Callable[[dict[bytes, tuple[bytes, float | None] | None]], int | None],
-        key_of: Callable[[Bytes], bytes],
-        value_of: Callable[[Bytes], bytes],
-    ) -> None:
+    def __init__(self, commit: Callable[[dict[bytes, tuple[bytes, float | None] | None]], int | None]) -> None:
         self._commit = commit
-        self._key_of = key_of
-        self._value_of = value_of
         self._writes: dict[bytes, tuple[bytes, float | None] | None] = {}
         self._done = False
         #: seq of the last operation once committed; None before, or if there was nothing to do.
@@ -46,14 +38,14 @@ class Batch:
     def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None) -> None:
         """Store ``value`` under ``key`` when the batch is committed; ``ttl`` in seconds from then on."""
         self._check_open()
-        key, value = self._key_of(key), self._value_of(value)
+        key, value = key_of(key), value_of(value)
         self._writes.pop(key, None)  # so that it takes its place at the end
         self._writes[key] = value, ttl
 
     def delete(self, key: Bytes) -> None:
         """Delete ``key`` when the batch is committed; no error if it is not there then."""
         self._check_open()
-        key = self._key_of(key)
+        key = key_of(key)
         self._writes.pop(key, None)
         self._writes[key] = None
 

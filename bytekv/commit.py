@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -93,6 +94,9 @@ class Committer:
         "_always",
         "_clock_ns",
         "_files",
+        "_gate",
+        "_gate_owner",
+        "_gate_thread",
         "_interval_s",
         "_leading",
         "_lock_is_owned",
@@ -126,6 +130,7 @@ class Committer:
         self.sync_lock: Any = threading.RLock()
         self._lock_is_owned = _owned(self.lock)
         self._sync_lock_is_owned = _owned(self.sync_lock)
+        self._gate = threading.Condition(self.lock)
         self._files = segments.directory.files
         self._clock_ns = self._files.clock_ns
         self._mode = options.sync
@@ -148,6 +153,8 @@ class Committer:
         self._queue: deque[_Pending] = deque()  # appended, not yet durable and therefore not yet visible
         self._overlay: dict[bytes, tuple[int, int | None]] = {}  # key -> (seq, location) of what waits in _queue
         self._overlay_clears = 0  # seq of the newest clear that waits
+        self._gate_owner: weakref.ref[Any] | None = None  # the transaction that keeps other writers out
+        self._gate_thread = 0
         self._uncounted = False  # a call was interrupted between a location and the count of dead bytes
         self._leading = False  # a thread is syncing for all
         self._waiting: list[tuple[int, threading.Lock]] = []  # who waits for which seq, at which gate
@@ -187,7 +194,7 @@ class Committer:
                         keydir = self.keydir
                         locations = keydir.locations
                         old = locations.get(key)
-                        if keydir.expires or keydir.expired or (old is not None and not old & 8191):
+                        if keydir.expires or keydir.expired or keydir.views or (old is not None and not old & 8191):
                             keydir.put(key, location, 0, self._size_of(keydir.newest(key)))
                         elif old is None:
                             if keydir.changed is not None:
@@ -212,15 +219,18 @@ class Committer:
         """Carry out operations as one atomic change; return the seq of the last."""
         return self.change(lambda: operations)
 
-    def change(self, decide: Callable[[], Sequence[Operation]]) -> int:
+    def change(self, decide: Callable[[], Sequence[Operation]], gate_owner: object = None) -> int:
         """Ask what is to be done, under the lock, and do it as one atomic change; return the last seq.
 
         What ``decide`` answers may depend on an entry that is not durable yet, so with ``sync="always"``
-        even a change that changes nothing waits for that.
+        even a change that changes nothing waits for that. ``gate_owner`` passes the gate that it has shut
+        and leaves it open.
         """
         self.check_reentry()
         try:
             with self.lock:
+                if gate_owner is not None:
+                    self._check_gate(gate_owner)
                 self.enter()
                 operations = decide()
                 if operations:
@@ -242,7 +252,14 @@ class Committer:
             raise ReentryError("a signal handler or a finaliser called a store in the middle of its own thread's write")
 
     def enter(self) -> None:
-        """Check that writing is possible and finish what was interrupted; the first thing under the lock."""
+        """Check that writing is possible and wait for a turn; the first thing a change does under the lock."""
+        self.ready()
+        if self._gate_owner is not None:
+            self._wait_at_gate()
+        self.pending = _ENTERED
+
+    def ready(self) -> None:
+        """Check that the store is usable and finish what was interrupted. Under the lock."""
         if self.refusal is not None:
             raise self.refusal()
         if self.segments.is_unsettled and self.failure is None:
@@ -251,7 +268,44 @@ class Committer:
             self._roll_forward()
         if self.failure is not None:
             self._refuse_after_failure()
-        self.pending = _ENTERED
+
+    # --- the gate: one transaction at a time keeps the other writers out ------------------------
+
+    def shut_gate(self, owner: object) -> None:
+        """Let no other writer in until `open_gate`, or until ``owner`` is gone; wait for a turn."""
+        self.check_reentry()
+        with self.lock:
+            self.enter()
+            self._gate_owner, self._gate_thread = weakref.ref(owner), threading.get_ident()
+            if self.segments.writer is not None:
+                self.segments.writer.fast_end = 0  # so that a put goes the long way, which ends at the gate
+            self.leave()
+        if self._queue:
+            self.make_durable(self.seq)  # what is not durable is not visible, and the owner reads as all do
+
+    def open_gate(self, owner: object) -> None:
+        """Let the other writers in again; nothing if ``owner`` does not hold the gate."""
+        with self.lock:
+            if self._gate_owner is not None and self._gate_owner() is owner:
+                self._gate_owner = None
+                self._gate.notify_all()
+
+    def _check_gate(self, owner: object) -> None:
+        if self._gate_owner is None or self._gate_owner() is not owner:
+            raise BytekvError("this transaction has lost its place; nothing was written")
+        self._gate_owner = None  # the caller holds the lock, so nobody can come in between
+        self._gate.notify_all()
+
+    def _wait_at_gate(self) -> None:
+        while self._gate_owner is not None:
+            if self._gate_owner() is None:
+                self._gate_owner = None  # dropped without an end: rolled back
+            elif self._gate_thread == threading.get_ident():
+                raise ReentryError("this thread has a transaction open; write to the transaction, not to the store")
+            else:
+                self.pending = None
+                self._gate.wait(timeout=1.0)
+                self.ready()
 
     def _refuse_after_failure(self) -> NoReturn:
         raise StoreFailedError(
@@ -275,6 +329,8 @@ class Committer:
         if self._lock_is_owned() or self._sync_lock_is_owned():
             return  # within this thread's own write, or in the handler that interrupts it
         with self.lock:
+            if not self.interrupted:
+                return  # a batch was being shown, and has been
             if self.pending is not None:
                 self._roll_forward()
             self.interrupted = False
@@ -366,6 +422,8 @@ class Committer:
         """Point the keydir at a change, so that readers see it."""
         keydir = self.keydir
         uncounted, self._uncounted = self._uncounted, True
+        # Readers take no lock, yet must not see half of a batch: while this is set they come and wait.
+        unsettled, self.interrupted = self.interrupted, len(change.effects) > 1 or self.interrupted
         keydir.tombstones[change.writer.header.segment_id] = change.tombstones
         if self._mode == "interval" and self.dirty_since is None:
             self.dirty_since = self._files.monotonic()
@@ -377,6 +435,7 @@ class Committer:
                 keydir.remove(key, self._size_of(keydir.newest(key)))
             else:
                 keydir.put(key, location, expires_ms, self._size_of(keydir.newest(key)))
+        self.interrupted = unsettled
         self._uncounted = uncounted
         if uncounted and not self._always:
             self._recount()
@@ -459,7 +518,7 @@ class Committer:
         """Seal the active segment, for a compaction of everything; the next write begins a new one."""
         self.check_reentry()
         with self.lock:
-            self.enter()
+            self.ready()
             if self.segments.writer is not None:
                 try:
                     self.segments.seal(self.seq)
@@ -467,7 +526,6 @@ class Committer:
                     self.fail(error)
                     raise
                 self._became_durable(self.seq)
-            self.leave()
 
     # --- durability ----------------------------------------------------------------------------
 
@@ -493,8 +551,7 @@ class Committer:
         """Make everything appended so far durable; `StoreFailedError` also if an earlier sync failed."""
         self.check_reentry()
         with self.lock:
-            self.enter()
-            self.leave()
+            self.ready()
             seq = self.seq
         self.make_durable(seq)
 
@@ -528,8 +585,7 @@ class Committer:
             with self.sync_lock:
                 with self.lock:
                     self._leading = True
-                    self.enter()
-                    self.leave()
+                    self.ready()
                     writer, target, began = self.segments.writer, self.seq, self._files.monotonic()
                 if target > self.durable_seq:
                     if writer is not None:

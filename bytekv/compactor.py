@@ -304,8 +304,7 @@ class Compactor:
     def _run(self, victims: list[int], pause: Pause, advance: Callable[[int], None]) -> Compaction:
         committer, segments = self._committer, self._segments
         with committer.lock:
-            committer.enter()
-            committer.leave()
+            committer.ready()
             self._keydir.purge(self._files.now_ms())
             all_rows = list(segments.manifest.segments)
         first = next(number for number, row in enumerate(all_rows) if row.segment_id == victims[0])
@@ -334,8 +333,7 @@ class Compactor:
         job.hinted = {output.header.segment_id: output.end for output in outputs}
         committer.check_reentry()
         with committer.lock:
-            committer.enter()
-            committer.leave()
+            committer.ready()
             self._job = job
             job.recounts = self._keydir.recounts
             try:
@@ -444,8 +442,7 @@ class Compactor:
         committer, keydir = self._committer, self._keydir
         committer.check_reentry()
         with committer.lock:
-            committer.enter()
-            committer.leave()
+            committer.ready()
             listed = {row.segment_id for row in self._segments.manifest.segments}
             if not listed.isdisjoint(job.victims):
                 self._job = None  # interrupted before the manifest: it has not happened
@@ -471,7 +468,8 @@ class Compactor:
             keydir.drop_segments(job.victims)
             if keydir.recounts != job.recounts:
                 committer.count_again()  # somebody counted while half of the keys had been moved
-            self._segments.unlink(job.victims)
+            self._segments.retire(job.victims, keydir.views)
+            self._segments.release(keydir.views)
             self._segments.hinted.update(job.hinted)
             self._job = None
         self._segments.directory.sync()

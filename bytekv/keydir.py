@@ -15,13 +15,17 @@ Everything here but `locations` is derived and can be rebuilt from it.
 from __future__ import annotations
 
 import heapq
+import itertools
+import weakref
 from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Final
 
 from sortedcontainers import SortedList
 
 from .codec import SEGMENT_SHIFT, SIZE_MASK, Summary
 
-__all__ = ["Keydir"]
+__all__ = ["Keydir", "View"]
 
 SizeOf = Callable[[int], int]
 
@@ -29,10 +33,74 @@ SizeOf = Callable[[int], int]
 _RESORT = 0.1
 
 
+_UNCHANGED: Final = object()
+
+
+class View:
+    """The keydir as it was at one moment.
+
+    Nothing is copied: whoever changes a key first notes in `undo` of every open view what the key was. A
+    reader looks into `locations` first and into `undo` second; a writer fills `undo` first and changes
+    `locations` second; so nobody needs a lock. Memory: in proportion to what is written while it is open.
+    """
+
+    __slots__ = ("__weakref__", "_keydir", "_vanished", "count", "number", "seq", "undo")
+
+    def __init__(self, keydir: Keydir, number: int, seq: int) -> None:
+        self._keydir = keydir
+        self.number = number
+        self.seq = seq
+        self.count = len(keydir.locations)
+        self.undo: dict[bytes, tuple[int, int] | None] = {}  # key -> (location, expires_ms); None: was not there
+        self._vanished: SortedList = SortedList()  # keys in undo that were there
+
+    def note(self, key: bytes, location: int | None, expires_ms: int) -> None:
+        """Remember what a key was, unless it has changed before. Under the lock."""
+        if key not in self.undo:
+            if location is None:
+                self.undo[key] = None
+            else:
+                self._vanished.add(key)
+                self.undo[key] = location, expires_ms
+
+    def locate(self, key: bytes, now_ms: int) -> int | None:
+        """Return where the key's entry was, None if it was not there or has expired since. Without the lock."""
+        location = self._keydir.locate(key, now_ms)
+        found: Any = self.undo.get(key, _UNCHANGED)
+        if found is _UNCHANGED:
+            return location
+        if found is None or 0 < found[1] <= now_ms:
+            return None
+        return found[0]  # type: ignore[no-any-return]
+
+    def select(
+        self,
+        start: bytes | None,
+        stop: bytes | None,
+        include_start: bool,
+        include_stop: bool,
+        reverse: bool,
+        count: int,
+    ) -> list[bytes]:
+        """Return the first ``count`` keys of a range that may have been there; `locate` knows. Under the lock."""
+        keys = self._keydir.select(start, stop, include_start, include_stop, reverse, count)
+        if self._vanished:
+            gone = islice(self._vanished.irange(start, stop, (include_start, include_stop), reverse), count)
+            keys = sorted({*keys, *gone}, reverse=reverse)[:count]
+        return keys
+
+    def __len__(self) -> int:
+        now_ms = self._keydir.now_ms()
+        return self.count - sum(1 for found in self.undo.values() if found and 0 < found[1] <= now_ms)
+
+
 class Keydir:
     """Map keys to locations, in key order, and keep count of dead bytes per segment."""
 
-    def __init__(self, grace_ms: int = 0) -> None:
+    def __init__(self, grace_ms: int = 0, now_ms: Callable[[], int] = lambda: 0) -> None:
+        self.now_ms = now_ms
+        self.views: dict[int, weakref.ref[View]] = {}
+        self._view_numbers = itertools.count(1)
         self.locations: dict[bytes, int] = {}
         self.expires: dict[bytes, int] = {}  # ms; every key in locations or expired whose entry has an expiry
         self.expired: dict[bytes, int] = {}  # key -> location of those that were seen to be past it
@@ -55,6 +123,8 @@ class Keydir:
         Repeating the call with the same location changes nothing.
         """
         old = self.locations.get(key)
+        if self.views and old != location:
+            self._note(key)
         if old is None:
             old = self.expired.pop(key, None)
             if self.changed is not None:
@@ -73,6 +143,8 @@ class Keydir:
 
     def remove(self, key: bytes, old_size: int) -> None:
         """Forget a key, live or expired; its entry is dead from now on."""
+        if self.views:
+            self._note(key)
         old = self.locations.pop(key, None)
         if old is None:
             old = self.expired.pop(key, None)
@@ -99,6 +171,9 @@ class Keydir:
 
     def clear(self) -> None:
         """Forget every key; `recount` is due afterwards."""
+        if self.views:
+            for key in self.locations:
+                self._note(key)
         self.locations.clear()
         self.expires.clear()
         self.expired.clear()
@@ -119,6 +194,28 @@ class Keydir:
         location = self.locations.get(key)
         return self.expired.get(key) if location is None else location
 
+    # --- moments -------------------------------------------------------------------------------
+
+    def open_view(self, seq: int) -> View:
+        """Return the keydir as of now. Under the lock. Complexity: O(1), plus O(log n) a key expired since."""
+        self.purge(self.now_ms())
+        view = View(self, next(self._view_numbers), seq)
+        views, number = self.views, view.number
+        views[number] = weakref.ref(view, lambda _: views.pop(number, None))  # one that leaks closes itself
+        return view
+
+    def close_view(self, view: View) -> None:
+        """Stop keeping a view up; it is not to be used any more. Without the lock."""
+        self.views.pop(view.number, None)
+
+    def _open_views(self) -> list[View]:
+        return [view for reference in list(self.views.values()) if (view := reference()) is not None]
+
+    def _note(self, key: bytes) -> None:
+        location = self.locations.get(key)
+        for view in self._open_views():
+            view.note(key, location, self.expires.get(key, 0) if location is not None else 0)
+
     # --- time ----------------------------------------------------------------------------------
 
     def is_due(self, now_ms: int) -> bool:
@@ -133,6 +230,8 @@ class Keydir:
             if self.expires.get(key) == when and location is not None:  # else overwritten or deleted since
                 if self.changed is not None:
                     self.changed.add(key)
+                for view in self._open_views():
+                    view.count -= key not in view.undo
                 # In this order: a compaction, which looks without the lock, must find it in one of the two.
                 self.expired[key] = location
                 del self.locations[key]

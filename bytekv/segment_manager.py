@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -49,6 +49,7 @@ class SegmentManager:
         self.writer: Writer | None = None
         self.readers: dict[int, tuple[View, int]] = {}
         self.retiring: dict[int, SegmentRow] = {}
+        self._pinned: list[tuple[list[int], set[int]]] = []  # retired segments, the views that may need them
         self.hinted: dict[int, int] = {}  # segment -> how many of its bytes a hint file speaks for, or was tried to
         self.publishing: Manifest | None = None  # set while a manifest is being replaced
         self.changing: tuple[Writer | None, Writer | None] | None = None  # (old, new) likewise
@@ -300,11 +301,28 @@ class SegmentManager:
         first = next(number for number, row in enumerate(rows) if row.segment_id == victims[0])
         if [row.segment_id for row in rows[first : first + len(victims)]] != victims:
             raise CorruptionError(self.directory.manifest_path, 0, f"segments {victims} are no contiguous run")
-        retiring = {row.segment_id: row for row in rows[first : first + len(victims)]}
-        self.retiring = retiring  # until the keydir no longer points at them, readers may still ask for them
+        # Until neither the keydir nor an open view points at them, readers may still ask for them.
+        self.retiring.update({row.segment_id: row for row in rows[first : first + len(victims)]})
         self.publish([*rows[:first], *outputs, *rows[first + len(victims) :]])
 
-    def unlink(self, victims: list[int]) -> None:
+    def retire(self, victims: list[int], views: Iterable[int]) -> None:
+        """Remove the files of victims once every view that was open when they were replaced is closed."""
+        self._pinned.append((victims, set(views)))
+
+    def release(self, open_views: Container[int]) -> None:
+        """Remove the files that no open view can need any more."""
+        for item in list(self._pinned):
+            victims, views = item
+            if not any(view in open_views for view in views):
+                self._unlink(victims)
+                self._pinned.remove(item)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Return how many bytes of retired segments wait for a view to be closed."""
+        return sum(self.retiring[victim].length for victims, _ in self._pinned for victim in victims)
+
+    def _unlink(self, victims: list[int]) -> None:
         """Remove retired segments, oldest first, so that no put outlives the tombstone that deleted it."""
         for segment_id in victims:
             self.retiring.pop(segment_id, None)

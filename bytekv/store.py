@@ -12,21 +12,17 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import os
 import re
 import threading
 import weakref
 from collections.abc import (
     Callable,
-    ItemsView,
     Iterable,
     Iterator,
-    KeysView,
     Mapping,
     MutableMapping,
     Sequence,
-    ValuesView,
 )
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,16 +30,14 @@ from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeVar, overload
 
 from . import check, compactor, recovery
-from .batch import Batch, Bytes
+from .batch import Batch
 from .codec import (
     CLEAR,
-    MAX_EXPIRES_MS,
     PREFIX,
     PUT,
     RESIDUE,
     TOMBSTONE,
     Manifest,
-    check_sizes,
     checksum,
     decode_entry,
 )
@@ -65,10 +59,13 @@ from .errors import (
     StoreFailedError,
 )
 from .files import Files
-from .keydir import Keydir
+from .keydir import Keydir, View
+from .mapping import Bytes, OrderedMapping, Range, key_of, to_bytes, ttl_to_ms, value_of
 from .options import Options
 from .recovery import Recovery
 from .segment_manager import SegmentManager
+from .snapshot import Snapshot
+from .transaction import Transaction, Writes
 from .worker import Worker
 
 __all__ = ["Entry", "SegmentStats", "Stats", "Store", "open", "repair"]
@@ -116,6 +113,8 @@ class Stats:
     open_segments: int
     compactions: int
     compaction_error: str | None
+    open_views: int
+    pinned_bytes: int
     segments: tuple[SegmentStats, ...]
 
 
@@ -136,122 +135,10 @@ class _StopWork(Exception):
     """End background work because the store is being closed."""
 
 
-# --- conversions -------------------------------------------------------------------------------
-
-
-def _to_bytes(what: str, given: object) -> bytes:
-    if type(given) is bytes:
-        return given
-    if isinstance(given, str):
-        return given.encode()
-    try:
-        return bytes(memoryview(given))  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"a {what} must be bytes-like or str, not {type(given).__name__}") from None
-
-
-def _key_of(key: Bytes) -> bytes:
-    """Return a key to write under, checked."""
-    if type(key) is not bytes:
-        key = _to_bytes("key", key)
-    check_sizes(key)
-    return key
-
-
-def _value_of(value: Bytes) -> bytes:
-    if type(value) is not bytes:
-        value = _to_bytes("value", value)
-    check_sizes(b"", value)
-    return value
-
-
-def _ttl_ms(ttl: float) -> int:
-    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
-        raise TypeError(f"a ttl must be a number of seconds, not {type(ttl).__name__}")
-    if not 0 < ttl < MAX_EXPIRES_MS / 2000:  # NaN fails, too
-        raise LimitError(f"a ttl must be more than 0 seconds and finite, not {ttl}")
-    return math.ceil(ttl * 1000)
-
-
-def _successor(prefix: bytes) -> bytes | None:
-    """Return the smallest key above all that begin with ``prefix``; None if there is none."""
-    stem = prefix.rstrip(b"\xff")
-    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
-
-
-class _Range(NamedTuple):
-    """A range of keys."""
-
-    start: bytes | None
-    stop: bytes | None
-    include_start: bool
-    include_stop: bool
-    reverse: bool
-
-    @property
-    def is_empty(self) -> bool:
-        if self.start is None or self.stop is None:
-            return False
-        return self.start > self.stop or (self.start == self.stop and not (self.include_start and self.include_stop))
-
-    def after(self, key: bytes) -> _Range:
-        """Return what is left once ``key`` has been passed."""
-        if self.reverse:
-            return self._replace(stop=key, include_stop=False)
-        return self._replace(start=key, include_start=False)
-
-
-def _range(
-    prefix: Bytes,
-    start: Bytes | None,
-    stop: Bytes | None,
-    include_start: bool,
-    include_stop: bool,
-    reverse: bool,
-) -> _Range:
-    low = None if start is None else _to_bytes("start", start)
-    high = None if stop is None else _to_bytes("stop", stop)
-    first = _to_bytes("prefix", prefix)
-    if first:
-        if low is None or low < first:
-            low, include_start = first, True
-        end = _successor(first)
-        if end is not None and (high is None or high >= end):
-            high, include_stop = end, False
-    return _Range(low, high, include_start, include_stop, reverse)
-
-
-# --- the views of a mapping, which also go backwards -------------------------------------------
-
-
-class _Keys(KeysView[bytes]):
-    def __reversed__(self) -> Iterator[bytes]:
-        return reversed(self._mapping)  # type: ignore[attr-defined]
-
-
-class _Items(ItemsView[bytes, bytes]):
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        return self._mapping.scan()  # type: ignore[attr-defined,no-any-return]
-
-    def __reversed__(self) -> Iterator[tuple[bytes, bytes]]:
-        return self._mapping.scan(reverse=True)  # type: ignore[attr-defined,no-any-return]
-
-
-class _Values(ValuesView[bytes]):
-    def __iter__(self) -> Iterator[bytes]:
-        return (value for _, value in self._mapping.scan())  # type: ignore[attr-defined]
-
-    def __contains__(self, value: object) -> bool:
-        return any(value == found for found in self)  # the inherited one asks for keys that may be gone by then
-
-    def __reversed__(self) -> Iterator[bytes]:
-        return (value for _, value in self._mapping.scan(reverse=True))  # type: ignore[attr-defined]
-
-
 # --- the store ---------------------------------------------------------------------------------
 
 
-class Store(MutableMapping[bytes, bytes]):
+class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     """A persistent mapping of bytes to bytes, in key order; made by `bytekv.open`.
 
     Keys and values may be bytes-like or str (stored as UTF-8); what comes back is always bytes. All
@@ -318,7 +205,7 @@ class Store(MutableMapping[bytes, bytes]):
     def _recover(self, manifest: Manifest) -> None:
         files, options = self._files, self._options
         mapped = options.io == "mmap" or (options.io == "auto" and files.maps_safely(self._path))
-        keydir = Keydir(round(options.expiry_grace_s * 1000))
+        keydir = Keydir(round(options.expiry_grace_s * 1000), files.now_ms)
         segments = SegmentManager(self._directory, manifest, options, mapped=mapped)
         try:
             #: What opening found and did.
@@ -416,7 +303,7 @@ class Store(MutableMapping[bytes, bytes]):
         where the store is mapped.
         """
         if type(key) is not bytes:
-            key = _to_bytes("key", key)
+            key = to_bytes("key", key)
         value = self._value(key)
         if value is None:
             raise KeyError(key)
@@ -429,14 +316,14 @@ class Store(MutableMapping[bytes, bytes]):
     def get(self, key: Bytes, default: object = None) -> object:
         """Return the value of ``key``, ``default`` if there is none. Complexity: O(1)."""
         if type(key) is not bytes:
-            key = _to_bytes("key", key)
+            key = to_bytes("key", key)
         value = self._value(key)
         return default if value is None else value
 
     def __contains__(self, key: object) -> bool:
         """Tell whether ``key`` exists and has not expired; reads no file. Complexity: O(1)."""
         if type(key) is not bytes:
-            key = _to_bytes("key", key)
+            key = to_bytes("key", key)
         if self._commit.interrupted:
             self._commit.settle_for_reader()
         if self._locations.get(key) is None:
@@ -464,7 +351,7 @@ class Store(MutableMapping[bytes, bytes]):
         ...     db.entry("a").seq == seq
         True
         """
-        key = _to_bytes("key", key)
+        key = to_bytes("key", key)
         self._check_open()
         if self._commit.interrupted:
             self._commit.settle_for_reader()
@@ -476,7 +363,7 @@ class Store(MutableMapping[bytes, bytes]):
 
     def ttl(self, key: Bytes) -> float | None:
         """Return the seconds that ``key`` has left, None if it does not expire; `KeyError` if it does not exist."""
-        key = _to_bytes("key", key)
+        key = to_bytes("key", key)
         if key not in self:
             raise KeyError(key)
         expires_ms = self._keydir.expires.get(key)
@@ -494,7 +381,7 @@ class Store(MutableMapping[bytes, bytes]):
         found: dict[bytes, bytes] = {}
         for key in keys:
             if type(key) is not bytes:
-                key = _to_bytes("key", key)
+                key = to_bytes("key", key)
             value = self._value(key)
             if value is not None:
                 found[key] = value
@@ -506,7 +393,7 @@ class Store(MutableMapping[bytes, bytes]):
         The whole entry is checked, but only the part asked for is copied where the store is mapped.
         Complexity: O(size of the value) for the check, at memory speed.
         """
-        key = _to_bytes("key", key)
+        key = to_bytes("key", key)
         if offset < 0 or (length is not None and length < 0):
             raise LimitError(f"offset and length must not be negative: {offset}, {length}")
         value = self._value(key)
@@ -514,92 +401,50 @@ class Store(MutableMapping[bytes, bytes]):
             raise KeyError(key)
         return value[offset:] if length is None else value[offset : offset + length]
 
-    # --- order ---------------------------------------------------------------------------------
+    # --- moments -------------------------------------------------------------------------------
 
-    def scan(
-        self,
-        prefix: Bytes = b"",
-        *,
-        start: Bytes | None = None,
-        stop: Bytes | None = None,
-        include_start: bool = True,
-        include_stop: bool = False,
-        reverse: bool = False,
-        limit: int | None = None,
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Iterate over (key, value) in bytewise key order.
-
-        Only keys that begin with ``prefix`` and lie between ``start`` and ``stop``; from the end if
-        ``reverse``; at most ``limit``. Others may write meanwhile: keys come in strict order, each at
-        most once, each value as it was at one moment during the scan; a key that exists all the time
-        is never left out.
-
-        Complexity: O(log n) to begin (the first ordered use sorts all keys, 0.4 µs each), then O(1)
-        and one read an entry.
-
-        >>> import bytekv, tempfile
-        >>> with bytekv.open(tempfile.mkdtemp()) as db:
-        ...     db.update({"user:1": "Ann", "user:2": "Bob", "visit:1": "…"})
-        ...     list(db.scan("user:"))
-        [(b'user:1', b'Ann'), (b'user:2', b'Bob')]
-        """
-        keys = self.scan_keys(
-            prefix,
-            start=start,
-            stop=stop,
-            include_start=include_start,
-            include_stop=include_stop,
-            reverse=reverse,
-        )
-        return self._pairs(keys, _limit_of(limit))
-
-    def scan_keys(
-        self,
-        prefix: Bytes = b"",
-        *,
-        start: Bytes | None = None,
-        stop: Bytes | None = None,
-        include_start: bool = True,
-        include_stop: bool = False,
-        reverse: bool = False,
-        limit: int | None = None,
-    ) -> Iterator[bytes]:
-        """Iterate over keys as `scan` does, without reading a file.
-
-        >>> import bytekv, tempfile
-        >>> with bytekv.open(tempfile.mkdtemp()) as db:
-        ...     db.update(dict.fromkeys("abcd", ""))
-        ...     list(db.scan_keys(start="b", stop="d", reverse=True))
-        [b'c', b'b']
-        """
+    def _open_view(self) -> View:
         self._check_open()
-        return self._walk(_range(prefix, start, stop, include_start, include_stop, reverse), _limit_of(limit))
+        if self._commit.interrupted:
+            self._commit.settle_for_reader()
+        with self._commit.lock:
+            return self._keydir.open_view(self._commit.visible_seq)
 
-    def _pairs(self, keys: Iterator[bytes], limit: int | None) -> Iterator[tuple[bytes, bytes]]:
-        if limit == 0:
-            return
-        value_of, count = self._value, 0
-        for key in keys:
-            value = value_of(key)
-            if value is not None:
-                yield key, value
-                count += 1
-                if count == limit:
-                    return
+    def _close_view(self, view: View) -> None:
+        self._keydir.close_view(view)
+        if self._segments.pinned_bytes and not self._commit.is_entered:
+            with self._commit.lock:
+                self._segments.release(self._keydir.views)
 
-    def _walk(self, range_: _Range, limit: int | None) -> Iterator[bytes]:
+    def find_in(self, view: View, key: bytes) -> StoredEntry | None:
+        """Return the checked entry that a key had at the moment of a view, None if there was none."""
+        now_ms = self._files.now_ms()
+        while True:
+            self._check_open()
+            location = view.locate(key, now_ms)
+            if location is None:
+                return None
+            try:
+                return self._read(key, location)
+            except KeyError:
+                continue  # retired by a compaction, which has moved the key before
+
+    def count_in(self, view: View) -> int:
+        """Return how many keys there were at the moment of a view, those not counted that expired since."""
+        len(self)  # takes out what has expired
+        return len(view)
+
+    def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]:
+        """Walk through the keys of a range at the moment of a view."""
         chunk = _FIRST_CHUNK
         while not range_.is_empty and limit != 0:
             count = chunk if limit is None else min(chunk, limit)
             self._check_open()
-            if self._commit.interrupted:
-                self._commit.settle_for_reader()
             with self._commit.lock:
-                self._keydir.purge(self._files.now_ms())
-                keys = self._keydir.select(*range_, count)
-            expires = self._keydir.expires
+                keys = view.select(*range_, count)
             for key in keys:
-                if key in self._locations and (not expires or key not in expires or key in self):
+                self._check_open()
+                if view.locate(key, self._files.now_ms() if self._keydir.expires else 0) is not None:
                     yield key
                     if limit is not None:
                         limit -= 1
@@ -608,25 +453,42 @@ class Store(MutableMapping[bytes, bytes]):
             range_ = range_.after(keys[-1])
             chunk = min(2 * chunk, _LAST_CHUNK)
 
-    def __iter__(self) -> Iterator[bytes]:
-        """Iterate over all keys in bytewise order; see `scan`."""
-        return self.scan_keys()
+    def pairs_in(self, view: View, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
+        """Walk through keys and values of a range at the moment of a view."""
+        value_of, undo, chunk = self._value, view.undo, _FIRST_CHUNK
+        while not range_.is_empty and limit != 0:
+            count = chunk if limit is None else min(chunk, limit)
+            self._check_open()
+            with self._commit.lock:
+                keys = view.select(*range_, count)
+            for key in keys:
+                # The fast way first: a key that has not changed, which is known only after the read.
+                value = value_of(key)
+                if key in undo:
+                    found = self.find_in(view, key)
+                    value = None if found is None else found.value
+                if value is not None:
+                    yield key, value
+                    if limit is not None:
+                        limit -= 1
+            if len(keys) < count:
+                return
+            range_ = range_.after(keys[-1])
+            chunk = min(2 * chunk, _LAST_CHUNK)
 
-    def __reversed__(self) -> Iterator[bytes]:
-        """Iterate over all keys in falling order."""
-        return self.scan_keys(reverse=True)
+    def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
+        return self._closing(self.walk_in, self._open_view(), range_, limit)
 
-    def keys(self) -> KeysView[bytes]:
-        """Return a view of the keys, in order."""
-        return _Keys(self)
+    def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
+        return self._closing(self.pairs_in, self._open_view(), range_, limit)
 
-    def items(self) -> ItemsView[bytes, bytes]:
-        """Return a view of the (key, value) pairs, in key order."""
-        return _Items(self)
-
-    def values(self) -> ValuesView[bytes]:
-        """Return a view of the values, in key order."""
-        return _Values(self)
+    def _closing(
+        self, walk: Callable[[View, Range, int | None], Iterator[T]], view: View, range_: Range, limit: int | None
+    ) -> Iterator[T]:
+        try:
+            yield from walk(view, range_, limit)
+        finally:
+            self._close_view(view)
 
     # --- writing -------------------------------------------------------------------------------
 
@@ -635,7 +497,7 @@ class Store(MutableMapping[bytes, bytes]):
         if type(key) is bytes and type(value) is bytes:
             self._commit.put(key, value)
         else:
-            self._commit.apply([Operation(PUT, _key_of(key), _value_of(value))])
+            self._commit.apply([Operation(PUT, key_of(key), value_of(value))])
 
     def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None, if_seq: int | None = None) -> int:
         """Store ``value`` under ``key`` and return the seq of this write.
@@ -658,8 +520,8 @@ class Store(MutableMapping[bytes, bytes]):
         """
         if ttl is None and if_seq is None and type(key) is bytes and type(value) is bytes:
             return self._commit.put(key, value)
-        key, value = _key_of(key), _value_of(value)
-        ttl_ms = 0 if ttl is None else _ttl_ms(ttl)
+        key, value = key_of(key), value_of(value)
+        ttl_ms = 0 if ttl is None else ttl_to_ms(ttl)
         if if_seq is not None and (isinstance(if_seq, bool) or not isinstance(if_seq, int)):
             raise TypeError(f"if_seq must be an int, not {type(if_seq).__name__}")
 
@@ -673,14 +535,14 @@ class Store(MutableMapping[bytes, bytes]):
 
     def add(self, key: Bytes, value: Bytes, *, ttl: float | None = None) -> bool:
         """Store ``value`` only if ``key`` does not exist; tell whether it was stored."""
-        key, value = _key_of(key), _value_of(value)
-        ttl_ms = 0 if ttl is None else _ttl_ms(ttl)
+        key, value = key_of(key), value_of(value)
+        ttl_ms = 0 if ttl is None else ttl_to_ms(ttl)
         found, _ = self._change(key, lambda found: [] if found else [Operation(PUT, key, value, self._expiry(ttl_ms))])
         return found is None
 
     def delete(self, key: Bytes) -> bool:
         """Delete ``key``; tell whether it existed. If not, nothing is written."""
-        key = _key_of(key)
+        key = key_of(key)
         existed = False
 
         def decide() -> Sequence[Operation]:
@@ -694,7 +556,7 @@ class Store(MutableMapping[bytes, bytes]):
     def __delitem__(self, key: Bytes) -> None:
         """Delete ``key``; `KeyError` if it does not exist."""
         if not self.delete(key):
-            raise KeyError(_key_of(key))
+            raise KeyError(key_of(key))
 
     def incr(self, key: Bytes, amount: int = 1) -> int:
         """Add ``amount`` to the decimal integer stored under ``key`` (0 if missing) and return the sum.
@@ -706,7 +568,7 @@ class Store(MutableMapping[bytes, bytes]):
         ...     db.incr("visits"), db.incr("visits", 10), db["visits"]
         (1, 11, b'11')
         """
-        key = _key_of(key)
+        key = key_of(key)
         if isinstance(amount, bool) or not isinstance(amount, int):
             raise TypeError(f"amount must be an int, not {type(amount).__name__}")
         total = 0
@@ -723,7 +585,7 @@ class Store(MutableMapping[bytes, bytes]):
 
     def expire(self, key: Bytes, ttl: float) -> bool:
         """Let ``key`` be gone ``ttl`` seconds from now; False if it does not exist. Writes the value again."""
-        key, ttl_ms = _key_of(key), _ttl_ms(ttl)
+        key, ttl_ms = key_of(key), ttl_to_ms(ttl)
         found, _ = self._change(
             key, lambda found: [Operation(PUT, key, found.value, self._expiry(ttl_ms))] if found else []
         )
@@ -731,7 +593,7 @@ class Store(MutableMapping[bytes, bytes]):
 
     def persist(self, key: Bytes) -> bool:
         """Take away the expiry of ``key``; False if it has none or does not exist. Writes the value again."""
-        key = _key_of(key)
+        key = key_of(key)
         found, _ = self._change(
             key, lambda found: [Operation(PUT, key, found.value)] if found and found.expires_ms else []
         )
@@ -739,7 +601,7 @@ class Store(MutableMapping[bytes, bytes]):
 
     def pop(self, key: Bytes, default: Any = _MISSING) -> Any:
         """Delete ``key`` and return its value, in one step; ``default`` or `KeyError` if it does not exist."""
-        key = _key_of(key)
+        key = key_of(key)
         found, _ = self._change(key, lambda found: [Operation(TOMBSTONE, key)] if found else [])
         if found is not None:
             return found.value
@@ -764,8 +626,8 @@ class Store(MutableMapping[bytes, bytes]):
 
         A default is needed then: None is no value that could be stored (`TypeError`).
         """
-        key = _key_of(key)
-        new = None if default is None else _value_of(default)
+        key = key_of(key)
+        new = None if default is None else value_of(default)
 
         def decide(found: StoredEntry | None) -> Sequence[Operation]:
             if found is not None:
@@ -794,27 +656,9 @@ class Store(MutableMapping[bytes, bytes]):
             for name, value in more.items():
                 batch.put(name, value)
 
-    def __ior__(self, other: Any) -> Store:  # type: ignore[misc]
+    def __ior__(self, other: Any) -> Store:  # type: ignore[misc,override]
         self.update(other)
         return self
-
-    def __or__(self, other: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        return {**dict(self.items()), **other}
-
-    def __ror__(self, other: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        return {**other, **dict(self.items())}
-
-    def __eq__(self, other: object) -> bool:
-        """Compare with any mapping; keys and values there must be bytes to be equal. Complexity: O(n)."""
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        return self is other or (len(self) == len(other) and dict(self.items()) == dict(other.items()))
-
-    __hash__ = None  # type: ignore[assignment]
 
     def clear(self) -> None:
         """Delete every key as one operation. Complexity: O(1) on disk, O(n) in memory."""
@@ -825,15 +669,34 @@ class Store(MutableMapping[bytes, bytes]):
 
         self._commit.change(decide)
 
+    def transaction(self) -> Transaction:
+        """Return a transaction: reads and writes that no other writer comes between. See `Transaction`."""
+        self._check_writable()
+        return Transaction(self, self._commit.shut_gate, self._end_transaction)
+
+    def _end_transaction(self, transaction: Transaction, writes: Writes | None) -> None:
+        try:
+            if writes:
+                self._commit_batch(writes, gate_owner=transaction)
+        finally:
+            self._commit.open_gate(transaction)
+
+    def snapshot(self) -> Snapshot:
+        """Return the store as it is now, for reading, whatever is written later. See `Snapshot`.
+
+        Complexity: O(1).
+        """
+        return Snapshot(self, self._open_view(), self._close_view)
+
     def batch(self) -> Batch:
         """Return a batch: writes that become visible and durable together. See `Batch`."""
         self._check_writable()
-        return Batch(self._commit_batch, _key_of, _value_of)
+        return Batch(self._commit_batch)
 
-    def _commit_batch(self, writes: dict[bytes, tuple[bytes, float | None] | None]) -> int | None:
+    def _commit_batch(self, writes: Writes, gate_owner: object = None) -> int | None:
         commit = self._commit
         prepared = [
-            (key, None if write is None else write[0], 0 if write is None or write[1] is None else _ttl_ms(write[1]))
+            (key, None if write is None else write[0], 0 if write is None or write[1] is None else ttl_to_ms(write[1]))
             for key, write in writes.items()
         ]
         operations: list[Operation] = []
@@ -850,7 +713,7 @@ class Store(MutableMapping[bytes, bytes]):
             ]
             return operations
 
-        seq = commit.change(decide)
+        seq = commit.change(decide, gate_owner)
         return seq if operations else None
 
     def _change(
@@ -980,6 +843,8 @@ class Store(MutableMapping[bytes, bytes]):
             len(self._readers),
             self._compactions,
             self._compaction_error,
+            len(self._keydir.views),
+            self._segments.pinned_bytes,
             rows,
         )
 
@@ -1111,6 +976,7 @@ class Store(MutableMapping[bytes, bytes]):
                     for row in self._segments.manifest.segments:
                         if recovery.needs_hint(self._segments, row):
                             recovery.build_hint(self._segments, row, lambda: None)
+            self._segments.release(())  # iterators and snapshots end with the store
         finally:
             refuse = lambda: StoreClosedError(f"{path}: this store was closed")  # noqa: E731
             commit.refusal = refuse
@@ -1152,14 +1018,6 @@ class Store(MutableMapping[bytes, bytes]):
         if self._is_closed or os.getpid() != self._pid:
             return f"<bytekv.Store {self._path!r}, {'closed' if self._is_closed else 'inherited by fork'}>"
         return f"<bytekv.Store {self._path!r}, {'read-only, ' if self._readonly else ''}{len(self._locations)} keys>"
-
-
-def _limit_of(limit: int | None) -> int | None:
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-        raise TypeError(f"limit must be an int or None, not {type(limit).__name__}")
-    if limit is not None and limit < 0:
-        raise LimitError(f"limit must not be negative: {limit}")
-    return limit
 
 
 def _fresh_manifest(directory: Directory, files: Files) -> Manifest:

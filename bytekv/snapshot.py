@@ -1,0 +1,95 @@
+"""A store as it was at one moment, for reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Protocol
+
+from .codec import Entry
+from .errors import StoreClosedError
+from .keydir import View
+from .mapping import Bytes, OrderedMapping, Range, to_bytes
+
+__all__ = ["Snapshot"]
+
+
+class Reader(Protocol):
+    """What a snapshot needs of its store."""
+
+    def find_in(self, view: View, key: bytes) -> Entry | None: ...
+
+    def count_in(self, view: View) -> int: ...
+
+    def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]: ...
+
+    def pairs_in(self, view: View, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]: ...
+
+
+class Snapshot(OrderedMapping):
+    """A read-only mapping of what a store held at one seq; made by `Store.snapshot`.
+
+    Later writes and compactions do not change it; a key that expires goes here, too. Close it, or use
+    it in a ``with`` block: until then it keeps the files that it may need and, in memory, a location for
+    each key that is changed meanwhile. Not to be used after the store was closed.
+
+    >>> import bytekv, tempfile
+    >>> with bytekv.open(tempfile.mkdtemp()) as db:
+    ...     db["a"] = "old"
+    ...     with db.snapshot() as snap:
+    ...         db["a"] = "new"
+    ...         snap["a"], db["a"]
+    (b'old', b'new')
+    """
+
+    def __init__(self, store: Reader, view: View, release: Callable[[View], None]) -> None:
+        self._store = store
+        self._view: View | None = view
+        self._release = release
+        #: The sequence number of the newest operation that this snapshot shows.
+        self.seq = view.seq
+
+    def _open_view(self) -> View:
+        if self._view is None:
+            raise StoreClosedError("this snapshot was closed")
+        return self._view
+
+    def __getitem__(self, key: Bytes) -> bytes:
+        """Return the value that ``key`` had; `KeyError` if it did not exist. Complexity: O(1)."""
+        key = to_bytes("key", key)
+        found = self._store.find_in(self._open_view(), key)
+        if found is None:
+            raise KeyError(key)
+        return found.value
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether ``key`` existed. Complexity: O(1), one read."""
+        return self._store.find_in(self._open_view(), to_bytes("key", key)) is not None
+
+    def __len__(self) -> int:
+        """Return the number of keys. Complexity: O(number of keys changed since)."""
+        return self._store.count_in(self._open_view())
+
+    def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
+        return self._store.walk_in(self._open_view(), range_, limit)
+
+    def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
+        return self._store.pairs_in(self._open_view(), range_, limit)
+
+    def close(self) -> None:
+        """Let go of the moment; again does nothing."""
+        view, self._view = self._view, None
+        if view is not None:
+            self._release(view)
+
+    def __enter__(self) -> Snapshot:
+        self._open_view()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<bytekv.Snapshot at seq {self.seq}{', closed' if self._view is None else ''}>"

@@ -1,0 +1,183 @@
+"""Snapshots: one moment, whatever is written, compacted or expires afterwards."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bytekv
+from tests import harness
+from tests.harness import FakeFiles, segment_files
+
+
+def test_a_snapshot_does_not_change(open_store):
+    db = open_store(segment_size_bytes=400)
+    db.update({f"{number:02}": f"old {number}" for number in range(30)})
+    before = dict(db)
+    with db.snapshot() as snap:
+        db["00"] = "new"
+        del db["01"]
+        db["99"] = "new"
+        db.update({"02": "new", "03": "new"})
+        assert dict(snap) == before
+        db.compact()
+        db.clear()
+        db["04"] = "after the clear"
+        db.compact()
+        assert dict(snap) == before
+        assert (len(snap), list(snap), snap["01"], "99" in snap) == (30, sorted(before), b"old 1", False)
+        assert list(reversed(snap)) == sorted(before, reverse=True)
+        assert list(snap.scan("0", limit=2)) == [(b"00", b"old 0"), (b"01", b"old 1")]
+        assert snap == before
+        assert snap.seq == 30
+        assert snap.get("99") is None
+        with pytest.raises(KeyError):
+            snap["99"]
+        with pytest.raises(TypeError):
+            snap["00"] = "x"
+    assert dict(db) == {b"04": b"after the clear"}
+    with pytest.raises(bytekv.StoreClosedError, match="snapshot"):
+        snap["00"]
+    snap.close()
+
+
+def test_files_stay_until_the_last_snapshot_is_closed(open_store):
+    db = open_store(segment_size_bytes=400)
+    for number in range(30):
+        db[f"{number:02}"] = "x" * 30
+    first, second = db.snapshot(), db.snapshot()
+    db.clear()
+    db.compact()
+    files = segment_files(Path(db.path))
+    assert len(files) > 5
+    stats = db.stats()
+    assert (stats.open_views, stats.pinned_bytes > 2000) == (2, True)
+    first.close()
+    assert len(second) == 30
+    assert db.stats().pinned_bytes == stats.pinned_bytes
+    second.close()
+    assert (db.stats().open_views, db.stats().pinned_bytes) == (0, 0)
+    assert segment_files(Path(db.path)) == []
+
+
+def test_leaked_iterators_and_snapshots_let_go(open_store):
+    db = open_store(segment_size_bytes=400)
+    db.update({f"{number:02}": "x" * 30 for number in range(20)})
+    for number in range(1000):
+        scan = db.scan() if number % 2 else db.snapshot()
+        if number % 4 == 1:
+            next(scan)
+    kept = [db.snapshot() for _ in range(10)]
+    del scan
+    gc.collect()
+    assert db.stats().open_views == 10
+    db.clear()
+    db.compact()
+    del kept
+    gc.collect()
+    db["a"] = "1"
+    db.compact()
+    db.close()
+    assert sum(file.stat().st_size for file in segment_files(Path(db.path))) < 300
+
+
+def test_expired_keys_leave_a_snapshot_too(open_store):
+    clock = FakeFiles()
+    db = open_store(files=clock)
+    db["stays"] = "1"
+    db.put("goes", "2", ttl=10)
+    db.put("changes", "3", ttl=10)
+    with db.snapshot() as snap:
+        db["changes"] = "4"
+        assert len(snap) == 3
+        clock.sleep(10)
+        assert list(snap) == [b"stays"]
+        assert (len(snap), snap.get("goes"), snap.get("changes")) == (1, None, None)
+        assert (len(db), db["changes"]) == (2, b"4")
+
+
+_steps = st.lists(
+    st.tuples(
+        st.sampled_from(["put", "delete", "clear", "compact", "sleep", "ttl", "snap", "close"]), st.integers(0, 9)
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150)
+@given(steps=_steps)
+def test_any_number_of_snapshots_each_keeps_its_moment(path, steps):
+    clock = FakeFiles()
+    with harness.open_store(path, "n", files=clock, segment_size_bytes=300) as db:
+        model: dict[bytes, tuple[bytes, float]] = {}
+        snaps = []
+        for number, (verb, which) in enumerate(steps):
+            key = b"%d" % which
+            if verb == "put":
+                db[key] = b"%d" % number
+                model[key] = b"%d" % number, float("inf")
+            elif verb == "ttl":
+                db.put(key, b"%d" % number, ttl=which + 1)
+                model[key] = b"%d" % number, clock.time_ns / 1e9 + which + 1
+            elif verb == "delete":
+                db.delete(key)
+                model.pop(key, None)
+            elif verb == "clear":
+                db.clear()
+                model.clear()
+            elif verb == "compact":
+                db.compact()
+            elif verb == "sleep":
+                clock.sleep(which)
+            elif verb == "snap":
+                snaps.append((db.snapshot(), dict(model)))
+            elif snaps:
+                snaps.pop(which % len(snaps))[0].close()
+            now = clock.time_ns / 1e9
+            for snap, content in [*snaps, (db, model)]:
+                expected = {name: value for name, (value, until) in content.items() if until > now}
+                assert dict(snap.items()) == expected
+                assert (len(snap), list(snap)) == (len(expected), sorted(expected))
+        for snap, _ in snaps:
+            snap.close()
+        assert db.verify().ok
+
+
+def test_readers_never_see_half_a_batch(open_store):
+    """Reads take no lock, yet two gets around a batch must not see it half done."""
+    import sys
+
+    db = open_store()
+    names = [b"%d" % number for number in range(50)]
+    db.update(dict.fromkeys(names, b"0"))
+    wrong: list[tuple[int, int]] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            first, last = int(db[names[0]]), int(db[names[-1]])
+            if last < first:  # the batch changes the first name first
+                wrong.append((first, last))
+            values = set(db.values())
+            if len(values) != 1:
+                wrong.append((0, len(values)))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        readers = [threading.Thread(target=read) for _ in range(2)]
+        for reader in readers:
+            reader.start()
+        for number in range(1, 300):
+            db.update(dict.fromkeys(names, b"%d" % number))
+        done.set()
+        for reader in readers:
+            reader.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
