@@ -1,0 +1,226 @@
+"""A disk that can be asked, at any moment, what a power cut would leave of it.
+
+Real files in a real directory, so mapped writes are real, too: they are found by comparing contents at
+the calls of the seam (the boundaries), not by watching who writes. The fault model:
+
+- A sync makes a file's bytes and length durable, not its name. Since its last sync each unit of a file
+  (512 bytes or 4 KiB, what a disk writes at once) independently holds any version that it had at a
+  boundary, and the file has any length that it had; where that outgrows the bytes, there are zeros.
+- A name created, replaced or removed survives for certain once its directory has been synced. Until then
+  any prefix of what was done in that directory survives or, ``adversarial``, any subset that can be: a
+  rename needs its source. A file without a name is gone, synced or not; so is all in a directory without one.
+- What lies on the disk when the double is made is durable. A second crash is a second double, made on an
+  image of the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.harness import FakeFiles
+
+_BLOCK = bytes(4096)
+
+
+def _strip(content: bytes) -> bytes:
+    """Cut the zeros off the end, by blocks first, for preallocation leaves many."""
+    end = len(content)
+    while end >= len(_BLOCK) and content[end - len(_BLOCK) : end] == _BLOCK:
+        end -= len(_BLOCK)
+    return content[:end].rstrip(b"\0")
+
+
+class Image(NamedTuple):
+    """What a power cut leaves: directories, and files as (path, bytes before the zeros at the end, length)."""
+
+    folders: tuple[str, ...]
+    files: tuple[tuple[str, bytes, int], ...]
+
+    def digest(self) -> bytes:
+        return hashlib.blake2b(repr(self).encode(), digest_size=16).digest()
+
+    def put_into(self, root: Path) -> None:
+        for folder in self.folders:
+            os.mkdir(root / folder)
+        for name, content, length in self.files:
+            with open(root / name, "wb", buffering=0) as file:
+                file.write(content)
+                file.truncate(length)  # sparse: most of a preallocated file is zeros
+
+
+class _File:
+    """The bytes of one file: as durable, and every version since."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self.raw, self.now = content, _strip(content)
+        self.synced()
+
+    def synced(self) -> None:
+        self.durable, self.lengths, self.units = self.now, [len(self.raw)], dict[int, list[bytes]]()
+
+    def see(self, content: bytes, unit: int) -> None:
+        if content == self.raw:
+            return
+        before, self.raw, self.now = self.now, content, _strip(content)
+        if len(content) not in self.lengths:
+            self.lengths.append(len(content))
+        for at in range(0, max(len(before), len(self.now)), unit):
+            old, new = (version[at : at + unit].rstrip(b"\0") for version in (before, self.now))
+            if old != new and new not in (versions := self.units.setdefault(at, [old])):
+                versions.append(new)
+
+
+class CrashFiles(FakeFiles):
+    """The real files below ``root``, and what would survive of them; ``at_boundary`` is told before each change."""
+
+    def __init__(self, root: Path, *, unit: int = 512, seed: int = 0, adversarial: bool = True) -> None:
+        super().__init__()
+        self.root, self.unit, self.adversarial = os.path.abspath(root), unit, adversarial
+        self.at_boundary: Callable[[str], None] = lambda call: None
+        self.salts, self.dice = random.Random(seed), random.Random(seed)
+        paths = sorted(path for path in Path(self.root).rglob("*") if not path.is_symlink())
+        self.names = {str(path): None if path.is_dir() else _File(path.read_bytes()) for path in paths}
+        self.durable = dict(self.names)  # None: a directory
+        self.pending: dict[str, list[tuple[str | None, str | None, _File | None]]] = {}  # removed, added, what
+        self.written: set[str] = set()
+
+    def see(self) -> None:
+        """Take note of every version that there is now."""
+        for path in self.written:
+            with open(path, "rb", buffering=0) as file:
+                self.names[path].see(file.read(), self.unit)  # type: ignore[union-attr]
+
+    def images(self, at_most: int) -> Iterator[Image]:
+        """Yield what a power cut may leave now: all of it up to ``at_most`` combinations, above that a sample."""
+        self.see()
+        slots: list[tuple[Any, Any, int]] = []  # whose, which part, how many versions
+        for folder, changes in self.pending.items():
+            each = [(folder, number, 2) for number in range(len(changes))]
+            slots += each if self.adversarial else [(folder, None, len(changes) + 1)]
+        changed = [what for changes in self.pending.values() for _, _, what in changes]
+        for file in dict.fromkeys([*self.durable.values(), *changed]):
+            if file is not None:
+                slots += [(file, None, len(file.lengths)), *((file, at, len(file.units[at])) for at in file.units)]
+        slots = [slot for slot in slots if slot[2] > 1]
+        for pick in self._picks([count for _, _, count in slots], at_most):
+            image = self._image({(whose, part): number for (whose, part, _), number in zip(slots, pick, strict=True)})
+            if image is not None:
+                yield image
+
+    def _picks(self, counts: list[int], at_most: int) -> Iterator[Iterable[int]]:
+        if math.prod(counts) <= at_most:
+            yield from itertools.product(*map(range, counts))
+            return
+        yield from (corners := ([0] * len(counts), [count - 1 for count in counts]))
+        for _ in range(at_most - 2):  # half of them: all old or all new but for one, where most bugs live
+            pick = [self.dice.randrange(count) for count in counts]
+            if self.dice.random() < 0.5:
+                odd, corner = self.dice.randrange(len(pick)), self.dice.choice(corners)
+                pick = [*corner[:odd], pick[odd], *corner[odd + 1 :]]
+            yield pick
+
+    def _image(self, pick: dict[tuple[Any, Any], int]) -> Image | None:
+        names = dict(self.durable)
+        for folder, changes in self.pending.items():
+            for number, (removed, added, what) in enumerate(changes):
+                if not (pick[folder, number] if self.adversarial else number < pick[folder, None]):
+                    continue
+                if removed is not None and (removed not in names or names.pop(removed) is not what):
+                    return None  # its source has not survived
+                if added is not None:
+                    if removed is None and added in names:
+                        return None  # what was there before has not gone
+                    names[added] = what
+        folders = {self.root}  # a parent sorts before what it holds
+        files: list[tuple[str, bytes, int]] = []
+        for path, file in sorted(names.items()):
+            if os.path.dirname(path) not in folders:
+                continue
+            if file is None:
+                folders.add(path)
+                continue
+            content = bytearray(file.durable)
+            for at, versions in file.units.items():
+                content += bytes(max(0, at + self.unit - len(content)))
+                content[at : at + self.unit] = versions[pick.get((file, at), 0)].ljust(self.unit, b"\0")
+            length = file.lengths[pick.get((file, None), 0)]
+            files.append((path[len(self.root) + 1 :], _strip(bytes(content[:length])), length))
+        return Image(tuple(path[len(self.root) + 1 :] for path in sorted(folders)[1:]), tuple(files))
+
+    # --- the seam --------------------------------------------------------------------------------
+
+    def _boundary(self, call: str) -> None:
+        self.see()
+        self.at_boundary(call)
+
+    def _changed(self, removed: str | None, added: str | None) -> None:
+        what = self.names.pop(removed) if removed else self.names[added]  # type: ignore[index]
+        if removed and added:
+            self.names[added] = what
+        self.written -= {removed, added} if removed else set()
+        self.pending.setdefault(os.path.dirname(removed or added or ""), []).append((removed, added, what))
+
+    def make_directory(self, path: str) -> bool:
+        self._boundary("make_directory")
+        if made := super().make_directory(path):
+            self.names[path] = None
+            self._changed(None, path)
+        return made
+
+    def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> int:
+        is_new = (create or exclusive) and path not in self.names
+        if is_new:
+            self._boundary("create")
+        descriptor = super().open(path, write=write, create=create, exclusive=exclusive)
+        if is_new:
+            self.names[path] = _File()
+            self._changed(None, path)
+        if write and os.path.basename(path) != "LOCK":  # a pid, which nobody relies on
+            self.written.add(path)
+        return descriptor
+
+    def replace(self, source: str, target: str) -> None:
+        self._boundary("replace")
+        super().replace(source, target)
+        self._changed(source, target)
+
+    def unlink(self, path: str) -> bool:
+        self._boundary("unlink")
+        if removed := super().unlink(path):
+            self._changed(path, None)
+        return removed
+
+    def sync(self, descriptor: int, path: str) -> None:
+        self._boundary("sync")
+        super().sync(descriptor, path)
+        if (file := self.names.get(path)) is not None:
+            file.synced()
+
+    def sync_directory(self, path: str) -> None:
+        self._boundary("sync_directory")
+        super().sync_directory(path)
+        for removed, added, what in self.pending.pop(path, []):
+            self.durable.pop(removed, None)  # type: ignore[arg-type]
+            self.durable.update({added: what} if added else {})
+
+    def write(self, descriptor: int, piece: bytes | memoryview, offset: int, path: str) -> None:
+        super().write(descriptor, piece, offset, path)
+        self.see()
+
+    def truncate(self, descriptor: int, size: int, path: str) -> None:
+        self.see()
+        super().truncate(descriptor, size, path)
+        self.see()
+
+    def random(self, size: int) -> bytes:
+        return self.salts.randbytes(size)
+
+    def is_network(self, path: str) -> bool:
+        return False
