@@ -1,0 +1,469 @@
+"""Every system call fails once, and every one for ever (D1, D11): an error of bytekv's own, no effect, no leak.
+
+One run: build a store, let the N-th call of one kind fail during one scenario, then ask
+
+- that nothing but a `BytekvError` was raised, and for a lack of space a `DiskFullError`;
+- that what failed has not happened (after a failed sync: has happened or has not), and readers never notice;
+- that the store takes writes again once the fault is over, or refuses all if a sync had failed (D7);
+- that `close` gives back the lock and every descriptor, whatever it has to say;
+- that the directory, opened with nothing failing, holds what was acknowledged and verifies.
+
+The default run takes a sample that changes the errno from call to call; the deep run takes all combinations.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from bytekv.errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError
+from bytekv.store import Store
+from tests.fault_files import ERRNOS, HARMLESS_TO_READERS, KINDS, SystemCalls
+from tests.harness import crash, open_store
+
+Content = dict[bytes, bytes]
+
+SYNCS = ("interval", "always", "os")
+IOS = ("mmap", "pread")
+
+
+class Fault(NamedTuple):
+    """One way to fail."""
+
+    kind: str
+    number: int
+    name: str  # of an errno, or "short"
+    for_ever: bool
+    stays: bool  # until after close()
+    sync: str
+    io: str
+
+    def arm(self, calls: SystemCalls) -> None:
+        if self.name == "short":
+            calls.shorten(self.kind, self.number, for_ever=self.for_ever)
+        else:
+            calls.fail(self.kind, self.number, ERRNOS[self.name], for_ever=self.for_ever)
+
+
+class Log:
+    """One store under faults: what was acknowledged, and what it may therefore hold."""
+
+    def __init__(self, path: Path, calls: SystemCalls, fault: Fault) -> None:
+        self.path, self.calls, self.fault = path, calls, fault
+        self.store: Store | None = None
+        self.acceptable: list[Content] = [{}]
+        self.refused: list[BytekvError] = []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        # The hour: which call is the N-th must not depend on time.
+        fault = self.fault
+        return {
+            "sync": fault.sync,
+            "io": fault.io,
+            "sync_interval_s": 3600,
+            "segment_size_bytes": 600,
+            "compact_dead_bytes": 1,
+            "compact_dead_ratio": 0.1,
+        }
+
+    def open(self, flag: str = "c") -> Store:
+        """Open the store; an error leaves the book without one."""
+        self.store = None
+        self.attempt(lambda: setattr(self, "store", open_store(self.path, flag, **self.options)))
+        if self.store is not None:
+            # Which call is the N-th must not depend on a thread either: the worker has tests of its own.
+            self.store._commit._wake = lambda: True
+        return self.store  # type: ignore[return-value]
+
+    def attempt(self, call: Callable[[], object], becomes: Content | None = None) -> bool:
+        """Make a call that may fail; ``becomes`` is what the store holds if it does not."""
+        before = self.calls.failed_syncs
+        try:
+            call()
+        except BytekvError as error:
+            self.refused.append(error)
+            self._check_kind(error)
+            if becomes is not None and self.calls.failed_syncs > before:
+                self.acceptable.append(becomes)  # undecided
+            _forget_frames(error)
+            return False
+        assert self.calls.failed_syncs == before, "a sync failed and nobody was told"
+        if becomes is not None:
+            assert not self.calls.failed_syncs, "a write was accepted after a failed sync"
+            self.acceptable = [becomes]
+        return True
+
+    def _check_kind(self, error: BytekvError) -> None:
+        assert not isinstance(error, CorruptionError), f"an error of the disk taken for damage: {error}"
+        fault = self.fault
+        if self.calls.failed_syncs:
+            return
+        assert isinstance(error, OSError), f"{error!r} for {fault}"
+        if fault.kind in ("allocate", "write") and fault.name in ("ENOSPC", "EDQUOT"):
+            assert isinstance(error, DiskFullError), f"{error!r} for {fault}"
+
+    # --- verbs ---------------------------------------------------------------------------------
+
+    def put(self, key: bytes, value: bytes) -> None:
+        if self.store is not None:
+            self.attempt(lambda: self.store.put(key, value), self.acceptable[-1] | {key: value})
+
+    def delete(self, key: bytes) -> None:
+        if self.store is not None:
+            rest = {k: v for k, v in self.acceptable[-1].items() if k != key}
+            self.attempt(lambda: self.store.delete(key), rest)
+
+    def batch(self, puts: Content, deletes: list[bytes]) -> None:
+        if self.store is None:
+            return
+        batch = self.store.batch()
+        for key, value in puts.items():
+            batch[key] = value
+        for key in deletes:
+            del batch[key]
+        becomes = {key: value for key, value in (self.acceptable[-1] | puts).items() if key not in deletes}
+        self.attempt(batch.commit, becomes)
+
+    def call(self, name: str) -> None:
+        """Call a method that changes nothing that a user sees."""
+        if self.store is not None:
+            self.attempt(getattr(self.store, name))
+
+    # --- checks --------------------------------------------------------------------------------
+
+    def expect_readable(self) -> None:
+        assert self.store is not None
+        found = dict(self.store.items())
+        assert found in self.acceptable, f"found {found}, acceptable {self.acceptable}"
+        for key, value in found.items():
+            assert self.store[key] == value
+
+
+def _kept() -> Content:
+    content = {b"kept-%d" % number: b"v%d" % number * 20 for number in range(8)}
+    content[b"large"] = b"L" * 9000  # its location does not know its size
+    content[b"gone"] = b"g"
+    return content
+
+
+def _build(store: Store) -> None:
+    """Leave a few sealed segments, dead bytes in each, a tombstone, and an active one with room."""
+    for round_ in range(3):
+        for key, value in _kept().items():
+            if key != b"large" or round_ == 2:
+                store[key] = b"old" if round_ < 2 else value
+    store[b"dropped"] = b"d"
+    store.put(b"fleeting", b"f", ttl=3600)
+    del store[b"dropped"]
+    del store[b"fleeting"]
+
+
+# --- scenarios: what happens while calls fail ----------------------------------------------------
+
+
+def puts(log: Log) -> None:
+    log.put(b"new", b"1")
+    log.put(b"kept-1", b"2" * 50)
+    log.put(b"huge", b"h" * 70_000)
+
+
+def deletes(log: Log) -> None:
+    log.delete(b"kept-1")
+    log.delete(b"gone")
+    log.delete(b"never")
+
+
+def batches(log: Log) -> None:
+    log.batch({b"new": b"1", b"kept-2": b"2"}, [b"kept-1", b"never"])
+    log.batch({b"b-%d" % number: b"b" * 100 for number in range(9)}, [])
+
+
+def syncs(log: Log) -> None:
+    log.put(b"new", b"1")
+    log.call("sync")
+    log.put(b"newer", b"2")
+    log.call("sync")
+    log.call("sync")
+
+
+def rolls(log: Log) -> None:
+    for number in range(12):
+        log.put(b"r-%d" % number, b"r" * 150)
+
+
+def compacts(log: Log) -> None:
+    log.call("compact")
+    log.put(b"kept-1", b"after")
+    log.call("compact")
+
+
+def works_in_the_background(log: Log) -> None:
+    log.put(b"huge", b"h" * 70_000)  # so that a hint is due
+    log.put(b"new", b"1")
+    store = log.store
+    assert store is not None
+    store._may_compact = True
+    for _ in range(2):
+        try:
+            store._work()
+        except Exception as error:  # as the worker's thread does
+            store._worker_failed(error)
+
+
+def closes(log: Log) -> None:
+    log.put(b"huge", b"h" * 70_000)  # so that a hint is due
+    log.put(b"new", b"1")
+    _close(log)
+
+
+def reopens_after_a_crash(log: Log) -> None:
+    log.put(b"new", b"1")
+    if log.store is not None:
+        crash(log.store)
+    log.open()
+    log.put(b"newer", b"2")
+
+
+def reopens(log: Log) -> None:
+    _close(log)
+    log.open("w")
+    log.put(b"newer", b"2")
+
+
+def creates(log: Log) -> None:
+    log.open("c")
+    log.put(b"new", b"1")
+
+
+def empties(log: Log) -> None:
+    _close(log)
+    held = log.acceptable
+    log.open("n")
+    log.acceptable = [{}] if log.store is not None else [*held, {}]
+    log.put(b"new", b"1")
+
+
+def reads_beside_a_writer(log: Log) -> None:
+    writer = log.store
+    assert writer is not None
+    log.open("r")
+    if log.store is not None:
+        log.attempt(log.expect_readable)
+        log.call("close")
+    log.store = writer
+
+
+def reads(log: Log) -> None:
+    store = log.store
+    assert store is not None
+    log.attempt(lambda: log.expect_readable())
+    log.attempt(lambda: store.get_many(_kept()))
+    log.attempt(lambda: store.stats())
+    log.attempt(lambda: store.verify())
+
+
+def _close(log: Log) -> None:
+    store, log.store = log.store, None
+    if store is not None:
+        log.attempt(store.close)
+        assert store.closed
+        store.close()  # the second does nothing
+        expect_nothing_open(log.path)
+
+
+SCENARIOS: dict[str, Callable[[Log], None]] = {
+    function.__name__: function
+    for function in (
+        puts,
+        deletes,
+        batches,
+        syncs,
+        rolls,
+        compacts,
+        works_in_the_background,
+        closes,
+        reopens_after_a_crash,
+        reopens,
+        creates,
+        empties,
+        reads_beside_a_writer,
+        reads,
+    )
+}
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of the frames of an error and of those before it: they keep half-made objects alive."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
+# --- one run -------------------------------------------------------------------------------------
+
+
+def expect_nothing_open(path: Path) -> None:
+    names = os.listdir("/proc/self/fd")
+    held = []
+    for name in names:
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if target.startswith(str(path)):
+            held.append(target)
+    assert not held, f"left open: {held}"
+
+
+class Bench:
+    """Template directories, built once for each sync mode and way of writing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._templates: dict[tuple[str, str], Path] = {}
+
+    def prepare(self, scenario: str, fault: Fault, log: Log) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        if scenario == "creates":
+            return
+        key = fault.sync, fault.io
+        template = self.path.with_name(f"template-{fault.sync}-{fault.io}")
+        if key not in self._templates:
+            with open_store(template, **log.options) as store:
+                _build(store)
+            self._templates[key] = template
+        shutil.copytree(template, self.path)
+        log.acceptable = [_kept()]
+        log.open("w")
+
+    def run(self, scenario: str, fault: Fault, calls: SystemCalls) -> None:
+        """Carry out one scenario with one fault; what it was shows in the failed assertion."""
+        calls.lift()
+        log = Log(self.path, calls, fault)
+        self.prepare(scenario, fault, log)
+        fault.arm(calls)
+        try:
+            SCENARIOS[scenario](log)
+            if log.store is not None and fault.kind in HARMLESS_TO_READERS:
+                log.expect_readable()
+            if not fault.stays:
+                calls.lift()
+            self._aftermath(log, fault, calls)
+        except BaseException as error:
+            error.add_note(f"{scenario} with {fault}; calls: {' '.join(calls.log[-60:])}; refused: {log.refused}")
+            calls.lift()
+            if log.store is not None:
+                crash(log.store)
+            raise
+
+    def _aftermath(self, log: Log, fault: Fault, calls: SystemCalls) -> None:
+        failed = bool(calls.failed_syncs)
+        opened = log.store is not None
+        if fault.name == "short":
+            assert not log.refused, f"short reads and writes are nobody's business: {log.refused}"
+        if opened and not fault.stays:
+            log.expect_readable()
+            if failed:
+                _expect_refusal(log.store)
+            else:
+                log.put(b"after", b"a" * 10)
+                log.delete(b"kept-3")
+                assert log.acceptable[0].get(b"after"), f"not writable again: {log.refused[-1]}"
+                log.expect_readable()
+                report = log.store.verify()
+                assert report.ok, report
+        if opened:
+            refused = len(log.refused)
+            _close(log)
+            if failed:
+                assert isinstance(log.refused[-1], StoreFailedError), "close() was silent about a failed sync"
+            elif not fault.stays:
+                assert len(log.refused) == refused, f"close() failed with nothing in its way: {log.refused[-1]}"
+        assert calls.syncs_after_failure == 0 or not opened, "a failed sync was tried again"
+        calls.lift()
+        expect_nothing_open(log.path)
+        with open_store(log.path, "c") as store:
+            log.store = store
+            log.expect_readable()
+            report = store.verify()
+            assert report.ok, report
+            store[b"again"] = b"1"
+            log.acceptable = [dict(store.items())]
+        with open_store(log.path, "r") as store:
+            log.store = store
+            log.expect_readable()
+            assert store.recovery.clean
+        log.store = None
+
+
+def _expect_refusal(store: Store | None) -> None:
+    assert store is not None
+    for name, call in {
+        "put": lambda: store.put(b"after", b"a"),
+        "delete": lambda: store.delete(b"kept-3"),
+        "sync": store.sync,
+    }.items():
+        with pytest.raises(StoreFailedError):
+            call()
+            pytest.fail(f"{name}() was accepted after a failed sync")
+
+
+# --- which runs ----------------------------------------------------------------------------------
+
+
+def _counts(bench: Bench, scenario: str, sync: str, io: str, calls: SystemCalls) -> dict[str, int]:
+    fault = Fault("", 0, "EIO", False, False, sync, io)
+    calls.lift()
+    log = Log(bench.path, calls, fault)
+    bench.prepare(scenario, fault, log)
+    calls.count()
+    SCENARIOS[scenario](log)
+    assert not log.refused
+    counts = dict(calls.counts)
+    _close(log)
+    return counts
+
+
+def _faults(counts: dict[str, int], sync: str, io: str) -> Iterator[Fault]:
+    """Yield every fault of a scenario that makes ``counts`` calls."""
+    for kind in (*KINDS, "any"):
+        for number in range(1, counts.get(kind, 0) + 1):
+            names = [*ERRNOS, "short"] if kind in ("read", "write") else [*ERRNOS]
+            for name in names:
+                yield Fault(kind, number, name, False, False, sync, io)
+                yield Fault(kind, number, name, True, False, sync, io)
+                yield Fault(kind, number, name, True, True, sync, io)
+
+
+def _run_all(path: Path, scenario: str, sync: str, io: str, step: int) -> int:
+    bench, runs = Bench(path), 0
+    with SystemCalls() as calls:
+        counts = _counts(bench, scenario, sync, io, calls)
+        for fault in itertools.islice(_faults(counts, sync, io), len(scenario) % step, None, step):
+            bench.run(scenario, fault, calls)
+            assert calls.struck, f"{fault} never happened"
+            runs += 1
+    return runs
+
+
+# 97 has no factor in common with the 18 or 21 ways to fail that one call has: the sample walks through them all.
+@pytest.mark.parametrize("io", IOS)
+@pytest.mark.parametrize("sync", SYNCS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_some_calls_fail(path: Path, scenario: str, sync: str, io: str) -> None:
+    assert _run_all(path, scenario, sync, io, 97) > 0
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("io", IOS)
+@pytest.mark.parametrize("sync", SYNCS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_call_fails(path: Path, scenario: str, sync: str, io: str) -> None:
+    assert _run_all(path, scenario, sync, io, 1) > 0
