@@ -450,26 +450,40 @@ class Compactor:
                 return
             keydir.tombstones.update(job.tombstones)
         try:
-            while job.moved < len(job.moves):
-                committer.check_reentry()
-                with committer.lock:
-                    for key, old, new, size in job.moves[job.moved : job.moved + _SLICE]:
-                        if not keydir.move(key, old, new):
-                            keydir.bury(new >> SEGMENT_SHIFT, size)
-                    job.moved += _SLICE
-                pause()
+            self._move_all(job, pause)
         except BaseException:
             committer.count_again()
             raise
         committer.check_reentry()
         with committer.lock:
-            for key, location in job.dropped:
-                keydir.forget_expired(key, location)
-            keydir.drop_segments(job.victims)
-            if keydir.recounts != job.recounts:
-                committer.count_again()  # somebody counted while half of the keys had been moved
-            self._segments.retire(job.victims, keydir.views)
-            self._segments.release(keydir.views)
-            self._segments.hinted.update(job.hinted)
-            self._job = None
+            self._retire(job)
         self._segments.directory.sync()
+
+    # The loops below have functions of their own: from Python 3.12 on a loop's jump back may lie outside
+    # what an enclosing `with` protects, and an interrupt there would leave the lock held for ever.
+
+    def _move_all(self, job: _Job, pause: Pause) -> None:
+        while job.moved < len(job.moves):
+            self._committer.check_reentry()
+            with self._committer.lock:
+                self._move_some(job)
+            pause()
+
+    def _move_some(self, job: _Job) -> None:
+        keydir = self._keydir
+        for key, old, new, size in job.moves[job.moved : job.moved + _SLICE]:
+            if not keydir.move(key, old, new):
+                keydir.bury(new >> SEGMENT_SHIFT, size)
+        job.moved += _SLICE
+
+    def _retire(self, job: _Job) -> None:
+        keydir = self._keydir
+        for key, location in job.dropped:
+            keydir.forget_expired(key, location)
+        keydir.drop_segments(job.victims)
+        if keydir.recounts != job.recounts:
+            self._committer.count_again()  # somebody counted while half of the keys had been moved
+        self._segments.retire(job.victims, keydir.views)
+        self._segments.release(keydir.views)
+        self._segments.hinted.update(job.hinted)
+        self._job = None

@@ -318,9 +318,15 @@ class SegmentManager:
                 self._pinned.remove(item)
 
     @property
+    def has_pinned(self) -> bool:
+        """Tell whether retired segments wait for a view to be closed."""
+        return bool(self._pinned)
+
+    @property
     def pinned_bytes(self) -> int:
         """Return how many bytes of retired segments wait for a view to be closed."""
-        return sum(self.retiring[victim].length for victims, _ in self._pinned for victim in victims)
+        pinned = {victim for victims, _ in self._pinned for victim in victims}
+        return sum(row.length for victim, row in self.retiring.items() if victim in pinned)
 
     def _unlink(self, victims: list[int]) -> None:
         """Remove retired segments, oldest first, so that no put outlives the tombstone that deleted it."""

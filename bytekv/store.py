@@ -412,7 +412,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _close_view(self, view: View) -> None:
         self._keydir.close_view(view)
-        if self._segments.pinned_bytes and not self._commit.is_entered:
+        # From a finaliser in the middle of this thread's own write it is left to the next who comes.
+        if not self._commit.is_entered and self._segments.has_pinned:
             with self._commit.lock:
                 self._segments.release(self._keydir.views)
 
@@ -768,8 +769,15 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._check_writable()
         if self._compacting._is_owned():
             raise ReentryError("compact() was called from its own progress callback")
-        commit = self._commit
-        commit.settle()
+        self._commit.settle()
+        with self._compacting:
+            result = self._compact_all(progress)
+        self._commit.flush_notes()
+        logger.info("compacted %s: %d bytes reclaimed", self._path, result.reclaimed_bytes)
+        return result
+
+    def _compact_all(self, progress: Callable[[Progress], object] | None) -> Compaction:
+        commit, pause = self._commit, self._files.yield_cpu
         done = total = 0
 
         def advance(size: int) -> None:
@@ -778,26 +786,22 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             if progress is not None:
                 progress(Progress(done, total))
 
-        with self._compacting:
-            self._compactor.finish(self._files.yield_cpu)
-            before = self._segments.lengths()
-            with commit.lock:
-                active = self._segments.writer
-                untidy = active is not None and self._keydir.has_dead(active.header.segment_id)
-            if untidy or any(compactor.choose_all(self._survey())):
-                commit.seal()
-            runs = compactor.choose_all(self._survey())
-            total = sum(self._segments.lengths()[segment] for run in runs for segment in run)
-            for run in runs:
-                self._compactor.run(run, self._files.yield_cpu, advance)
-            while small := compactor.choose_small(self._survey(), self._options, 2):
-                self._compactor.run(small, self._files.yield_cpu, lambda _: None)
-            self._compactions += 1
-            after = self._segments.lengths()
-        commit.flush_notes()
-        result = Compaction(len(before), len(after), sum(before.values()), sum(after.values()))
-        logger.info("compacted %s: %d bytes reclaimed", self._path, result.reclaimed_bytes)
-        return result
+        self._compactor.finish(pause)
+        before = self._segments.lengths()
+        with commit.lock:
+            active = self._segments.writer
+            untidy = active is not None and self._keydir.has_dead(active.header.segment_id)
+        if untidy or any(compactor.choose_all(self._survey())):
+            commit.seal()
+        runs = compactor.choose_all(self._survey())
+        total = sum(self._segments.lengths()[segment] for run in runs for segment in run)
+        for run in runs:
+            self._compactor.run(run, pause, advance)
+        while small := compactor.choose_small(self._survey(), self._options, 2):
+            self._compactor.run(small, pause, lambda _: None)
+        self._compactions += 1
+        after = self._segments.lengths()
+        return Compaction(len(before), len(after), sum(before.values()), sum(after.values()))
 
     def _survey(self) -> list[compactor.Use]:
         with self._commit.lock:
@@ -874,11 +878,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _build_a_hint(self) -> bool:
         with self._compacting:  # so that no segment is retired meanwhile
-            for row in self._segments.sealed():
-                if recovery.needs_hint(self._segments, row):
-                    recovery.build_hint(self._segments, row, self._pause)
-                    return True
-        return False
+            row = next((row for row in self._segments.sealed() if recovery.needs_hint(self._segments, row)), None)
+            if row is not None:
+                recovery.build_hint(self._segments, row, self._pause)
+        return row is not None
 
     def _compact_a_run(self) -> bool:
         if not self._may_compact:

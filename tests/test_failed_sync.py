@@ -1,8 +1,8 @@
 """A sync fails, and the disk says so only once (D7).
 
-Whoever waits for the sync is told. Nothing is tried again: the kernel has marked the pages clean, so a second sync would
-succeed without them. Reads go on; the next write, ``sync()`` and ``close()`` raise; what the failed calls wrote is decided
-when the store is opened again, and opening asks the medium, not the page cache.
+Whoever waits for the sync is told. Nothing is tried again: the kernel has marked the pages clean, so a second sync
+would succeed without them. Reads go on; the next write, ``sync()`` and ``close()`` raise; what the failed calls wrote
+is decided when the store is opened again, and opening asks the medium, not the page cache.
 """
 
 from __future__ import annotations
@@ -166,7 +166,9 @@ def _closes(diary: Diary) -> None:
     diary.close()
 
 
-ACTIONS = {function.__name__[1:]: function for function in (_puts, _batches, _deletes, _syncs, _rolls, _compacts, _closes)}
+ACTIONS = {
+    function.__name__[1:]: function for function in (_puts, _batches, _deletes, _syncs, _rolls, _compacts, _closes)
+}
 
 
 def _fail_each_sync(path: Path, files_class: type[FailingSyncs], action: str, **options: Any) -> Iterator[Diary]:
@@ -277,10 +279,8 @@ def test_each_first_call_after_a_failure_in_the_background_raises(path: Path, ca
     store[b"warm"] = b"up"
     store.sync()
     files.fail_sync(1)
-    try:
+    with contextlib.suppress(StoreFailedError):  # the disk was so slow that the writer synced himself
         store[b"a"] = b"1"
-    except StoreFailedError:
-        pass  # the disk was so slow that the writer synced himself
     _wait_for_the_worker(store, files)
     calls = {"put": lambda: store.put(b"b", b"2"), "sync": store.sync, "close": store.close}
     with pytest.raises(StoreFailedError, match="sync failed"):

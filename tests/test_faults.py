@@ -13,13 +13,12 @@ The default run takes a sample that changes the errno from call to call; the dee
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -62,10 +61,17 @@ class Log:
         self.refused: list[BytekvError] = []
 
     @property
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         # The hour: which call is the N-th must not depend on time.
         fault = self.fault
-        return {"sync": fault.sync, "io": fault.io, "sync_interval_s": 3600, "segment_size_bytes": 600}
+        return {
+            "sync": fault.sync,
+            "io": fault.io,
+            "sync_interval_s": 3600,
+            "segment_size_bytes": 600,
+            "compact_dead_bytes": 1,
+            "compact_dead_ratio": 0.1,
+        }
 
     def open(self, flag: str = "c") -> Store:
         """Open the store; an error leaves the book without one."""
@@ -198,6 +204,19 @@ def compacts(log: Log) -> None:
     log.call("compact")
 
 
+def works_in_the_background(log: Log) -> None:
+    log.put(b"huge", b"h" * 70_000)  # so that a hint is due
+    log.put(b"new", b"1")
+    store = log.store
+    assert store is not None
+    store._may_compact = True
+    for _ in range(2):
+        try:
+            store._work()
+        except Exception as error:  # as the worker's thread does
+            store._worker_failed(error)
+
+
 def closes(log: Log) -> None:
     log.put(b"huge", b"h" * 70_000)  # so that a hint is due
     log.put(b"new", b"1")
@@ -268,6 +287,7 @@ SCENARIOS: dict[str, Callable[[Log], None]] = {
         syncs,
         rolls,
         compacts,
+        works_in_the_background,
         closes,
         reopens_after_a_crash,
         reopens,
@@ -433,7 +453,7 @@ def _run_all(path: Path, scenario: str, sync: str, io: str, step: int) -> int:
     return runs
 
 
-# 97 has no factor in common with the 18 or 21 ways to fail that one call has, so that the sample walks through them all.
+# 97 has no factor in common with the 18 or 21 ways to fail that one call has: the sample walks through them all.
 @pytest.mark.parametrize("io", IOS)
 @pytest.mark.parametrize("sync", SYNCS)
 @pytest.mark.parametrize("scenario", SCENARIOS)

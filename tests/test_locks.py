@@ -1,0 +1,64 @@
+"""A lock taken by ``with`` is given back whatever strikes, at every instruction.
+
+From Python 3.12 on, the compiler may leave the backward jump of a loop at the end of a ``with`` block
+outside the range that the block's exception handler covers, and a signal handler may run exactly there:
+its exception then skips the release. So no such jump may lie inside a block that holds a lock.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType
+
+import pytest
+
+import bytekv
+
+LOCKS = ("lock", "_compacting", "_held_guard", "_opening", "_starting", "_gate")
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def uncovered(source: str) -> list[tuple[str, int]]:
+    """List (function, line) of backward jumps inside a lock's block that no handler covers."""
+    blocks = [
+        (node.body[0].lineno, node.body[-1].end_lineno or 0)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.With) and any(name in ast.unparse(node.items[0].context_expr) for name in LOCKS)
+    ]
+    found = []
+    for code in _codes(compile(source, "source", "exec")):
+        table = dis._parse_exception_table(code)  # type: ignore[attr-defined]
+        for instruction in dis.get_instructions(code):
+            line = instruction.positions.lineno if instruction.positions else None
+            if line is None or "JUMP_BACKWARD" not in instruction.opname:
+                continue
+            inside = any(first <= line <= last and code.co_firstlineno < first for first, last in blocks)
+            if inside and not any(entry.start <= instruction.offset < entry.end for entry in table):
+                found.append((code.co_name, line))
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(Path(bytekv.__file__).parent.glob("*.py")), ids=lambda module: module.name)
+def test_no_lock_can_leak_at_a_loop(module: Path) -> None:
+    assert uncovered(module.read_text(encoding="utf-8")) == []
+
+
+def test_the_check_bites() -> None:
+    source = """
+def f(lock, items):
+    with lock:
+        for item in items:
+            if not item:
+                item()
+"""
+    assert bool(uncovered(source)) == (sys.version_info >= (3, 12))
