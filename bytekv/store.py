@@ -445,7 +445,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 keys = view.select(*range_, count)
             for key in keys:
                 self._check_open()
-                if view.locate(key, self._files.now_ms() if self._keydir.expires else 0) is not None:
+                if view.locate(key, self._files.now_ms() if self._keydir.expires or view.undo else 0) is not None:
                     yield key
                     if limit is not None:
                         limit -= 1

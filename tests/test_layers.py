@@ -31,7 +31,10 @@ LAYERS = [
     "commit",
     "compactor",
     "check",
+    "mapping",
     "batch",
+    "snapshot",
+    "transaction",
     "worker",
     "store",
     "",  # bytekv/__init__.py: the public names
