@@ -1,0 +1,411 @@
+"""The keydir against a dict and a sorted list."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from bytekv.codec import SEGMENT_SHIFT, Summary, pack_place
+from bytekv.keydir import Keydir
+
+bounded = settings(derandomize=True, max_examples=150)
+
+GRACE_MS = 50
+NOW_MS = 1_000_000
+
+few_keys = st.sampled_from([b"", b"a", b"aa", b"ab", b"b", b"\x00", b"\xff", b"\xff\xff", b"c", b"d"])
+sizes = st.sampled_from([27, 40, 8191, 8192, 100_000])  # from 8,192 on a location does not know the size
+
+
+class Places:
+    """Hand out locations, each used once, and remember their sizes."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, int] = {}
+        self.asked = 0
+
+    def new(self, segment: int, size: int) -> int:
+        location = segment << SEGMENT_SHIFT | pack_place(len(self.sizes) + 1, size)
+        self.sizes[location] = size
+        return location
+
+    def size_of(self, location: int | None) -> int:
+        self.asked += 1
+        return 0 if location is None else self.sizes[location]
+
+
+class Model(RuleBasedStateMachine):
+    """Do to a keydir what a store does, and the same to a dict of key to (location, expiry)."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.keydir = Keydir(GRACE_MS)
+        self.places = Places()
+        self.now_ms = NOW_MS
+        self.written: Counter[int] = Counter()  # bytes ever put, by segment
+        self.content: dict[bytes, tuple[int, int]] = {}
+        self.expired: dict[bytes, tuple[int, int]] = {}  # those that a purge has seen
+
+    def _size_of_newest(self, key: bytes) -> int:
+        return self.places.size_of(self.keydir.newest(key))
+
+    @rule(key=few_keys, size=sizes, segment=st.integers(1, 3), ttl_ms=st.sampled_from([0, 0, 1, 10, 100]))
+    def put(self, key: bytes, size: int, segment: int, ttl_ms: int) -> None:
+        location = self.places.new(segment, size)
+        self.written[segment] += size
+        expires_ms = self.now_ms + ttl_ms if ttl_ms else 0
+        self.keydir.put(key, location, expires_ms, self._size_of_newest(key))
+        self.expired.pop(key, None)
+        self.content[key] = location, expires_ms
+
+    @rule(key=few_keys)
+    def put_the_same_again(self, key: bytes) -> None:
+        """As the next call does with one that was interrupted."""
+        if key in self.content:
+            location, expires_ms = self.content[key]
+            self.keydir.put(key, location, expires_ms, self._size_of_newest(key))
+
+    @rule(key=few_keys)
+    def remove(self, key: bytes) -> None:
+        self.keydir.remove(key, self._size_of_newest(key))
+        self.content.pop(key, None)
+        self.expired.pop(key, None)
+
+    @rule()
+    def clear(self) -> None:
+        self.keydir.clear()
+        self.keydir.recount(dict(self.written), self.places.size_of)
+        self.content.clear()
+        self.expired.clear()
+
+    @rule(ms=st.sampled_from([1, 5, 60, 200, -100]))
+    def let_time_pass(self, ms: int) -> None:
+        self.now_ms += ms
+
+    @rule()
+    def purge(self) -> None:
+        over = {key: found for key, found in self.content.items() if 0 < found[1] <= self.now_ms}
+        assert self.keydir.is_due(self.now_ms) >= bool(over)
+        self.keydir.purge(self.now_ms)
+        assert not self.keydir.is_due(self.now_ms)
+        self.expired.update(over)
+        for key in over:
+            del self.content[key]
+
+    @rule(key=few_keys, segment=st.integers(4, 5))
+    def move(self, key: bytes, segment: int) -> None:
+        """A compaction has copied the entry."""
+        for table in (self.content, self.expired):
+            if key in table:
+                old, expires_ms = table[key]
+                new = self.places.new(segment, self.places.sizes[old])
+                self.written[segment] += self.places.sizes[old]
+                assert self.keydir.move(key, old, new)
+                self.keydir.bury(old >> SEGMENT_SHIFT, self.places.sizes[old])
+                table[key] = new, expires_ms
+                assert not self.keydir.move(key, old, new + (1 << 13)), "a compare-and-set"
+
+    @rule(key=few_keys)
+    def forget_expired(self, key: bytes) -> None:
+        """A compaction has left out an expired entry whose grace is over."""
+        if key in self.expired and self.keydir.is_droppable(key, self.now_ms):
+            location, expires_ms = self.expired.pop(key)
+            assert expires_ms + GRACE_MS <= self.now_ms
+            self.keydir.forget_expired(key, location)
+            self.keydir.bury(location >> SEGMENT_SHIFT, self.places.sizes[location])
+
+    @rule()
+    def recount(self) -> None:
+        self.keydir.recount(dict(self.written), self.places.size_of)
+
+    @rule()
+    def order_all(self) -> None:
+        """Bring the index up to date; the rules in between leave it behind."""
+        assert list(self.keydir.index()) == sorted(self.content)
+
+    @rule(
+        ends=st.lists(st.none() | few_keys, min_size=2, max_size=2),
+        include=st.tuples(st.booleans(), st.booleans()),
+        reverse=st.booleans(),
+        count=st.integers(0, 12),
+    )
+    def select(self, ends: list[bytes | None], include: tuple[bool, bool], reverse: bool, count: int) -> None:
+        start, stop = ends
+        if start is not None and stop is not None and start > stop:
+            start, stop = stop, start
+        expected = [
+            key
+            for key in sorted(self.content, reverse=reverse)
+            if (start is None or key > start or (include[0] and key == start))
+            and (stop is None or key < stop or (include[1] and key == stop))
+        ]
+        if start is None or start != stop or all(include):  # else empty, which nobody asks for
+            assert self.keydir.select(start, stop, *include, reverse, count) == expected[:count]
+
+    @rule()
+    def forget_index(self) -> None:
+        self.keydir.forget_index()
+
+    @invariant()
+    def same_as_the_dict(self) -> None:
+        keydir = self.keydir
+        assert keydir.locations == {key: location for key, (location, _) in self.content.items()}
+        assert keydir.expired == {key: location for key, (location, _) in self.expired.items()}
+        assert keydir.expires == {
+            key: expires_ms
+            for table in (self.content, self.expired)
+            for key, (_, expires_ms) in table.items()
+            if expires_ms
+        }
+        assert len(keydir) == len(self.content)
+        for key, (location, expires_ms) in self.content.items():
+            assert keydir.locate(key, self.now_ms) == (None if 0 < expires_ms <= self.now_ms else location)
+            assert keydir.newest(key) == location
+        for key, (location, _) in self.expired.items():
+            assert keydir.locate(key, self.now_ms) is None
+            assert keydir.newest(key) == location
+
+    @invariant()
+    def every_byte_is_live_or_dead(self) -> None:
+        dead = Counter(self.written)
+        for location, _ in [*self.content.values(), *self.expired.values()]:
+            dead[location >> SEGMENT_SHIFT] -= self.places.sizes[location]
+        assert +Counter(self.keydir.dead) == +dead
+        assert all(size >= 0 for size in self.keydir.dead.values())
+
+    @invariant()
+    def what_may_be_dropped_is_counted(self) -> None:
+        droppable: Counter[int] = Counter()
+        for key, (location, expires_ms) in [*self.content.items(), *self.expired.items()]:
+            seen = key in self.expired or 0 < expires_ms <= self.now_ms
+            if seen and expires_ms + GRACE_MS <= self.now_ms:
+                droppable[location >> SEGMENT_SHIFT] += self.places.sizes[location]
+        if not any(0 < expires_ms <= self.now_ms for _, expires_ms in self.content.values()):  # else it would purge
+            assert self.keydir.droppable_by_segment(self.now_ms, self.places.size_of) == dict(droppable)
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(derandomize=True, max_examples=150, stateful_step_count=40, deadline=None)
+
+
+# --- loading -----------------------------------------------------------------------------------
+
+
+@st.composite
+def histories(draw: Any) -> list[list[tuple[str, bytes, int, int]]]:
+    """Segments, oldest first, each a list of operations: kind, key, size, expiry."""
+    operation = st.tuples(
+        st.sampled_from(["put", "put", "put", "delete", "clear"]), few_keys, sizes, st.sampled_from([0, 0, NOW_MS, 5])
+    )
+    return draw(st.lists(st.lists(operation, max_size=12), max_size=5))
+
+
+def summary_of(segment: int, operations: list[tuple[str, bytes, int, int]], places: Places) -> tuple[Summary, int]:
+    """Return what a scan would say of a segment, and the bytes of its entries."""
+    puts: dict[bytes, tuple[int, int]] = {}
+    tombstones: dict[bytes, int] = {}
+    clears, clear_size, total = False, 0, 0
+    for kind, key, size, expires_ms in operations:
+        if kind == "put":
+            puts.pop(key, None)
+            tombstones.pop(key, None)
+            puts[key] = places.new(segment, size), expires_ms
+            total += size
+        elif kind == "delete":
+            puts.pop(key, None)
+            tombstones[key] = 30
+            total += 30
+        else:
+            puts.clear()
+            tombstones.clear()
+            clears, clear_size = True, 27
+            total += 27
+    return (
+        Summary(
+            80 + total,
+            0,
+            clears,
+            list(puts),
+            [location & (1 << SEGMENT_SHIFT) - 1 for location, _ in puts.values()],
+            list(tombstones),
+            {key: expires_ms for key, (_, expires_ms) in puts.items() if expires_ms},
+            sum(places.sizes[location] for location, _ in puts.values()),
+            clear_size + sum(tombstones.values()),
+        ),
+        total,
+    )
+
+
+@bounded
+@given(histories())
+def test_loading_in_bulk_is_the_same_as_doing_it_all_again(history):
+    places, loaded = Places(), Keydir()
+    replayed: dict[bytes, tuple[int, int]] = {}
+    totals: dict[int, int] = {}
+    for segment, operations in enumerate(history, 1):
+        summary, total = summary_of(segment, operations, places)
+        totals[segment] = total
+        loaded.load(segment, summary, total, places.size_of)
+        if summary.clears:
+            replayed.clear()
+        for key in summary.tombstones:
+            replayed.pop(key, None)
+        for key, place in zip(summary.keys, summary.places, strict=True):
+            replayed[key] = segment << SEGMENT_SHIFT | place, summary.expires.get(key, 0)
+    loaded.finish_loading()
+    assert loaded.locations == {key: location for key, (location, _) in replayed.items()}
+    assert loaded.expires == {key: expires_ms for key, (_, expires_ms) in replayed.items() if expires_ms}
+    counted = +Counter(loaded.dead)
+    loaded.recount(totals, places.size_of)
+    assert counted == +Counter(loaded.dead)
+    loaded.purge(NOW_MS)
+    assert sorted(loaded.expired) == sorted(key for key, (_, expires_ms) in replayed.items() if expires_ms)
+    assert list(loaded.index()) == sorted(loaded.locations)
+
+
+@bounded
+@given(histories(), st.data())
+def test_a_segment_loaded_in_two_parts_is_the_same_as_in_one(history, data):
+    """The beginning from a hint, the rest from a scan."""
+    history = [operations for operations in history if operations]
+    whole, parts = Keydir(), Keydir()
+    whole_places, parts_places = Places(), Places()
+    for segment, operations in enumerate(history, 1):
+        summary, total = summary_of(segment, operations, whole_places)
+        whole.load(segment, summary, total, whole_places.size_of)
+        cut = data.draw(st.integers(0, len(operations)))
+        for part in (operations[:cut], operations[cut:]):
+            summary, total = summary_of(segment, part, parts_places)
+            parts.load(segment, summary, total, parts_places.size_of)
+    assert parts.locations == whole.locations
+    assert parts.expires == whole.expires
+    segments = range(1, len(history) + 1)
+    assert [parts.dead.get(one, 0) + parts.tombstones.get(one, 0) for one in segments] == [
+        whole.dead.get(one, 0) + whole.tombstones.get(one, 0) for one in segments
+    ]
+
+
+def test_loading_into_an_empty_keydir_asks_for_no_sizes():
+    places, keydir = Places(), Keydir()
+    summary, total = summary_of(1, [("put", b"%d" % number, 100_000, 0) for number in range(100)], places)
+    keydir.load(1, summary, total, places.size_of)
+    assert places.asked == 0
+
+
+# --- order -------------------------------------------------------------------------------------
+
+
+def test_the_index_is_made_at_the_first_ordered_use_and_kept_up_from_then_on():
+    keydir = Keydir()
+    for number in range(1000):
+        keydir.put(b"%03d" % number, number + 1, 0, 0)
+    assert keydir.changed is None, "a store that never scans does not pay for order"
+    index = keydir.index()
+    assert keydir.changed == set()
+    keydir.put(b"0005", 2000, 0, 0)
+    keydir.put(b"005", 2001, 0, 30)
+    keydir.remove(b"007", 30)
+    assert keydir.changed == {b"0005", b"007"}, "an overwritten key neither came nor went"
+    assert keydir.index() is index
+    assert list(index) == sorted(keydir.locations)
+
+
+def test_many_changes_are_sorted_anew():
+    keydir = Keydir()
+    for number in range(1000):
+        keydir.put(b"%d" % number, number + 1, 0, 0)
+    keydir.index()
+    for number in range(0, 1000, 2):
+        keydir.remove(b"%d" % number, 30)
+    for number in range(5000, 5500):
+        keydir.put(b"%d" % number, number, 0, 0)
+    assert list(keydir.index()) == sorted(keydir.locations)
+
+
+def test_an_index_that_nobody_uses_any_more_is_dropped():
+    keydir = Keydir()
+    keydir.put(b"once", 1, 0, 0)
+    keydir.index()
+    for number in range(3000):
+        keydir.put(b"%d" % number, number + 1, 0, 0)
+        keydir.remove(b"%d" % number, 30)
+        keydir.forget_index()
+    assert keydir.changed is None or len(keydir.changed) <= 1001
+    assert list(keydir.index()) == [b"once"]
+
+
+class Interrupting(dict):
+    """A dict whose n-th use is interrupted."""
+
+    left = 0
+
+    def __contains__(self, key: object) -> bool:
+        return self._count(super().__contains__(key))
+
+    def __iter__(self):
+        return (self._count(key) for key in super().__iter__())
+
+    def _count(self, answer: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return answer
+
+
+@pytest.mark.parametrize("has_index", [False, True])
+def test_an_index_whose_making_was_interrupted_is_made_again(has_index):
+    for interrupted_at in range(1, 30):
+        keydir = Keydir()
+        for number in range(20):
+            keydir.put(b"%02d" % number, number + 1, 0, 0)
+        if has_index:
+            keydir.index()
+            for number in range(20, 22):
+                keydir.put(b"%02d" % number, number + 1, 0, 0)
+        content = keydir.locations
+        keydir.locations = Interrupting(content)
+        keydir.locations.left = interrupted_at
+        with contextlib.suppress(KeyboardInterrupt):
+            keydir.index()
+        keydir.locations = content
+        assert list(keydir.index()) == sorted(content), interrupted_at
+
+
+# --- time --------------------------------------------------------------------------------------
+
+
+def test_a_key_whose_expiry_is_put_off_again_and_again_takes_no_more_room():
+    keydir = Keydir()
+    for number in range(10_000):
+        keydir.put(b"session", number + 1, NOW_MS + number, 30)
+    assert len(keydir._due) < 100
+    keydir.purge(NOW_MS + 9_998)
+    assert len(keydir) == 1
+    keydir.purge(NOW_MS + 9_999)
+    assert len(keydir) == 0
+
+
+def test_a_clock_that_jumps_back_does_not_bring_a_purged_key_back():
+    keydir = Keydir()
+    keydir.put(b"k", 1, NOW_MS, 0)
+    keydir.purge(NOW_MS)
+    assert keydir.locate(b"k", 0) is None
+    assert len(keydir) == 0
+
+
+def test_an_expired_entry_is_dead_only_once_its_grace_is_over():
+    keydir = Keydir(GRACE_MS)
+    location = 7 << SEGMENT_SHIFT | pack_place(80, 40)
+    keydir.put(b"k", location, NOW_MS, 0)
+    for passed, expected in ((0, {}), (GRACE_MS - 1, {}), (GRACE_MS, {7: 40})):
+        assert keydir.droppable_by_segment(NOW_MS + passed, lambda _: 40) == expected
+    keydir.forget_expired(b"k", location + (1 << 13))
+    assert keydir.newest(b"k") == location, "that was another entry of the key"
+    keydir.forget_expired(b"k", location)
+    assert keydir.newest(b"k") is None
