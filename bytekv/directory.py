@@ -195,7 +195,8 @@ class Directory:
     def abandon(self) -> None:
         """Close the lock's file. No explicit unlock: in a child process that would free the parent's lock."""
         if self._lock is not None:
-            self._lock.close()
+            with suppress(OSError):  # what a close says is of no use; see Files.close
+                self._lock.close()
 
     # --- the manifest --------------------------------------------------------------------------
 

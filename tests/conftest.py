@@ -86,5 +86,3 @@ def nothing_leaks() -> Iterator[None]:
     with open("/proc/self/maps") as maps:
         mapped = [line for line in maps if "bytekv-" in line and ".seg" in line]
     assert not mapped, f"still mapped: {mapped}"
-
-
