@@ -490,9 +490,9 @@ class Committer:
                 writer = self._roll()
             writer.make_room(size)
         except DiskFullError:
-            # What is kept back lets a full store be emptied.
+            # What is kept back lets a full store be emptied, beyond the segment's limit if need be.
             writer = self.segments.writer
-            if writer is None or not only_deletes or not writer.reserve_holds(size):
+            if writer is None or not only_deletes:
                 raise
             writer.make_room(size, use_reserve=True)
         if self._always:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from .codec import ACTIVE, LOG, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentHeader, SegmentRow, Summary, seed_of
 from .directory import Directory
-from .errors import BytekvError, CorruptionError
+from .errors import BytekvError, CorruptionError, DiskFullError
 from .keydir import Keydir
 from .segment import Read, find_sync_mark, load_hint, save_hint, scan_segment, summarise
 from .segment_manager import SegmentManager, header_of
@@ -232,7 +232,11 @@ def _seal(segments: SegmentManager, torn: _Torn, last_seq: int, *, readonly: boo
             manifest.store_uuid, manifest.next_id, manifest.last_seq, manifest.generation, tuple(rows)
         )
         return
-    segments.publish(rows, last_seq=last_seq)
+    try:
+        segments.publish(rows, last_seq=last_seq)
+    except DiskFullError:
+        _trim(segments.directory, row)  # the blocks behind its end are enough for a manifest
+        segments.publish(rows, last_seq=last_seq)
     if not empty:
         _trim(segments.directory, row)
 

@@ -50,7 +50,7 @@ from .codec import (
     seed_of,
 )
 from .directory import Directory
-from .errors import BytekvError, CorruptionError, StoreIOError, StoreNotFoundError
+from .errors import BytekvError, CorruptionError, DiskFullError, StoreIOError, StoreNotFoundError
 from .files import Files
 
 __all__ = ["FileView", "Scan", "Writer", "load_hint", "open_segment", "save_hint", "summarise"]
@@ -62,6 +62,7 @@ _FIRST_STEP: Final = 64 * 1024  # a store killed while tiny stays tiny
 _LAST_STEP: Final = 32 * 1024 * 1024
 _POPULATE: Final = 1024 * 1024
 _WINDOW: Final = 1024 * 1024  # what a scan reads at once
+_SPARE: Final = 1024 * 1024
 _MAX_HINT_SIZE: Final = 1 << 31
 _FIRST_BYTES: Final = re.compile(b"[" + b"".join(b"\\x%02x" % byte for byte in range(256) if FIXED_SIZE[byte]) + b"]")
 
@@ -332,6 +333,8 @@ def save_hint(directory: Directory, header: SegmentHeader, summary: Summary) -> 
     path = directory.hint_path(header.segment_id)
     files = directory.files
     piece = encode_hint(summary, header)
+    if files.free_bytes(directory.path) < len(piece) + _SPARE:
+        return  # the last blocks of a disk are for deletes and manifests
     try:
         descriptor = files.open(path, write=True, create=True)
         try:
@@ -400,7 +403,7 @@ class Writer:
         try:
             files.write(descriptor, encode_segment_header(header), 0, path)
             if mapped:
-                writer._grow(SEGMENT_HEADER_SIZE + 1)
+                writer._grow(SEGMENT_HEADER_SIZE + 1, use_reserve=True)
             files.sync(descriptor, path)
             directory.sync()
         except BaseException:
@@ -429,7 +432,7 @@ class Writer:
             return
         stop = self.end + size
         if stop + (0 if use_reserve else RESERVE) > self._allocated:
-            self._grow(stop)
+            self._grow(stop, use_reserve=use_reserve)
         if stop > self._populated:
             assert self.map is not None
             ahead = min(max(stop, self._populated + _POPULATE), self._allocated)
@@ -441,17 +444,23 @@ class Writer:
         """Tell whether ``size`` bytes fit into what is kept back for deletes."""
         return self.map is not None and self.end + size <= self._allocated
 
-    def _grow(self, stop: int) -> None:
+    def _grow(self, stop: int, *, use_reserve: bool) -> None:
+        """Allocate generously; where the disk is nearly full, no more than is needed."""
         step = min(max(_FIRST_STEP, self._allocated), _LAST_STEP)
         whole = max(self._limit, stop) + RESERVE
-        target = min(max(self._allocated + step, stop + RESERVE), whole)
+        targets = [min(max(self._allocated + step, stop + RESERVE), whole), stop + RESERVE]
+        if use_reserve:
+            targets.append(stop)
         assert self._descriptor is not None
-        try:
-            self._files.reserve(self._descriptor, target, self.path)
-        except BytekvError:
-            with suppress(BytekvError):  # the error that matters is the first
-                self._files.truncate(self._descriptor, max(self._allocated, SEGMENT_HEADER_SIZE), self.path)
-            raise
+        for target in targets:
+            try:
+                self._files.reserve(self._descriptor, target, self.path)
+                break
+            except BytekvError as error:
+                with suppress(BytekvError):  # the error that matters is the first
+                    self._files.truncate(self._descriptor, self._allocated, self.path)
+                if not isinstance(error, DiskFullError) or target == targets[-1]:
+                    raise
         self.map = self._files.map(self._descriptor, target, self.path, write=True)
         self._allocated = target
         self._populated = min(self._populated, self.end)

@@ -32,7 +32,15 @@ from .codec import (
     unpack_location,
 )
 from .directory import Directory
-from .errors import BytekvError, CorruptionError, LimitError, StoreFailedError, StoreIOError, StoreNotFoundError
+from .errors import (
+    BytekvError,
+    CorruptionError,
+    DiskFullError,
+    LimitError,
+    StoreFailedError,
+    StoreIOError,
+    StoreNotFoundError,
+)
 from .options import Options
 from .segment import FileView, View, Writer, header_for, open_segment
 
@@ -241,7 +249,16 @@ class SegmentManager:
         try:
             if old is not None:
                 old.sync()
-            self.publish(rows, next_id=self.manifest.next_id + (new is not None), last_seq=last_seq)
+            next_id = self.manifest.next_id + (new is not None)
+            try:
+                self.publish(rows, next_id=next_id, last_seq=last_seq)
+            except DiskFullError:
+                if old is None:
+                    raise
+                # A manifest needs a block, and the old segment's reserve has some. Trimmed too early it
+                # is merely a segment that was not closed cleanly.
+                old.trim()
+                self.publish(rows, next_id=next_id, last_seq=last_seq)
         except StoreFailedError:
             raise  # poisoned: the next open decides
         except BytekvError:

@@ -51,6 +51,7 @@ from .errors import (
     BytekvError,
     ConflictError,
     CorruptionError,
+    DiskFullError,
     ForkedStoreError,
     LimitError,
     ReadOnlyError,
@@ -793,15 +794,30 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             untidy = active is not None and self._keydir.has_dead(active.header.segment_id)
         if untidy or any(compactor.choose_all(self._survey())):
             commit.seal()
-        runs = compactor.choose_all(self._survey())
-        total = sum(self._segments.lengths()[segment] for run in runs for segment in run)
-        for run in runs:
-            self._compactor.run(run, pause, advance)
+        while True:
+            runs = compactor.choose_all(self._survey())
+            total = done + sum(self._segments.lengths()[segment] for run in runs for segment in run)
+            try:
+                for run in runs:
+                    self._compactor.run(run, pause, advance)
+                break
+            except DiskFullError:
+                if not self._compact_one_segment():
+                    raise
         while small := compactor.choose_small(self._survey(), self._options, 2):
             self._compactor.run(small, pause, lambda _: None)
         self._compactions += 1
         after = self._segments.lengths()
         return Compaction(len(before), len(after), sum(before.values()), sum(after.values()))
+
+    def _compact_one_segment(self) -> bool:
+        """On a nearly full disk: rewrite the segment whose copy is smallest; False if there is no room for any."""
+        uses = sorted((use for use in self._survey() if use.dead), key=lambda use: use.length - use.dead)
+        for use in uses:
+            with suppress(DiskFullError):
+                self._compactor.run([use.segment_id], self._files.yield_cpu, lambda _: None)
+                return True
+        return False
 
     def _survey(self) -> list[compactor.Use]:
         with self._commit.lock:
