@@ -1,0 +1,385 @@
+"""Bugs that were found once, each with its story. Shrunk by a machine or by hand; kept for ever."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bytekv import CorruptionError, LimitError, StoreClosedError, compactor
+from bytekv.store import Store
+from tests import harness
+from tests.harness import FakeFiles, crash
+
+
+@pytest.fixture
+def hints_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every segment, however small, get a hint file, and nobody at work in the background."""
+    for module in ("recovery", "compactor"):
+        monkeypatch.setattr(f"bytekv.{module}.HINT_FROM", 1)
+    monkeypatch.setattr("bytekv.worker.Worker.wake", lambda self: True)
+
+
+def sealed_ids(db: Store) -> list[int]:
+    return [row.segment_id for row in db._segments.sealed()]
+
+
+def compact_run(db: Store, victims: list[int], pause: Callable[[], None] = lambda: None) -> None:
+    db._compactor.run(victims, pause, lambda _: None)
+
+
+class PausingFiles(FakeFiles):
+    """Do something once, at the next chance that is given to other threads."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def yield_cpu(self) -> None:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+
+
+# --- background work beside a compaction ---------------------------------------------------------
+
+
+@pytest.mark.usefixtures("hints_for_all")
+def test_a_segment_retired_while_it_waits_for_its_hint(
+    open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker went through a list of sealed segments, building hints; a `compact()` meanwhile took the rest of
+    them away. The file that was not found ended the worker, and with it every further write: a failed worker
+    poisons the store."""
+    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
+    files = PausingFiles()
+    db = open_store(files=files, segment_size_bytes=400)
+    for number in range(40):
+        db.put(b"k%d" % (number % 4), b"v%d" % number)
+    content = dict(db)
+    for segment_id in sealed_ids(db):
+        db._segments.hinted.pop(segment_id, None)
+    files.meanwhile = db.compact
+    db._work()
+    db.put(b"k0", b"still writable")
+    assert dict(db) == {**content, b"k0": b"still writable"}
+
+
+@pytest.mark.usefixtures("hints_for_all")
+def test_victims_chosen_before_another_compaction_took_them(open_store: Callable[..., Store]) -> None:
+    """The worker chose its victims, then waited for a `compact()` in another thread, which took the same ones.
+    The worker did not find them any more, and died of a StopIteration."""
+    db = open_store(segment_size_bytes=400, compact_dead_bytes=0)
+    for number in range(40):
+        db.put(b"k%d" % (number % 4), b"v%d" % number)
+    content = dict(db)
+    victims = db._victims()
+    assert victims
+    lock = db._compacting
+
+    class LateLock:
+        """The other thread had the lock, and has just let go of it."""
+
+        def __enter__(self) -> object:
+            db._compacting = lock
+            db.compact()
+            return lock.__enter__()
+
+        def __exit__(self, *error: Any) -> None:
+            lock.__exit__(*error)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lock, name)
+
+    db._compacting = LateLock()
+    db._may_compact = True
+    db._work()
+    db._may_compact = False
+    assert db._compacting is lock
+    db.put(b"k0", b"still writable")
+    assert dict(db) == {**content, b"k0": b"still writable"}
+
+
+def test_two_small_neighbours_are_merged_once(path: Path, open_store: Callable[..., Store]) -> None:
+    """One holds a tombstone that has to stay, the other a put. Their outputs were a file with the tombstone and a
+    file with the put, both small, neighbours: to be merged. With three syncs a round, for ever."""
+    options: dict[str, Any] = {"segment_size_bytes": 2000, "compact_small_files": 2}
+    db = open_store(**options)
+    for number in range(3):
+        db[b"k%d" % number] = b"x" * 1900
+    crash(db)
+    db = open_store(**options)
+    del db[b"k1"]
+    crash(db)
+    db = open_store(**options)
+    db[b"j"] = b""
+    crash(db)
+    db = open_store(**options)
+    rounds = 0
+    while victims := compactor.choose(db._survey(), db._options):
+        compact_run(db, victims)
+        rounds += 1
+        assert rounds < 3
+    assert rounds == 1
+    assert sorted(db) == [b"j", b"k0", b"k2"]
+
+
+def test_compact_finishes_what_was_interrupted(
+    path: Path, open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after it was published, a compaction goes on with the next one. `compact()` found nothing worth
+    compacting, so there was no next one: the old files stayed, with all that had been deleted."""
+    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
+    db = open_store(segment_size_bytes=400)
+    for key in (b"a", b"b", b"b", b"c"):
+        db[key] = b""
+    db.compact()
+    (victim,) = sealed_ids(db)
+    pauses = 0
+
+    def pause() -> None:
+        nonlocal pauses
+        pauses += 1
+        if pauses == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compact_run(db, [victim], pause)
+    assert len(harness.segment_files(path)) == 2
+    db.compact()
+    assert len(harness.segment_files(path)) == 1
+    assert [row.dead_bytes for row in db.stats().segments] == [0]
+
+
+# --- counting the dead ---------------------------------------------------------------------------
+
+
+def test_clear_in_the_middle_of_moving_keys(open_store: Callable[..., Store]) -> None:
+    """`clear` counts the dead bytes anew. Half way between two sets of files it counted the outputs' tombstones and
+    what was not moved yet as dead, and at the end of the compaction they were counted once more."""
+    for at in range(1, 4):
+        db = open_store("n", segment_size_bytes=400)
+        for number in range(6):
+            db[b"a%d" % number] = b"x" * 20
+        for number in range(6):
+            del db[b"a%d" % number]
+        for number in range(20):
+            db[b"b%d" % number] = b"x" * 20
+        pauses = 0
+
+        def pause() -> None:
+            nonlocal pauses
+            pauses += 1
+            if pauses == at:  # noqa: B023 - used up within this round
+                db.clear()  # noqa: B023
+
+        compact_run(db, sealed_ids(db)[1:], pause)
+        report = db.verify()
+        assert report.ok, report
+        db.close()
+
+
+# --- sync="always" -------------------------------------------------------------------------------
+
+
+class GatedFiles(FakeFiles):
+    """Do something in the middle of the next syncs, one thing for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: list[Callable[[], None]] = []
+
+    def sync(self, descriptor: int, path: str) -> None:
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
+        super().sync(descriptor, path)
+
+
+def test_a_key_put_after_a_clear_exists_for_writers(open_store: Callable[..., Store]) -> None:
+    """A clear, a put of k and a put of j came one after the other, each before the sync of the one before was
+    over. Once k was durable, writers no longer looked for it among what waits; but as j still waited and the
+    clear had not been forgotten, they took it that k was not there: `add` overwrote it, `delete` did nothing."""
+    files = GatedFiles()
+    db = open_store(files=files, sync="always")
+    db[b"x"] = b"old"
+    threads: list[threading.Thread] = []
+    found: dict[str, bool] = {}
+
+    def beside(call: Callable[[], object]) -> None:
+        """Have another thread write; go on as soon as its operation is appended and waits for a sync."""
+        appended = db._commit.seq
+        thread = threading.Thread(target=call)
+        threads.append(thread)
+        thread.start()
+        while db._commit.seq == appended:
+            pass
+
+    def ask() -> None:
+        """Have another thread write what changes nothing if all is well, and wait for its turn under the lock."""
+        thread = threading.Thread(target=lambda: found.update(added=db.add(b"k", b"wrong")))
+        threads.append(thread)
+        thread.start()
+        while not db._commit.lock.acquire(blocking=False):
+            pass
+        db._commit.lock.release()
+
+    files.meanwhile = [
+        lambda: beside(lambda: db.put(b"k", b"1")),  # during the sync of the clear
+        lambda: beside(lambda: db.put(b"j", b"1")),  # during the sync of k
+        ask,  # during the sync of j
+    ]
+    db.clear()
+    for thread in threads:
+        thread.join()
+    assert found == {"added": False}
+    assert dict(db) == {b"j": b"1", b"k": b"1"}
+
+
+# --- opening -------------------------------------------------------------------------------------
+
+
+def test_opening_for_reading_while_the_writer_compacts(path: Path, open_store: Callable[..., Store]) -> None:
+    """Between a reader's look at the manifest and at the segments, a compaction took one of them away. The reader
+    said that there was no store."""
+    writer = open_store(segment_size_bytes=400)
+    for number in range(40):
+        writer.put(b"k%d" % (number % 4), b"v%d" % number)
+
+    class LateFiles(FakeFiles):
+        compactions = 0
+
+        def open(self, path: str, **flags: Any) -> int:
+            if path.endswith(".seg") and self.compactions < 3:
+                self.compactions += 1
+                writer.put(b"k0", b"%d" % self.compactions)
+                writer.compact()
+            return super().open(path, **flags)
+
+    reader = open_store("r", files=LateFiles())
+    assert dict(reader) == dict(writer)
+    reader.close()
+
+
+@pytest.mark.parametrize("flag", ["r", "w", "c"])
+def test_a_missing_segment_is_damage(path: Path, open_store: Callable[..., Store], flag: str) -> None:
+    """It was reported as `StoreNotFoundError`, and a program that then makes a new store would have made one, in
+    the place of one that had lost a single file."""
+    db = open_store(segment_size_bytes=400)
+    for number in range(40):
+        db.put(b"k%d" % number, b"v%d" % number)
+    db.close()
+    before = harness.snapshot_of(path)
+    for file in harness.segment_files(path):
+        content = file.read_bytes()
+        file.unlink()
+        with pytest.raises(CorruptionError) as caught:
+            open_store(flag)
+        assert (caught.value.path, caught.value.offset) == (str(file), 0)
+        file.write_bytes(content)
+    assert harness.snapshot_of(path) == before
+    open_store(flag)
+
+
+def test_an_open_that_fails_late_has_changed_nothing(path: Path, open_store: Callable[..., Store]) -> None:
+    """A kill in the middle of a roll leaves a sealed segment untrimmed; the next open trims it. It did so before it
+    had looked at the segments that follow, one of which was damaged: the open failed, with a change made."""
+    db = open_store(segment_size_bytes=400)
+    for number in range(40):
+        db.put(b"k%d" % number, b"v%d" % number)
+    content = dict(db)
+    db.close()
+    first, _, third, *_ = harness.segment_files(path)
+    with open(first, "ab") as file:
+        file.write(bytes(100))
+    harness.damage(third, 150)
+    before = harness.snapshot_of(path)
+    with pytest.raises(CorruptionError):
+        open_store()
+    assert harness.snapshot_of(path) == before
+    harness.damage(third, 150)
+    assert dict(open_store()) == content
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def test_looking_for_a_value_while_keys_go_away(open_store: Callable[..., Store]) -> None:
+    """`value in db.values()` first took a key and then read it; in between it expired, or another thread deleted
+    it. The KeyError came out of an operator that has none."""
+
+    class TickingFiles(FakeFiles):
+        ticks = False
+
+        def now_ms(self) -> int:
+            if self.ticks:
+                self.sleep(1)
+            return super().now_ms()
+
+    files = TickingFiles()
+    db = open_store(files=files)
+    for number in range(10):
+        db.put(b"%d" % number, b"a", ttl=5)
+    db[b"last"] = b"b"
+    files.ticks = True
+    assert b"b" in db.values()
+    assert b"c" not in db.values()
+    assert (b"9", b"c") not in db.items()
+    files.ticks = False
+
+
+def test_a_scan_of_keys_ends_with_the_store(open_store: Callable[..., Store]) -> None:
+    """Keys come in chunks; those of a chunk that was in hand went on coming after `close`."""
+    db = open_store()
+    db.update({b"%d" % number: b"" for number in range(10)})
+    scans: list[Iterator[Any]] = [db.scan_keys(), iter(db), iter(db.keys()), reversed(db)]
+    for scan in scans:
+        next(scan)
+    db.close()
+    for scan in scans:
+        with pytest.raises(StoreClosedError):
+            next(scan)
+
+
+def test_clearing_what_has_expired_takes_no_seq(open_store: Callable[..., Store]) -> None:
+    """Whether `clear` of a store whose keys had all expired wrote anything depended on whether somebody had looked."""
+    for look in (True, False):
+        files = FakeFiles()
+        db = open_store("n", files=files)
+        db.put(b"a", b"1", ttl=1)
+        files.sleep(5)
+        if look:
+            assert len(db) == 0
+        db.clear()
+        assert db.last_seq == 1
+        db.close()
+
+
+# --- limits --------------------------------------------------------------------------------------
+
+
+def test_keys_up_to_the_limit_and_no_longer(open_store: Callable[..., Store]) -> None:
+    """A key of one byte too many, if it was bytes and not text, passed the check and failed in `struct`."""
+    db = open_store(segment_size_bytes=400)
+    longest = b"k" * 65_535
+    db[longest] = b"1"
+    db[longest[:-1]] = b"2"
+    too_long = longest + b"k"
+    for use in (
+        lambda: db.__setitem__(too_long, b""),
+        lambda: db.put(too_long, b""),
+        lambda: db.put(too_long, b"", ttl=1),
+        lambda: db.put(too_long, b"", if_seq=0),
+        lambda: db.add(too_long, b""),
+        lambda: db.incr(too_long),
+        lambda: db.setdefault(too_long, b""),
+        lambda: db.update({b"new": b"", too_long: b""}),
+    ):
+        with pytest.raises(LimitError):
+            use()
+    assert list(db) == [longest[:-1], longest]
+    assert db.last_seq == 2
+    db.close()
+    db = open_store()
+    assert db.popitem() == (longest, b"1")
+    assert dict(db) == {longest[:-1]: b"2"}
