@@ -643,11 +643,7 @@ class Committer:
     def _mark(self, seq: int) -> None:
         """Write a sync mark: what tells later damage from a torn tail."""
         writer = self.segments.writer
-        if (
-            writer is None
-            or self.failure is not None
-            or (writer.map is not None and not writer.reserve_holds(OVERHEAD))
-        ):
+        if writer is None or self.failure is not None or not writer.reserve_holds(OVERHEAD):
             return  # no room here; the segment's seal vouches for it instead
         mark = encode_entry(SYNC_MARK, b"", b"", seq, self._clock_ns() // 1_000_000, 0, writer.seed)
         try:

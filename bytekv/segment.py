@@ -365,6 +365,7 @@ class Writer:
         "_limit",
         "_mapped",
         "_populated",
+        "_reserves",
         "base",
         "dirty",
         "end",
@@ -376,12 +377,21 @@ class Writer:
     )
 
     def __init__(
-        self, descriptor: int, header: SegmentHeader, end: int, limit: int, directory: Directory, *, mapped: bool
+        self,
+        descriptor: int,
+        header: SegmentHeader,
+        end: int,
+        limit: int,
+        directory: Directory,
+        *,
+        mapped: bool,
+        reserves: bool = False,
     ) -> None:
         self._files = directory.files
         self._descriptor: int | None = descriptor
         self._limit = limit
         self._mapped = mapped
+        self._reserves = reserves or mapped
         self._allocated = end
         self._populated = end
         self.path = directory.segment_path(header.segment_id)
@@ -394,15 +404,17 @@ class Writer:
         self.dirty = False  # whether bytes were appended since the segment was opened
 
     @classmethod
-    def create(cls, directory: Directory, header: SegmentHeader, limit: int, *, mapped: bool) -> Writer:
+    def create(
+        cls, directory: Directory, header: SegmentHeader, limit: int, *, mapped: bool, reserves: bool = False
+    ) -> Writer:
         """Create a segment whose header and name are durable; `DiskFullError` leaves nothing behind."""
         path = directory.segment_path(header.segment_id)
         files = directory.files
         descriptor = open_new(files, path)
-        writer = cls(descriptor, header, SEGMENT_HEADER_SIZE, limit, directory, mapped=mapped)
+        writer = cls(descriptor, header, SEGMENT_HEADER_SIZE, limit, directory, mapped=mapped, reserves=reserves)
         try:
             files.write(descriptor, encode_segment_header(header), 0, path)
-            if mapped:
+            if writer._reserves:
                 writer._grow(SEGMENT_HEADER_SIZE + 1, use_reserve=True)
             files.sync(descriptor, path)
             directory.sync()
@@ -415,10 +427,12 @@ class Writer:
         return writer
 
     @classmethod
-    def resume(cls, directory: Directory, segment_id: int, end: int, limit: int, *, mapped: bool) -> Writer:
+    def resume(
+        cls, directory: Directory, segment_id: int, end: int, limit: int, *, mapped: bool, reserves: bool = False
+    ) -> Writer:
         """Continue a segment that was closed cleanly at ``end``."""
         descriptor, header = open_segment(directory, segment_id, for_writing=True)
-        return cls(descriptor, header, end, limit, directory, mapped=mapped)
+        return cls(descriptor, header, end, limit, directory, mapped=mapped, reserves=reserves)
 
     # --- room ----------------------------------------------------------------------------------
 
@@ -428,13 +442,14 @@ class Writer:
 
     def make_room(self, size: int, *, use_reserve: bool = False) -> None:
         """Allocate and populate so that ``size`` bytes can be appended; `DiskFullError` changes nothing."""
-        if not self._mapped:
+        if not self._reserves:
             return
         stop = self.end + size
         if stop + (0 if use_reserve else RESERVE) > self._allocated:
             self._grow(stop, use_reserve=use_reserve)
+        if self.map is None:
+            return
         if stop > self._populated:
-            assert self.map is not None
             ahead = min(max(stop, self._populated + _POPULATE), self._allocated)
             self._files.populate(self.map, self._populated, ahead)
             self._populated = ahead
@@ -442,7 +457,7 @@ class Writer:
 
     def reserve_holds(self, size: int) -> bool:
         """Tell whether ``size`` bytes fit into what is kept back for deletes."""
-        return self.map is not None and self.end + size <= self._allocated
+        return not self._reserves or self.end + size <= self._allocated
 
     def _grow(self, stop: int, *, use_reserve: bool) -> None:
         """Allocate generously; where the disk is nearly full, no more than is needed."""
@@ -461,7 +476,8 @@ class Writer:
                     self._files.truncate(self._descriptor, self._allocated, self.path)
                 if not isinstance(error, DiskFullError) or target == targets[-1]:
                     raise
-        self.map = self._files.map(self._descriptor, target, self.path, write=True)
+        if self._mapped:
+            self.map = self._files.map(self._descriptor, target, self.path, write=True)
         self._allocated = target
         self._populated = min(self._populated, self.end)
 
@@ -487,6 +503,7 @@ class Writer:
         except BytekvError:
             with suppress(BytekvError):  # what is left lies behind `end`, and the next append goes over it
                 self._files.truncate(self._descriptor, offset, self.path)
+                self._allocated = offset
             raise
 
     def view(self) -> View:

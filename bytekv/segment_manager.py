@@ -54,6 +54,8 @@ class SegmentManager:
         self.directory = directory
         self.manifest = manifest
         self.mapped = mapped
+        #: Preallocate, with blocks kept back for deletes, even where `pwrite` fills them.
+        self._reserves = directory.files.maps_safely(directory.path)
         self.writer: Writer | None = None
         self.readers: dict[int, tuple[View, int]] = {}
         self.retiring: dict[int, SegmentRow] = {}
@@ -201,7 +203,9 @@ class SegmentManager:
     def resume(self) -> None:
         """Continue the active segment of a store that was closed cleanly."""
         row = self.manifest.segments[-1]
-        self.writer = Writer.resume(self.directory, row.segment_id, row.length, self._limit, mapped=self.mapped)
+        self.writer = Writer.resume(
+            self.directory, row.segment_id, row.length, self._limit, mapped=self.mapped, reserves=self._reserves
+        )
         self.show_writer()
 
     def show_writer(self) -> None:
@@ -224,7 +228,7 @@ class SegmentManager:
         segment_id = self.manifest.next_id
         previous = (rows[-1].segment_id if rows else 0, last_seq)
         header = header_for(self.directory, self.manifest.store_uuid, segment_id, LOG, previous)
-        new = Writer.create(self.directory, header, self._limit, mapped=self.mapped)
+        new = Writer.create(self.directory, header, self._limit, mapped=self.mapped, reserves=self._reserves)
         if old is not None:
             rows = self._sealed_rows(old, last_seq)
         rows.append(SegmentRow(segment_id, header.salt, SEGMENT_HEADER_SIZE, last_seq, ACTIVE))
