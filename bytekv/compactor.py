@@ -394,10 +394,11 @@ class Compactor:
             advance(row.length)
         if clear:
             self._output(outputs, previous, len(clear[1])).append(clear[0], b"", 0, clear[1])
-        # Last, for only now it is known which is a key's newest: their order does not matter, since a
-        # key has one entry here. (Two, if it was deleted after its copy; then a newer tombstone exists.)
+        # Last, for only now it is known which is a key's newest. A key that was copied needs no tombstone,
+        # though it be deleted meanwhile: the copy hides as much, and so a key has one entry here.
+        copied = {move[0] for move in job.moves} if tombstones else set()
         for key, (flags, raw) in tombstones.items():
-            if key not in locations and key not in expired:
+            if key not in locations and key not in expired and key not in copied:
                 self._output(outputs, previous, len(raw)).append(flags, key, 0, raw)
 
     def _entries(self, row: SegmentRow) -> Iterator[tuple[int, bytes, int, int, bytes]]:

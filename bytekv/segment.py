@@ -55,9 +55,11 @@ from .files import Files
 
 __all__ = ["FileView", "Scan", "Writer", "load_hint", "open_segment", "save_hint", "summarise"]
 
-#: Bytes kept back in the active segment for deletes, so that a full disk can be emptied (D11):
-#: 32 KiB / (27 + 16) = 762 deletes of 16-byte keys, each of which lets a compaction free more.
-RESERVE: Final = 32 * 1024
+#: Bytes kept back in the active segment so that a full disk can be emptied (D11). Deletes may use all but
+#: the last: (48 - 16) KiB / (27 + 16) = 762 deletes of 16-byte keys. Those are for the next manifest, of up
+#: to 400 segments: sealing gives them back to the disk, and without a manifest nothing can be freed.
+RESERVE: Final = 48 * 1024
+MANIFEST_ROOM: Final = 16 * 1024
 _FIRST_STEP: Final = 64 * 1024  # a store killed while tiny stays tiny
 _LAST_STEP: Final = 32 * 1024 * 1024
 _POPULATE: Final = 1024 * 1024
@@ -445,7 +447,7 @@ class Writer:
         if not self._reserves:
             return
         stop = self.end + size
-        if stop + (0 if use_reserve else RESERVE) > self._allocated:
+        if stop + (MANIFEST_ROOM if use_reserve else RESERVE) > self._allocated:
             self._grow(stop, use_reserve=use_reserve)
         if self.map is None:
             return
@@ -457,7 +459,7 @@ class Writer:
 
     def reserve_holds(self, size: int) -> bool:
         """Tell whether ``size`` bytes fit into what is kept back for deletes."""
-        return not self._reserves or self.end + size <= self._allocated
+        return not self._reserves or self.end + size + MANIFEST_ROOM <= self._allocated
 
     def _grow(self, stop: int, *, use_reserve: bool) -> None:
         """Allocate generously; where the disk is nearly full, no more than is needed."""
@@ -465,7 +467,7 @@ class Writer:
         whole = max(self._limit, stop) + RESERVE
         targets = [min(max(self._allocated + step, stop + RESERVE), whole), stop + RESERVE]
         if use_reserve:
-            targets.append(stop)
+            targets.append(stop + MANIFEST_ROOM)
         assert self._descriptor is not None
         for target in targets:
             try:
