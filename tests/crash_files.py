@@ -222,5 +222,5 @@ class CrashFiles(FakeFiles):
     def random(self, size: int) -> bytes:
         return self.salts.randbytes(size)
 
-    def is_network(self, path: str) -> bool:
-        return False
+    def file_system(self, path: str) -> str:
+        return "tmpfs"  # asked at every opening, and dear

@@ -23,12 +23,17 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
 
+from bytekv import check
+from bytekv.directory import Directory
+from bytekv.files import Files
+from bytekv.snapshot import Snapshot
 from bytekv.store import Store
 from tests import harness
 from tests.crash_files import CrashFiles, Image
@@ -130,29 +135,43 @@ def batch(*writes: tuple[bytes, bytes | None]) -> Step:
     return Step("write", tuple((key, value, None) for key, value in writes))
 
 
-CLEAR, SYNC, SEAL, WORK, KILL = map(Step, ("write", "sync", "seal", "work", "kill"))
-CLOSE, RENEW = map(Step, ("close", "renew"))  # and open again; "renew": as a new and empty one
+OPEN, SYNC, SEAL, WORK, KILL, SNAPSHOT = map(Step, ("open", "sync", "seal", "work", "kill", "snapshot"))
+CLEAR = Step("write")
+CLOSE, RENEW = Step("close"), Step("renew")  # and open again; "renew": as a new and empty store
+#: Of everything, of the oldest segment alone, of all but the oldest; the latter two as the worker does, which must
+#: keep deletes for what lies outside. With a write: that one comes in between, once the first entry is copied.
 COMPACT, COMPACT_OLDEST, COMPACT_NEWER = map(Step, ("compact", "compact oldest", "compact newer"))
 
 
 def carry_out(db: Store, step: Step) -> None:
     """Do to an open store what a step says."""
-    if step.verb == "write":
-        if step.write is None:
-            db.clear()
-        elif len(step.write) == 1:
-            ((key, value, ttl),) = step.write
-            if value is None:
-                db.delete(key)
-            else:
-                db.put(key, value, ttl=ttl)
+
+    def beside() -> None:
+        if step.write:
+            carry_out(db, Step("write", step.write))
+
+    if step.verb == "write" and step.write is None:
+        db.clear()
+    elif step.verb == "write" and len(step.write or ()) == 1:
+        ((key, value, ttl),) = step.write or ()
+        if value is None:
+            db.delete(key)
         else:
-            with db.batch() as writes:
-                for key, value, ttl in step.write:
-                    if value is None:
-                        writes.delete(key)
-                    else:
-                        writes.put(key, value, ttl=ttl)
+            db.put(key, value, ttl=ttl)
+    elif step.verb == "write":
+        with db.batch() as writes:
+            for key, value, ttl in step.write or ():
+                if value is None:
+                    writes.delete(key)
+                else:
+                    writes.put(key, value, ttl=ttl)
+    elif step.verb == "transaction":
+        with db.transaction() as transaction:
+            for key, value, ttl in step.write or ():
+                if value is None:
+                    transaction.pop(key, None)
+                else:
+                    transaction.put(key, value, ttl=ttl)
     elif step.verb == "sync":
         before = db.last_seq
         db.sync()
@@ -163,11 +182,14 @@ def carry_out(db: Store, step: Step) -> None:
         db._work()
     elif step.verb == "compact":
         db.compact()
-    else:  # a part only, as the automatic compaction does; deletes must be kept for what lies outside it
+    else:
         sealed = [row.segment_id for row in db._segments.sealed()]
         victims = sealed[:1] if step.verb == "compact oldest" else sealed[1:]
+        pauses = itertools.count()
         if victims:
-            db._compactor.run(victims, lambda: None, lambda size: None)
+            db._compactor.run(victims, lambda: beside() if next(pauses) == 1 else None, lambda size: None)
+        if next(pauses) < 2:
+            beside()
 
 
 # --- telling a story ---------------------------------------------------------------------------
@@ -219,7 +241,9 @@ class Taken(NamedTuple):
 class Session:
     """One life of the machine, from power on to power off: a store on a double, and what it was told."""
 
-    def __init__(self, root: Path, setting: Setting, history: History, seed: int, now_ns: int | None = None) -> None:
+    def __init__(
+        self, root: Path, setting: Setting, history: History, at_most: int, seed: int = 0, now_ns: int | None = None
+    ) -> None:
         self.setting, self.history = setting, history
         self.files = MortalFiles(root, unit=setting.unit, seed=seed)
         self.files.time_ns = now_ns or self.files.time_ns
@@ -228,16 +252,20 @@ class Session:
         self.floor = history.seq  # what survives a power cut
         self.acknowledged = history.seq  # what survives the process
         self.replaced: list[tuple[History, int]] = []  # what may be there instead while flag "n" is at work
-        self.at_most = 0  # images at a boundary
+        self.at_most = at_most  # images at a boundary
+        self.is_watched = True  # whether images are taken
         self.taken: list[Taken] = []
         self.where = "the first open"
         self.kill_at = -1  # boundaries from now
+        self.deaths = 0
         self.db: Store | None = None
+        self.snapshot: tuple[Snapshot, dict[bytes, tuple[bytes, int]]] | None = None
 
     def boundary(self, call: str) -> None:
         """Take the images of this moment; die if it is time."""
         if self.kill_at == 0:
-            self.files.is_dead = True
+            self.files.is_dead = self.is_watched = True
+            self.deaths += 1
             raise Killed
         self.kill_at -= 1
         if self.db is not None:
@@ -247,7 +275,7 @@ class Session:
                 visible = {key: value for key in KEYS if (value := self.db.get(key)) is not None}
                 if visible != self.history.content(durable, self.files.now_ms()):
                     raise Violation(f"{self.where}, {call}: visible before it is durable: {visible}")
-        if self.at_most:
+        if self.is_watched:
             allowed = [(self.history, self.floor), *self.replaced]
             self.taken.append(Taken(f"{self.where}, {call}", allowed, list(self.files.images(self.at_most))))
 
@@ -266,7 +294,7 @@ class Session:
         """End the process; the kernel goes on, and what was not synced is only in its memory."""
         if self.db is not None:
             harness.crash(self.db)
-        self.db, self.kill_at, self.files.is_dead = None, -1, False
+        self.db, self.snapshot, self.kill_at, self.files.is_dead = None, None, -1, False
 
     def take(self, step: Step, kill_at: int = -1) -> None:
         """Carry out one step; kill the process at its ``kill_at``-th boundary, if it has so many, and open again."""
@@ -287,10 +315,14 @@ class Session:
         assert db is not None
         if step.verb == "wait":
             self.files.sleep(step.seconds)
+        elif step.verb == "snapshot":
+            self._look_back()
+            self.snapshot = db.snapshot(), self.history.states[db.last_seq]
         elif step.verb == "kill":
             self.kill()
             self.open()
         elif step.verb in ("close", "renew"):
+            self._look_back()
             self.db = None
             db.close()
             self.floor = self.history.seq
@@ -300,7 +332,7 @@ class Session:
                 self.history, self.floor, self.acknowledged = History(), 0, 0
             self.open("n" if step.verb == "renew" else "c")
         else:
-            if step.verb == "write":
+            if step.verb == "write" or step.write:
                 self.history.add(step.write, self.files.now_ms())
             carry_out(db, step)
             if db.last_seq != self.history.seq:
@@ -309,6 +341,16 @@ class Session:
             if self.setting.sync == "always":
                 self.floor = self.history.seq
             self.boundary("returned")
+
+    def _look_back(self) -> None:
+        """Compare the snapshot that is open, if there is one, with what the store held then, and close it."""
+        if self.snapshot is not None:
+            (snapshot, state), self.snapshot = self.snapshot, None
+            now_ms = self.files.now_ms()
+            found = dict(snapshot.items())
+            if found != {key: value for key, (value, expires_ms) in state.items() if not 0 < expires_ms <= now_ms}:
+                raise Violation(f"{self.where}: the snapshot shows {found} of {state}")
+            snapshot.close()
 
     def end(self) -> None:
         """Cut the power; nothing more is asked of this machine."""
@@ -334,39 +376,50 @@ class Judge:
         return place
 
     def tell(
-        self, steps: Iterable[Step], setting: Setting, *, at_most: int, share: float, whole: bool = True, kills: int = 0
-    ) -> None:
-        """Tell a story, judge up to ``at_most`` images of each boundary, go on from a ``share`` of the new ones.
+        self,
+        steps: Iterable[Step],
+        setting: Setting,
+        *,
+        at_most: int,
+        share: float,
+        again: int = 4,
+        begin: int = 0,
+        deaths: Mapping[int, int] = MappingProxyType({}),
+    ) -> bool:
+        """Tell a story and judge it; True if the process died in it.
 
-        ``whole``: the images of every step; else of the last alone, because the others are those of a shorter
-        story. ``kills``: seed of the process's deaths in the middle of steps, 0: none.
+        ``at_most``: images of a boundary. ``share``: from how many of the new ones the story goes on, with
+        ``again`` images of each boundary there. ``deaths``: at which boundary of which step the
+        process is killed. ``begin``: from which step on, or from the first death on, images are taken. Step 0 is
+        the one that opens the store.
         """
-        place, steps = self._place(), [Step("open"), *steps]
-        deaths = random.Random(kills)
-        session = Session(place, setting, History(), 0)
+        place, steps = self._place(), [OPEN, *steps]
+        session = Session(place, setting, History(), at_most)
+        session.is_watched = False
         try:
-            for number, step in enumerate(steps, 1):
-                session.at_most = at_most if whole or number == len(steps) else 0
-                session.take(step, deaths.choice([-1, -1, 0, 1, 2, 3, 5, 8, 13]) if kills else -1)
-                for image, outcome, history in self._examine(session, steps[:number], ""):
+            for number, step in enumerate(steps):
+                session.is_watched |= number >= begin
+                session.take(step, deaths.get(number, -1))
+                for image, outcome, history in self._examine(session, steps[: number + 1], ""):
                     if image.digest()[0] < share * 256:
-                        self._go_on(image, outcome, history, session)
+                        self._go_on(image, outcome, history, session, again)
         finally:
             session.end()
         self.counts["stories"] += 1
         shutil.rmtree(place)
+        return session.deaths > 0
 
-    def _go_on(self, image: Image, outcome: Outcome, history: History, before: Session) -> None:
+    def _go_on(self, image: Image, outcome: Outcome, history: History, before: Session, at_most: int) -> None:
         """Recover an image in a double of its own, write what was lost again or something else, crash again."""
         place, dice, setting = self._place(), random.Random(image.digest()), before.setting
         image.put_into(place)
         lost = [Step("write", write) for write in history.lost(outcome.seq)]
-        session = Session(place, setting, history.until(outcome.seq), dice.getrandbits(32), before.files.time_ns)
-        session.at_most = 4
+        seed, now_ns = dice.getrandbits(32), before.files.time_ns
+        session = Session(place, setting, history.until(outcome.seq), at_most, seed, now_ns)
         fresh = [random_step(dice, setting) for _ in range(3)]
         steps = [*dice.choice([lost, lost, lost[:1], lost[-1:], []]), *fresh][: dice.randint(1, 3)]
         try:
-            for step in [Step("open"), *steps]:
+            for step in [OPEN, *steps]:
                 session.take(step, dice.choice([-1, -1, -1, -1, 0, 1, 2, 3, 5, 8]))
                 for _ in self._examine(session, ("after a crash at seq", outcome.seq, *steps), " after a second crash"):
                     pass
@@ -398,21 +451,25 @@ class Judge:
                     yield image, self._outcomes[key], history
 
     def _open(self, image: Image, setting: Setting, now_ns: int) -> Outcome:
-        """Open an image: for reading, for writing, and, because once more must be the same as once (D5), again."""
+        """Open an image twice, for once more must be the same as once (D5); some for reading before that."""
         place = self._place()
         image.put_into(place)
+        is_store = any(name.endswith("MANIFEST") for name, _, _ in image.files)
         outcomes, left = [], []
-        for flag in "rcc" if any(name.endswith("MANIFEST") for name, _, _ in image.files) else "cc":
+        for flag in "rcc" if is_store and image.digest()[1] < 64 else "cc":
             db = harness.open_store(place / "store", flag, files=PlainFiles(now_ns / 1e9), **setting.options)
             try:
                 outcomes.append(Outcome(db.last_seq, dict(db.items())))
-                if not (report := db.verify()).ok or db.durable_seq != db.last_seq:
-                    raise Violation(f"opened with {flag!r}: {report}, durable up to seq {db.durable_seq}")
+                if db.durable_seq != db.last_seq:
+                    raise Violation(f"opened at seq {db.last_seq}, durable up to {db.durable_seq}")
+                if flag == "c" and not left and not (report := db.verify()).ok:
+                    raise Violation(str(report))
             finally:
                 harness.crash(db)
-            left += [harness.snapshot_of(place)] if flag == "c" else []
+            left += [_files_of(place)] if flag == "c" else []
         if outcomes[1:] != outcomes[:-1] or left[0] != left[1]:
             raise Violation(f"opened again: {outcomes}, before {left[0]}, after {left[1]}")
+        _check_quarantine(image, left[0], setting.unit)
         shutil.rmtree(place)
         return outcomes[0]
 
@@ -420,28 +477,68 @@ class Judge:
         return f"seed {self.seed}: " + ", ".join(f"{count:,} {what}" for what, count in sorted(self.counts.items()))
 
 
+def _files_of(place: Path) -> dict[str, bytes]:
+    """Return every file below ``place`` with its bytes."""
+    found = {}
+    for folder, _, names in os.walk(place):
+        for name in names:
+            with open(path := os.path.join(folder, name), "rb", buffering=0) as file:
+                found[path[len(str(place)) + 1 :]] = file.read()
+    return found
+
+
+def _check_quarantine(image: Image, left: dict[str, bytes], unit: int) -> None:
+    """Look for whatever was cut off a segment; by units, since a cut that was not synced may itself be torn."""
+    kept = b"".join(content for name, content in left.items() if "quarantine" in name)
+    for name, content, _ in image.files:
+        if name.endswith(".seg") and name in left:
+            end = len(left[name])
+            for at in range(end - end % unit, len(content), unit):
+                if content[max(at, end) : at + unit].rstrip(b"\0") not in kept:
+                    raise Violation(f"what was cut off {name} behind {max(at, end)} is not in quarantine")
+
+
 class PlainFiles(harness.FakeFiles):
     """The real files, the clock set by hand."""
 
-    def is_network(self, path: str) -> bool:
-        return False
+    def file_system(self, path: str) -> str:
+        return "tmpfs"  # asked at every opening, and dear
 
 
 # --- stories -----------------------------------------------------------------------------------
 
 
-def short_steps(number: int, shape: tuple[int, int, int]) -> list[Step]:
-    """List what the ``number``-th step of a short story may be; the first is a write."""
+def beginnings(shape: tuple[int, int, int]) -> dict[str, list[Step]]:
+    """Return stories that short ones go on from, so that there is something to compact, to hide and to roll."""
+    first, second, third = (f"{word}.".encode().ljust(shape[1], b"v") for word in ("first", "second", "third"))
+    one = [put(b"b", first), put(b"a", first), SEAL]
+    return {
+        "nothing": [],
+        "sealed": one,
+        "a full segment": [put(b"a", first), put(b"b", first), put(b"a", second)],
+        "closed and continued": [put(b"a", first), CLOSE, put(b"b", second)],
+        "overwritten and deleted": [*one, put(b"a", second), delete(b"b"), SEAL, put(b"c", third)],
+        "cleared": [*one, CLEAR, put(b"b", second), SEAL],
+        "expired": [*one, put(b"a", second, ttl=10.0), SEAL, Step("wait", seconds=20.0)],
+    }
+
+
+def short_steps(shape: tuple[int, int, int], number: int = 1) -> list[Step]:
+    """List what the ``number``-th step of a short story may be; of a story that begins with nothing, a write."""
 
     def value(sign: str) -> bytes:
         return f"{number}{sign}".encode().ljust(shape[1], b"v")
 
     writes = [put(b"a", value("a")), put(b"b", value("b")), batch((b"a", value("A")), (b"c", value("C")))]
-    return [*writes, *([delete(b"a"), SYNC, SEAL, COMPACT, COMPACT_NEWER, CLOSE, KILL] if number else [])]
+    beside = COMPACT_OLDEST._replace(write=((b"b", value("beside"), None),))
+    others = [delete(b"a"), SYNC, SEAL, COMPACT, COMPACT_OLDEST, COMPACT_NEWER, beside, CLOSE, KILL]
+    return [*writes, *(others if number else [])]
 
 
-def short_stories(length: int, shape: tuple[int, int, int]) -> Iterator[tuple[Step, ...]]:
-    yield from itertools.product(*(short_steps(number, shape) for number in range(length)))
+def short_stories(length: int, shape: tuple[int, int, int], beginning: str) -> Iterator[list[Step]]:
+    begin = beginnings(shape)[beginning]
+    for steps in itertools.product(*(short_steps(shape, number + len(begin)) for number in range(length))):
+        yield [*begin, *steps]
 
 
 def random_step(dice: random.Random, setting: Setting) -> Step:
@@ -456,6 +553,8 @@ def random_step(dice: random.Random, setting: Setting) -> Step:
             *[batch((key, value()), (other, value())), batch((key, value()), (other, None))] * 2,
             *[put(key, value(), ttl=10.0), Step("wait", seconds=20.0)],
             *[CLEAR, SYNC, SYNC, SEAL, SEAL, COMPACT, COMPACT_OLDEST, COMPACT_NEWER, COMPACT_NEWER],
+            *[COMPACT_NEWER._replace(write=((key, value(), None),)), SNAPSHOT, SNAPSHOT],
+            *[Step("transaction", ((key, value(), None), (other, None, None)))],
             *[WORK, CLOSE, CLOSE, KILL, KILL, RENEW],
         ]
     )
@@ -633,41 +732,136 @@ def test_the_stale_entry_behind_a_lost_one_never_returns(place: Path) -> None:
     """
     judge = Judge(place)
     for io in ("mmap", "pread"):
-        setting = Setting("os", io, 512, 480, 6000)
         steps = [put(key, key * 480) for key in KEYS]
-        judge.tell(steps, setting, at_most=4096, share=1.0)
+        judge.tell(steps, Setting("os", io, 512, 480, 6000), at_most=4096, share=1.0, again=64)
     assert judge.counts["images"] > 60, judge
-    assert judge.counts["images after a second crash"] > 1000, judge
+    assert judge.counts["images after a second crash"] > 5000, judge
+
+
+def all_short_stories(length: int) -> Iterator[tuple[list[Step], int, Setting]]:
+    """Yield the stories of so many steps after each beginning, the number of their last step, and every setting."""
+    for beginning in beginnings(SHAPES[0]):
+        tables = [short_stories(length, shape, beginning) for shape in SHAPES]
+        for number, stories in enumerate(zip(*tables, strict=True)):
+            for turn in range(len(MODES)):
+                mode, shape = (number + turn) % len(MODES), (number // len(MODES) + turn) % len(SHAPES)
+                yield stories[shape], len(stories[shape]), Setting(*MODES[mode], *SHAPES[shape])
 
 
 @pytest.mark.usefixtures("often")
 def test_every_short_story(place: Path) -> None:
-    """All sequences of up to two steps in every mode, and of three in one mode each, in turn."""
+    """Every step from each beginning in every mode; from nothing also every two and three steps, each in one mode."""
     judge = Judge(place)
-    for length in (1, 2, 3):
-        for number, story in enumerate(zip(*(short_stories(length, shape) for shape in SHAPES), strict=True)):
-            for turn, (sync, io) in enumerate(MODES):
-                if length < 3 or turn == number % len(MODES):
-                    shape = (number + turn) % len(SHAPES)
-                    judge.tell(story[shape], Setting(sync, io, *SHAPES[shape]), at_most=6, share=0.05, whole=False)
+    for length, every in (1, 1), (2, len(MODES)), (3, len(MODES)):
+        for steps, last, setting in itertools.islice(all_short_stories(length), 0, None, every):
+            if last <= 3 or length == 1:
+                judge.tell(steps, setting, at_most=4, share=0.02, begin=last)
     assert judge.counts["images"] > 4000, judge
     assert judge.counts["images after a second crash"] > 4000, judge
 
 
-def random_story(seed: str) -> tuple[list[Step], Setting, int]:
-    """Return steps, setting and the seed of kills; every other story has none."""
-    dice = random.Random(seed)
-    setting = Setting(*dice.choice(MODES), *dice.choice(SHAPES))
-    steps = [random_step(dice, setting) for _ in range(dice.randint(4, 16))]
-    return steps, setting, dice.choice([0, dice.getrandbits(32)])
+def stories_to_be_killed(every: int) -> Iterator[tuple[list[Step], int, Setting]]:
+    """Yield stories, the number of the step to be killed, and settings: of the six modes each ``every``-th."""
+    turns = itertools.count()
+    for beginning, shape in zip(beginnings(SHAPES[0]), itertools.cycle(SHAPES), strict=False):
+        begin, write = beginnings(shape)[beginning], short_steps(shape)[0]
+        after = [put(b"c", b"after".ljust(shape[1])), SYNC]
+        for step in [write, SEAL, COMPACT, COMPACT_NEWER, CLOSE, RENEW] if begin else [OPEN, write]:
+            for mode in MODES:
+                if next(turns) % every == 0:
+                    story = [*begin, step, *after] if step is not OPEN else after
+                    yield story, len(story) - len(after), Setting(*mode, *shape)
+
+
+def tell_with_kills(judge: Judge, every: int) -> None:
+    for story, number, setting in stories_to_be_killed(every):
+        for boundary in itertools.count():
+            if not judge.tell(story, setting, at_most=4, share=0.02, begin=number + 1, deaths={number: boundary}):
+                break
+
+
+@pytest.mark.usefixtures("often")
+def test_a_kill_at_every_boundary_of_a_step_and_then_a_power_cut(place: Path) -> None:
+    """What a killed process left unsynced is still in the kernel's memory, and the next one builds on it."""
+    judge = Judge(place)
+    tell_with_kills(judge, every=5)
+    assert judge.counts["stories"] > 300, judge
+
+
+@pytest.mark.deep
+@pytest.mark.usefixtures("often")
+def test_a_kill_at_every_boundary_in_every_mode(place: Path) -> None:
+    tell_with_kills(Judge(place), every=1)
+
+
+@pytest.mark.usefixtures("often")
+def test_the_id_of_a_file_that_was_swept_is_not_used_again(place: Path) -> None:
+    """A compaction is killed at each boundary; what it leaves is swept, and the next segment has an id of its own."""
+    for boundary in itertools.count():
+        session = Session(Path(tempfile.mkdtemp(dir=place)), Setting("os", "pread", *SHAPES[0]), History(), 0)
+        seen: set[str] = set()
+
+        def watch(call: str, session: Session = session, seen: set[str] = seen) -> None:
+            seen.update(session.files.names)
+            session.boundary(call)
+
+        session.files.at_boundary = watch
+        for step in [OPEN, *beginnings(SHAPES[0])["overwritten and deleted"]]:
+            session.take(step)
+        session.take(COMPACT_NEWER, boundary)
+        before, left = set(seen), set(session.files.names)
+        if session.deaths:
+            session.take(put(b"a", b"in a segment of its own"))
+            (new,) = {name for name in session.files.names if name.endswith(".seg")} - left
+            assert new not in before
+        session.end()
+        if not session.deaths:
+            break
+    assert boundary > 10
+
+
+def repair(path: Path, files: Files) -> check.Report:
+    """Do what `bytekv.repair` does, on these files and with small segments."""
+    directory = Directory(str(path), files)
+    directory.acquire()
+    try:
+        return check.salvage(directory, SHAPES[0][2])
+    finally:
+        directory.release()
+
+
+@pytest.mark.usefixtures("often")
+@pytest.mark.parametrize("damaged", ["0000000001.seg", "0000000002.seg", "MANIFEST"])
+@pytest.mark.parametrize("beginning", ["overwritten and deleted", "cleared"])
+def test_a_power_cut_in_the_middle_of_a_repair(place: Path, beginning: str, damaged: str) -> None:
+    """Whatever it leaves, one more repair ends as the first would have, and then the store opens."""
+    options = Setting("os", "pread", *SHAPES[0]).options
+    with harness.open_store(place / "store", files=PlainFiles(), **options) as db:
+        for step in beginnings(SHAPES[0])[beginning]:
+            carry_out(db, step)
+    harness.damage(place / "store" / damaged, 90 if damaged.endswith("seg") else 30)
+    images: dict[bytes, Image] = {}
+    files = CrashFiles(place)
+    files.at_boundary = lambda call: images.update({image.digest(): image for image in files.images(64)})
+    assert not repair(place / "store", files).ok
+    repaired = None
+    for image in reversed(images.values()):
+        image.put_into(again := Path(tempfile.mkdtemp(dir=place)))
+        repair(again / "store", PlainFiles())
+        with harness.open_store(again / "store", "w", files=PlainFiles(), **options) as db:
+            assert db.verify().ok
+            content, repaired = dict(db.items()), repaired or dict(db.items())
+            assert content == repaired
+    assert repaired
+    assert len(images) > 12
 
 
 @pytest.mark.usefixtures("often")
 def test_random_stories(place: Path) -> None:
     judge = Judge(place)
     for number in range(20):
-        steps, setting, kills = random_story(f"0 {number}")
-        judge.tell(steps, setting, at_most=5, share=0.1, kills=kills)
+        steps, setting, deaths = random_story(f"0 {number}")
+        judge.tell(steps, setting, at_most=5, share=0.1, deaths=deaths)
     assert judge.counts["images"] > 1000, judge
     assert judge.counts["images after a second crash"] > 3000, judge
 
@@ -677,35 +871,43 @@ def test_stories_on_files_of_the_usual_size(place: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("bytekv.worker.Worker.wake", lambda self: True)
     judge = Judge(place)
     for number in range(4):
-        steps, setting, kills = random_story(f"usual {number}")
-        judge.tell(steps, setting, at_most=5, share=0.1, kills=kills)
+        steps, setting, deaths = random_story(f"usual {number}")
+        judge.tell(steps, setting, at_most=5, share=0.1, deaths=deaths)
     assert judge.counts["images"] > 200, judge
+
+
+def random_story(seed: str) -> tuple[list[Step], Setting, dict[int, int]]:
+    """Return steps, setting and, in every other story, the deaths of the process in the middle of steps."""
+    dice = random.Random(seed)
+    setting = Setting(*dice.choice(MODES), *dice.choice(SHAPES))
+    steps = [random_step(dice, setting) for _ in range(dice.randint(4, 16))]
+    likely = dice.choice([0.0, 0.7])
+    deaths = {number: int(dice.expovariate(0.2)) for number in range(len(steps) + 1) if dice.random() < likely}
+    return steps, setting, deaths
 
 
 Told = tuple[str, Sequence[Step], Setting, dict[str, Any]]
 
 
 def told_in_order(seed: int) -> Iterator[Told]:
-    """Yield every story of one to three steps in every mode, then for ever some of four to six."""
+    """Yield all short stories of one and two steps, from nothing three, in every mode; then for ever longer ones."""
     for length in (1, 2, 3):
-        for number, stories in enumerate(zip(*(short_stories(length, shape) for shape in SHAPES), strict=True)):
-            for turn, mode in enumerate(MODES):
-                shape = (number + turn) % len(SHAPES)
-                how = {"at_most": 16, "share": 0.05, "whole": False}
-                yield f"of {length} steps", stories[shape], Setting(*mode, *SHAPES[shape]), how
+        for steps, last, setting in all_short_stories(length):
+            if last <= 3 or length < 3:
+                yield f"of {length} steps", steps, setting, {"at_most": 16, "share": 0.05, "begin": last}
     dice = random.Random(seed)
     for length in itertools.cycle((4, 5, 6)):
         shape = dice.choice(SHAPES)
-        steps = [dice.choice(short_steps(number, shape)) for number in range(length)]
+        steps = [*dice.choice([*beginnings(shape).values()])]
+        steps += [dice.choice(short_steps(shape, len(steps) + number)) for number in range(length)]
         yield f"of {length} steps", steps, Setting(*dice.choice(MODES), *shape), {"at_most": 64, "share": 0.1}
 
 
 def told_at_random(seed: int) -> Iterator[Told]:
     for number in itertools.count():
-        steps, setting, kills = random_story(f"{seed} {number}")
-        yield f"at random ({'with' if kills else 'no'} kills)", steps, setting, {
-            "at_most": 12, "share": 0.3, "kills": kills
-        }  # fmt: skip
+        steps, setting, deaths = random_story(f"{seed} {number}")
+        how = {"at_most": 12, "share": 0.3, "again": 4 if number % 4 else 32, "deaths": deaths}
+        yield f"at random, {'with' if deaths else 'no'} deaths", steps, setting, how
 
 
 @pytest.mark.deep

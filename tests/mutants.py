@@ -1,0 +1,312 @@
+"""Known ways to break bytekv, and the tests that must notice: what shows that the tests can fail.
+
+Each mutant is a replacement of text in a copy of the package. One whose text is no longer found, or found
+twice, is an error: it has to follow the code. ``python -m tests.mutants [words of a story]`` prints the
+table of who is caught by what.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+_CRASHES = "tests/test_crash_images.py"
+
+
+class Mutant(NamedTuple):
+    """A story, the changes of text that make it true, and the arguments of the pytest run that must fail."""
+
+    story: str
+    changes: tuple[tuple[str, str, str], ...]  # module, old, new
+    tests: tuple[str, ...]
+
+
+def _mutant(story: str, module: str, old: str, new: str, *tests: str) -> Mutant:
+    return Mutant(story, ((module, old, new),), tests or (_CRASHES,))
+
+
+MUTANTS = [
+    # --- recovery ------------------------------------------------------------------------------
+    _mutant(
+        "the recovered segment stays active: appends follow a torn tail",
+        "recovery",
+        "last_seq=last_seq, state=SEALED)\n    empty",
+        "last_seq=last_seq)\n    empty",
+    ),
+    _mutant(
+        "what was recovered is sealed without a sync",
+        "recovery",
+        "        files.sync(descriptor, path)\n        files.forget_cache(descriptor)",
+        "        files.forget_cache(descriptor)",
+    ),
+    _mutant(
+        "opening does not sync the names that a killed predecessor left",
+        "recovery",
+        "directory.settle_names(manifest)",
+        "pass",
+    ),
+    _mutant(
+        "a torn tail is cut off and not kept",
+        "recovery",
+        "report.quarantined.append(self._directory.quarantine(name, pieces))",
+        "report.quarantined.append(name)",
+    ),
+    _mutant(
+        "damage below a sync mark is taken for a torn tail",
+        "recovery",
+        "        if mark is not None:",
+        "        if False:",
+        "tests/test_repair.py",
+    ),
+    _mutant(
+        "an entry with a wrong seq is taken for the next",
+        "segment",
+        "if contiguous and seq != expected:",
+        "if False:",
+        "tests/test_segment.py",
+    ),
+    _mutant(
+        "a batch is recovered by halves",
+        "segment",
+        "            if flags & CONTINUES:\n                batch.append(entry)\n                continue\n",
+        "",
+    ),
+    _mutant(
+        "ids of files that were swept are used again",
+        "recovery",
+        "if highest >= segments.manifest.next_id:",
+        "if False:",
+    ),
+    # --- names ---------------------------------------------------------------------------------
+    _mutant(
+        "the directory is not synced after the manifest was renamed",
+        "directory",
+        "                files.unlink(path)\n            raise\n        self.sync()\n",
+        "                files.unlink(path)\n            raise\n",
+    ),
+    _mutant(
+        "the directory is not synced after a segment was created",
+        "segment",
+        "            files.sync(descriptor, path)\n            directory.sync()\n",
+        "            files.sync(descriptor, path)\n",
+    ),
+    _mutant(
+        "the name of the store's own directory is not synced",
+        "directory",
+        "        self.files.sync_directory(os.path.dirname(os.path.abspath(self.path)))",
+        "        pass",
+    ),
+    _mutant(
+        "the manifest is written in place",
+        "directory",
+        "path = os.path.join(self.path, _MANIFEST_NEW)\n        try:",
+        "path = self.manifest_path\n        try:",
+    ),
+    _mutant(
+        "the manifest is renamed without a sync of its bytes",
+        "directory",
+        "                files.write(descriptor, encode_manifest(manifest), 0, path)\n"
+        "                files.sync(descriptor, path)\n",
+        "                files.write(descriptor, encode_manifest(manifest), 0, path)\n",
+    ),
+    # --- writing -------------------------------------------------------------------------------
+    _mutant(
+        "always: a write is visible before it is durable",
+        "commit",
+        "        if not self._always:\n            self._show(pending)",
+        "        self._show(pending)",
+    ),
+    _mutant(
+        "always: a write is acknowledged before it is durable",
+        "commit",
+        "        if self._always:\n            self.make_durable(seq)\n            return",
+        "        if self._always:\n            self._became_durable(seq)\n            return",
+    ),
+    _mutant(
+        "sync() does not sync",
+        "commit",
+        "                    if writer is not None:\n                        writer.sync()",
+        "                    if False:\n                        writer.sync()",
+    ),
+    _mutant(
+        "a roll does not sync the segment that it seals",
+        "segment_manager",
+        "            if old is not None:\n                old.sync()\n",
+        "",
+    ),
+    _mutant(
+        "a clean end is written without a sync",
+        "segment_manager",
+        "            writer.trim()\n            writer.sync()\n",
+        "            writer.trim()\n",
+    ),
+    _mutant(
+        "a failed sync does not poison the store and is tried again",
+        "commit",
+        "        if self.failure is None:\n            self.failure = error",
+        "        if self.failure is None:\n            pass",
+        "tests/test_failed_sync.py",
+    ),
+    _mutant(
+        "an interrupted write is not rolled forward",
+        "commit",
+        "        pending = self.pending\n        if isinstance(pending, _Pending):",
+        "        pending, self.pending = self.pending, None\n        if False:",
+        "tests/test_interrupts.py",
+    ),
+    # --- compaction ----------------------------------------------------------------------------
+    _mutant(
+        "the outputs of a compaction are not synced",
+        "compactor",
+        "        self._files.sync(self._descriptor, self.path)\n",
+        "",
+    ),
+    _mutant(
+        "the victims are unlinked before the manifest is published",
+        "compactor",
+        "segments.replace_run(victims, new_rows)",
+        "segments.unlink(victims)\n                segments.replace_run(victims, new_rows)",
+    ),
+    _mutant(
+        "the active segment is not synced before the victims go",
+        "compactor",
+        "            committer.make_durable(committer.seq)\n",
+        "",
+    ),
+    _mutant(
+        "a partial compaction drops tombstones",
+        "compactor",
+        "                elif not oldest:",
+        "                elif False:",
+    ),
+    _mutant(
+        "a partial compaction drops expired entries",
+        "compactor",
+        "if oldest and keydir.is_droppable(key, now_ms):",
+        "if keydir.is_droppable(key, now_ms):",
+    ),
+    _mutant(
+        "a partial compaction drops a clear",
+        "compactor",
+        "                        clear = flags, raw\n",
+        "",
+    ),
+    _mutant(
+        "a compaction moves keys that were written meanwhile",
+        "keydir",
+        "            if table.get(key) == old:",
+        "            if key in table:",
+        "tests/test_keydir.py",
+    ),
+    # --- trust ---------------------------------------------------------------------------------
+    _mutant(
+        "a second writer is let in",
+        "files",
+        "        try:\n            if fcntl is not None:",
+        "        return True\n        try:\n            if fcntl is not None:",
+        "tests/test_directory.py",
+    ),
+    _mutant(
+        "a hint file is trusted without its checksum",
+        "codec",
+        '    _check_file("hint", ',
+        '    (lambda *_: None)("hint", ',
+        "tests/test_hints.py",
+    ),
+    _mutant(
+        "a hint file of another segment is trusted",
+        "codec",
+        "    if (uuid, segment_id, salt) != (header.store_uuid, header.segment_id, header.salt):",
+        "    if False:",
+        "tests/test_hints.py",
+    ),
+    _mutant(
+        "checksums do not start from the segment's salt",
+        "codec",
+        '    return crc32c(salt.to_bytes(8, "little"))',
+        '    return crc32c(b"salt")',
+        "tests/test_golden.py",
+    ),
+    Mutant(
+        "the key is not compared on reading",
+        (
+            ("store", "if flags & 0xDF == PUT and raw[23:end] == key:", "if flags & 0xDF == PUT:"),
+            ("store", "        if found.key != key:", "        if False:"),
+        ),
+        ("tests/test_sweeps.py",),
+    ),
+    Mutant(
+        "the checksum is not compared on reading",
+        (
+            ("store", "if raw and (self._trusting or checksum(raw, seed) == RESIDUE):", "if raw:"),
+            ("codec", "    if crc32c(raw, seed) != RESIDUE:", "    if False:"),
+        ),
+        ("tests/test_store.py",),
+    ),
+]
+
+
+class Result(NamedTuple):
+    """What a run of the tests on a copy of the project said."""
+
+    caught: bool
+    by: str
+    seconds: float
+
+
+def apply(mutant: Mutant, package: Path) -> None:
+    """Make a changed copy of the package; `LookupError` if a passage to be replaced is not there exactly once."""
+    shutil.copytree(ROOT / "bytekv", package, ignore=shutil.ignore_patterns("__pycache__"))
+    for module, old, new in mutant.changes:
+        file = package / f"{module}.py"
+        text = file.read_text(encoding="utf-8")
+        if text.count(old) != 1:
+            raise LookupError(
+                f"{mutant.story}: {module}.py holds {text.count(old)} times {old!r}; the mutant must follow"
+            )
+        file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def run(mutant: Mutant) -> Result:
+    """Run a mutant's tests on a copy of the project; stop at the first that fails."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutant-") as place:
+        copy = Path(place)
+        for name in ("tests", "docs"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        apply(mutant, copy / "bytekv")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-rf", "-p", "no:cacheprovider", *mutant.tests]
+        environment = {**os.environ, "PYTHONPATH": place}
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=900, check=False
+        )
+    if done.returncode not in (0, 1):  # 2, 4, 5: nothing was run, and a mutant that does not even load proves nothing
+        raise RuntimeError(f"{mutant.story}: pytest ended with {done.returncode}\n{done.stdout}{done.stderr}")
+    named = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+    by = named[1] if named else " ".join(mutant.tests)
+    return Result(done.returncode == 1, by, time.monotonic() - began)
+
+
+def main(mutants: Iterable[Mutant]) -> list[str]:
+    """Print the table; return the stories of those that nothing caught."""
+    survivors = []
+    for mutant in mutants:
+        result = run(mutant)
+        print(f"{mutant.story} | {result.by if result.caught else 'NOT CAUGHT'} | {result.seconds:.1f} s", flush=True)
+        survivors += [] if result.caught else [mutant.story]
+    return survivors
+
+
+if __name__ == "__main__":
+    words = " ".join(sys.argv[1:])
+    sys.exit("\n".join(main(mutant for mutant in MUTANTS if words in mutant.story)) or None)

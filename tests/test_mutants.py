@@ -1,0 +1,45 @@
+"""Tests of the tests: each known way to break bytekv is noticed by the run that is to notice it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mutants import MUTANTS, Mutant, apply, run
+
+#: Two that are found within seconds; the others take minutes together.
+_QUICK = (
+    "the directory is not synced after the manifest was renamed",
+    "an entry with a wrong seq is taken for the next",
+)
+
+
+def _expect_caught(mutant: Mutant) -> None:
+    result = run(mutant)
+    print(f"{mutant.story}: caught by {result.by} in {result.seconds:.1f} s")
+    assert result.caught, f"nothing notices that {mutant.story}"
+
+
+def test_the_passages_that_mutants_replace_are_there(tmp_path):
+    for number, mutant in enumerate(MUTANTS):
+        apply(mutant, tmp_path / str(number))
+    assert len({mutant.story for mutant in MUTANTS}) == len(MUTANTS)
+
+
+@pytest.mark.parametrize("story", _QUICK)
+def test_it_is_noticed_that(story: str) -> None:
+    _expect_caught(next(mutant for mutant in MUTANTS if mutant.story == story))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("mutant", [mutant for mutant in MUTANTS if mutant.story not in _QUICK], ids=lambda m: m.story)
+def test_it_is_noticed_at_length_that(mutant: Mutant) -> None:
+    _expect_caught(mutant)
+
+
+@pytest.mark.deep
+def test_what_catches_them_passes_on_the_code_as_it_is() -> None:
+    """Else being caught would mean nothing."""
+    result = run(
+        Mutant("nothing is wrong", (), tuple(dict.fromkeys(test for mutant in MUTANTS for test in mutant.tests)))
+    )
+    assert not result.caught, result.by
