@@ -684,6 +684,11 @@ class Committer:
         return self._lock_is_owned()
 
     @property
+    def has_waiting(self) -> bool:
+        """Tell whether operations wait for a sync to become visible."""
+        return bool(self._queue)
+
+    @property
     def is_empty(self) -> bool:
         """Tell whether a writer finds no key. Under the lock."""
         if self._overlay or self._overlay_clears:

@@ -254,25 +254,22 @@ class Directory:
 
     # --- leftovers -----------------------------------------------------------------------------
 
-    def sweep(self, manifest: Manifest) -> tuple[list[str], int]:
-        """Remove files of interrupted work; return their names and the highest segment id seen.
+    def sweep(self, manifest: Manifest) -> list[str]:
+        """Remove files of interrupted work; return their names.
 
         Only under the lock. Only names that bytekv makes, and only what the manifest does not list.
         """
         listed = {row.segment_id for row in manifest.segments}
         removed: list[str] = []
-        highest = 0
         for name in sorted(self.files.list(self.path)):
             parsed = parse_name(name)
-            if parsed:
-                highest = max(highest, parsed[0])
             if name == _MANIFEST_NEW or (parsed and parsed[0] not in listed):
                 with suppress(BytekvError):  # a directory of that name, say: not ours, and not in the way
                     self.files.unlink(os.path.join(self.path, name))
                     removed.append(name)
         if removed:
             self.sync()
-        return removed, highest
+        return removed
 
     def segments_on_disk(self) -> list[int]:
         """List the ids of all segment files, for a repair without a manifest."""

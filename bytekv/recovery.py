@@ -116,9 +116,11 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Reco
     if torn is not None:
         _seal(segments, torn, last_seq, readonly=readonly)
     if not readonly:
-        report.swept, highest = directory.sweep(segments.manifest)
+        highest = max(directory.segments_on_disk(), default=0)
         if highest >= segments.manifest.next_id:
-            segments.reserve_ids(highest + 1 - segments.manifest.next_id)  # ids are never used twice
+            with suppress(DiskFullError):  # ids are never used twice, or on a full disk only after another crash
+                segments.publish(segments.manifest.segments, next_id=highest + 1)
+        report.swept = directory.sweep(segments.manifest)
         if segments.manifest.segments and segments.manifest.segments[-1].state == ACTIVE:
             segments.resume()
     report.keys = len(keydir)

@@ -836,8 +836,17 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         with self._compacting:
             if not self._readonly:
                 self._compactor.finish(self._files.yield_cpu)
-            with self._commit.lock:
-                self._commit.count_if_due()
+            return self._verify(progress)
+
+    def _verify(self, progress: Callable[[Progress], object] | None) -> check.Report:
+        commit = self._commit
+        while True:
+            if not self._readonly and commit.failure is None:
+                commit.sync()  # what waits for a sync is in the files and not yet in the keydir
+            with commit.lock:
+                if commit.has_waiting:
+                    continue
+                commit.count_if_due()
                 return check.verify(self._segments, self._keydir, progress)
 
     def stats(self) -> Stats:
