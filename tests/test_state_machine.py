@@ -118,9 +118,9 @@ class StoreMachine(RuleBasedStateMachine):
     def begin(self, options: dict[str, Any]) -> None:
         self.open(options)
 
-    def open(self, options: dict[str, Any]) -> None:
+    def open(self, options: dict[str, Any], flag: str = "c") -> None:
         self.options = options
-        self.db = harness.open_store(self.path, files=self.files, **options)
+        self.db = harness.open_store(self.path, flag, files=self.files, **options)
         assert self.db.last_seq == self.db.durable_seq == self.db.recovery.last_seq == self.seq
         assert not self.db.recovery.torn_bytes
         assert not self.db.recovery.quarantined
@@ -376,14 +376,26 @@ class StoreMachine(RuleBasedStateMachine):
             left = {row.segment_id for row in self.db._segments.sealed()}
             assert left.isdisjoint(victims)
 
-    @rule(first=st.floats(0, 0.999), length=st.floats(0, 1), script=st.lists(writes | st.just("clear"), max_size=12))
+    @rule(
+        first=st.floats(0, 0.999),
+        length=st.floats(0, 1),
+        script=st.lists(
+            writes | st.sampled_from(["clear", "sync", "look_on", "take_snapshot", "close_snapshot", "pass"]),
+            max_size=12,
+        ),
+    )
     def compact_while_others_write(self, first: float, length: float, script: list[Any]) -> None:
         steps = iter(script)
 
         def pause() -> None:
             step = next(steps, None)
-            if step == "clear":
-                self.clear()
+            if step == "close_snapshot":
+                if self.snapshots:
+                    self.close_snapshot(which=0)
+            elif step == "pass":
+                self.let_time_pass(seconds=5)
+            elif isinstance(step, str):
+                getattr(self, step)()
             elif step is not None:
                 key, value, ttl = step
                 if value is None:
@@ -502,6 +514,16 @@ class StoreMachine(RuleBasedStateMachine):
         self.scans.clear()
         self.disturb_hints(keep_hints)
         self.open(options)  # which asserts that every operation is there
+
+    @precondition(lambda self: len(self.model) > 12)
+    @rule(options=opened_with)
+    def begin_anew(self, options: dict[str, Any]) -> None:
+        """Empty the store; who reads the old one goes on reading it."""
+        self.db.close()
+        self.let_go()
+        self.model.clear()
+        self.seq = 0
+        self.open(options, "n")
 
     @rule()
     def look_on(self) -> None:
