@@ -269,6 +269,33 @@ def test_a_key_put_after_a_clear_exists_for_writers(open_store: Callable[..., St
     assert dict(db) == {b"j": b"1", b"k": b"1"}
 
 
+def test_verify_while_another_thread_waits_for_its_sync(open_store: Callable[..., Store]) -> None:
+    """What is appended but not yet durable is in the file and not yet in the keydir: `verify` took the difference
+    for damage."""
+    files = GatedFiles()
+    db = open_store(files=files, sync="always")
+    db[b"a"] = b"1"
+    for write in (
+        lambda: db.put(b"b", b"new"),
+        lambda: db.put(b"a", b"overwritten"),
+        lambda: db.delete(b"b"),
+        lambda: db.clear(),
+    ):
+        reports: list[Any] = []
+        thread = threading.Thread(target=lambda: reports.append(db.verify()))  # noqa: B023 - used up within this round
+
+        def start() -> None:
+            thread.start()  # noqa: B023
+            # It may have to wait for the sync that we are in the middle of; or else be done by then.
+            while thread.is_alive() and not db._commit._waiting and not reports:  # noqa: B023
+                pass
+
+        files.meanwhile = [start]
+        write()
+        thread.join()
+        assert reports[0].ok, reports[0]
+
+
 # --- opening -------------------------------------------------------------------------------------
 
 

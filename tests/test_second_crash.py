@@ -146,6 +146,23 @@ def test_old_bytes_copied_behind_the_new_log_do_not_count(path: Path, open_store
     assert db.recovery.torn_bytes > 0
 
 
+@pytest.mark.parametrize("places", [(1, 2), (2, 1), (0, 1), (3, 2)], ids=lambda pair: "over".join(map(str, pair)))
+def test_an_entry_in_the_place_of_another_is_none(
+    path: Path, open_store: Callable[..., Store], io: str, places: tuple[int, int]
+) -> None:
+    """Whole, of this very segment, and yet wrong: its seq is not the next. What follows it does not count either."""
+    db = open_store(io=io)
+    entries = [bounds(db, lambda n=n: db.put(b"%d" % n, b"value %d" % n)) for n in range(5)]
+    crash(db)
+    source, target = places
+    file, start, end = entries[source]
+    overwrite(file, entries[target][1], file.read_bytes()[start:end])
+    db = open_store(io=io)
+    assert list(db) == [b"%d" % n for n in range(target)]
+    assert db.last_seq == target
+    assert f"expected {target + 1}" in (db.recovery.torn_reason or "")
+
+
 @pytest.mark.parametrize("recovered_by", ["w", "r"])
 def test_damage_below_a_sync_mark_is_no_torn_tail(path: Path, open_store: Any, io: str, recovered_by: str) -> None:
     """Ten entries, synced, then two more: a bit of each of the ten in turn. Cutting there would lose the rest."""
