@@ -46,6 +46,11 @@ def section(heading: str) -> str:
     return found[1]
 
 
+def prose(heading: str) -> str:
+    """Return a section as one line, so that it does not matter where its lines break."""
+    return " ".join(section(heading).split())
+
+
 def tables(heading: str) -> list[list[list[str]]]:
     """Return the tables of a section, each a list of rows, the row of titles first."""
     found: list[list[list[str]]] = []
@@ -130,7 +135,7 @@ def test_fields_have_the_names_that_the_source_uses(heading, named):
 
 def test_the_rest_of_a_manifest_is_what_the_page_says():
     manifest = Manifest(UUID, 9, 8, 1, (SegmentRow(1, 2, 80, 3, codec.SEALED), SegmentRow(4, 5, 80, 6, codec.ACTIVE)))
-    found = re.search(r"Size: (\d+) \+ (\d+) × rows \+ (\d+)\.", section("Manifest"))
+    found = re.search(r"Size: (\d+) \+ (\d+) × rows \+ (\d+)\.", prose("Manifest"))
     assert found
     header, row, crc = map(int, found.groups())
     assert (header, row, crc) == (codec.MANIFEST_HEADER.size, codec.MANIFEST_ROW.size, codec.CRC_SIZE)
@@ -138,7 +143,7 @@ def test_the_rest_of_a_manifest_is_what_the_page_says():
     state = next(field for field in layout("Manifest row") if field.name == "state")
     assert f"{codec.SEALED} sealed" in state.meaning
     assert f"{codec.ACTIVE} active" in state.meaning
-    low, high = re.findall(r"Lengths lie between ([\d,]+) and ([\d,]+)\.", section("Manifest row"))[0]
+    low, high = re.findall(r"Lengths lie between ([\d,]+) and ([\d,]+)\.", prose("Manifest row"))[0]
     assert (number_in(low), number_in(high)) == (codec.SEGMENT_HEADER_SIZE, codec.OFFSET_MASK)
 
 
@@ -157,7 +162,7 @@ def test_magic_bytes_and_versions(heading, magic):
     assert second.name == "format version"
     assert second.meaning == str(codec.FORMAT_VERSION)
     assert f"# File format, version {codec.FORMAT_VERSION}\n" in PAGE
-    assert f"This is version {codec.FORMAT_VERSION}." in section("Versions")
+    assert f"This is version {codec.FORMAT_VERSION}." in prose("Versions")
 
 
 def test_kinds_of_segments():
@@ -183,13 +188,13 @@ def test_first_bytes_that_are_legal():
 
 
 def test_sizes_named_in_passing():
-    text = section("Entry")
+    text = prose("Entry")
     found = re.search(r"takes (\d+) bytes beside key and value, (\d+) with", text)
     assert found
     assert int(found[1]) == codec.entry_size(0, 0) == codec.OVERHEAD
     assert int(found[2]) == codec.entry_size(0, 0, 1)
     assert f"follow at offset {codec.SEGMENT_HEADER_SIZE}" in text
-    assert f"{codec.MIN_ENTRY_SIZE} bytes" in section("Sync mark")
+    assert f"{codec.MIN_ENTRY_SIZE} bytes" in prose("Sync mark")
 
 
 def test_a_sync_mark_is_what_its_table_says():
@@ -204,7 +209,7 @@ def test_a_sync_mark_is_what_its_table_says():
 
 
 def test_the_crc_is_the_one_described():
-    text = section("The CRC")
+    text = prose("The CRC")
     check, residue = re.search(r"`123456789` is (0x\w+)", text), re.search(r"always (0x\w+)", text)
     polynomial = re.search(r"polynomial (0x\w+)", text)
     assert check
@@ -334,7 +339,7 @@ def test_the_example_is_what_the_codec_makes():
     assert segment == b"".join(parts)
     row = SegmentRow(1, salt, len(segment), 4, codec.ACTIVE)
     assert manifest == codec.encode_manifest(Manifest(UUID, 2, 4, 3, (row,)))
-    assert f"a0 … a7`, 0x{seed:08X}:" in section("An example")
+    assert f"a0 … a7`, 0x{seed:08X}:" in prose("An example")
 
 
 def test_the_example_is_what_a_store_writes(path):

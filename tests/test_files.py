@@ -393,6 +393,14 @@ def test_the_table_of_mounts(device, kind, maps, network, files, mounts):
     assert files.is_network("/x") is network
 
 
+def test_what_is_known_to_be_remote_or_to_write_in_place(files, monkeypatch):
+    remote = ["nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs"]
+    for kind in [*remote, "ext4", "xfs", "tmpfs", "overlay", "btrfs", "zfs", "ext3", ""]:
+        monkeypatch.setattr(files, "file_system", lambda path, kind=kind: kind)
+        assert files.is_network("/x") is (kind in remote)
+        assert files.maps_safely("/x") is (kind in ("ext4", "xfs", "tmpfs", "overlay"))
+
+
 @pytest.mark.parametrize("table", ["", "\n", "garbage\n", "1 2\n", "22 28 8:1\n"])
 def test_a_table_that_cannot_be_read_means_unknown(table, files, mounts):
     mounts((8, 1), table)

@@ -110,6 +110,47 @@ def test_both_say_the_same_of_every_flipped_byte(name, path, monkeypatch):
     assert answers == ({"refused", "whole", "less"} if name == "crashed" else {"refused"})
 
 
+def test_what_was_there_at_the_last_clean_close_is_never_a_torn_tail(path, monkeypatch):
+    """No sync mark follows, only the length in the manifest vouches for it."""
+    monkeypatch.setattr("bytekv.store._READER_TRIES", 1)
+    with open_store(path, sync="os", io="pread") as db:
+        db.update({"a": "1", "b": "2"})
+    (file,) = segment_files(path)
+    closed = file.stat().st_size
+    db = open_store(path, sync="os", io="pread")
+    db["c"] = "3"
+    crash(db)
+    content = file.read_bytes()
+    whole = read_store(path)
+    for offset in range(len(content.rstrip(b"\0"))):
+        file.write_bytes(content[:offset] + bytes([content[offset] ^ 0x40]) + content[offset + 1 :])
+        theirs, ours = outcome(read_store, path), outcome(read_with_bytekv, path)
+        assert theirs == ours == ("refused" if offset < closed else {key: whole[key] for key in (b"a", b"b")}), offset
+
+
+def test_both_refuse_a_segment_of_another_store(path):
+    """Same length, same keys, same seqs; only uuid and salt tell them apart."""
+    other = path.with_name("other")
+    for at in (path, other):
+        with open_store(at, sync="os", io="pread") as db:
+            db["a"] = "1"
+    shutil.copy(other / "0000000001.seg", path)
+    assert outcome(read_store, path) == "refused"
+    with pytest.raises(CorruptionError, match="another store"):
+        open_store(path, "r")
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+@pytest.mark.parametrize("name", ["plain", "crashed"])
+def test_both_refuse_a_log_that_does_not_end_at_the_seq_that_the_manifest_says(name, more, path):
+    shutil.copytree(make_v1.HERE / name / "store", path)
+    content = bytearray((path / "MANIFEST").read_bytes())
+    content[-4 - 36 + 24] += more if name == "plain" else 10
+    content[-4:] = crc32c(bytes(content[:-4])).to_bytes(4, "little")
+    (path / "MANIFEST").write_bytes(content)
+    assert outcome(read_store, path) == outcome(read_with_bytekv, path) == "refused"
+
+
 def test_what_lies_behind_a_sealed_segment_is_no_part_of_it(path):
     """As after a kill between publishing a segment's length and cutting its file."""
     shutil.copytree(make_v1.HERE / "plain" / "store", path)

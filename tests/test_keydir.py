@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -12,14 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bytekv.codec import SEGMENT_SHIFT, Summary, pack_place
-from bytekv.keydir import Keydir
+from bytekv.keydir import Keydir, View
 
 bounded = settings(derandomize=True, max_examples=150)
 
 GRACE_MS = 50
 NOW_MS = 1_000_000
 
-few_keys = st.sampled_from([b"", b"a", b"aa", b"ab", b"b", b"\x00", b"\xff", b"\xff\xff", b"c", b"d"])
+KEYS = [b"", b"a", b"aa", b"ab", b"b", b"\x00", b"\xff", b"\xff\xff", b"c", b"d"]
+few_keys = st.sampled_from(KEYS)
 sizes = st.sampled_from([27, 40, 8191, 8192, 100_000])  # from 8,192 on a location does not know the size
 
 
@@ -40,17 +44,64 @@ class Places:
         return 0 if location is None else self.sizes[location]
 
 
+def is_empty(start: bytes | None, stop: bytes | None, include_start: bool, include_stop: bool) -> bool:
+    if start is None or stop is None:
+        return False
+    return start > stop or (start == stop and not (include_start and include_stop))
+
+
+def keys_between(
+    content: Iterable[bytes],
+    start: bytes | None,
+    stop: bytes | None,
+    include_start: bool,
+    include_stop: bool,
+    reverse: bool,
+) -> list[bytes]:
+    """Return the keys of a range by looking at every key."""
+    return [
+        key
+        for key in sorted(content, reverse=reverse)
+        if (start is None or key > start or (include_start and key == start))
+        and (stop is None or key < stop or (include_stop and key == stop))
+    ]
+
+
+def compare_range(
+    keydir: Keydir,
+    content: Iterable[bytes],
+    start: bytes | None,
+    stop: bytes | None,
+    include_start: bool,
+    include_stop: bool,
+    reverse: bool,
+    count: int,
+) -> None:
+    """Compare a range with what a walk over all keys finds."""
+    if is_empty(start, stop, include_start, include_stop):
+        return  # which nobody asks for
+    expected = keys_between(content, start, stop, include_start, include_stop, reverse)
+    found = keydir.select(start, stop, include_start, include_stop, reverse, count)
+    assert found == expected[:count], (start, stop, include_start, include_stop, reverse, count)
+
+
 class Model(RuleBasedStateMachine):
     """Do to a keydir what a store does, and the same to a dict of key to (location, expiry)."""
 
-    @initialize()
-    def begin(self) -> None:
-        self.keydir = Keydir(GRACE_MS)
+    @initialize(full=st.booleans(), has_index=st.booleans())
+    def begin(self, full: bool, has_index: bool) -> None:
+        self.now_ms = self.latest_ms = NOW_MS
+        self.keydir = Keydir(GRACE_MS, lambda: self.now_ms)
         self.places = Places()
-        self.now_ms = NOW_MS
+        self.original: dict[int, int] = {}  # location of a copy -> location of what it is a copy of
+        self.views: list[tuple[View, dict[bytes, tuple[int, int]]]] = []
         self.written: Counter[int] = Counter()  # bytes ever put, by segment
         self.content: dict[bytes, tuple[int, int]] = {}
         self.expired: dict[bytes, tuple[int, int]] = {}  # those that a purge has seen
+        if full:
+            self.put_all(40, 100)
+        if has_index:
+            self.order_all()
 
     def _size_of_newest(self, key: bytes) -> int:
         return self.places.size_of(self.keydir.newest(key))
@@ -63,6 +114,11 @@ class Model(RuleBasedStateMachine):
         self.keydir.put(key, location, expires_ms, self._size_of_newest(key))
         self.expired.pop(key, None)
         self.content[key] = location, expires_ms
+
+    @rule(size=sizes, ttl_ms=st.sampled_from([0, 100]))
+    def put_all(self, size: int, ttl_ms: int) -> None:
+        for number, key in enumerate(KEYS):
+            self.put(key, size, 1 + number % 3, ttl_ms if number % 4 == 0 else 0)
 
     @rule(key=few_keys)
     def put_the_same_again(self, key: bytes) -> None:
@@ -77,8 +133,10 @@ class Model(RuleBasedStateMachine):
         self.content.pop(key, None)
         self.expired.pop(key, None)
 
-    @rule()
-    def clear(self) -> None:
+    @rule(one_in_ten=st.integers(1, 10))
+    def clear(self, one_in_ten: int) -> None:
+        if one_in_ten != 10:
+            return
         self.keydir.clear()
         self.keydir.recount(dict(self.written), self.places.size_of)
         self.content.clear()
@@ -87,6 +145,7 @@ class Model(RuleBasedStateMachine):
     @rule(ms=st.sampled_from([1, 5, 60, 200, -100]))
     def let_time_pass(self, ms: int) -> None:
         self.now_ms += ms
+        self.latest_ms = max(self.latest_ms, self.now_ms)
 
     @rule()
     def purge(self) -> None:
@@ -106,6 +165,7 @@ class Model(RuleBasedStateMachine):
                 old, expires_ms = table[key]
                 new = self.places.new(segment, self.places.sizes[old])
                 self.written[segment] += self.places.sizes[old]
+                self.original[new] = self.original.get(old, old)
                 assert self.keydir.move(key, old, new)
                 self.keydir.bury(old >> SEGMENT_SHIFT, self.places.sizes[old])
                 table[key] = new, expires_ms
@@ -136,17 +196,41 @@ class Model(RuleBasedStateMachine):
         count=st.integers(0, 12),
     )
     def select(self, ends: list[bytes | None], include: tuple[bool, bool], reverse: bool, count: int) -> None:
-        start, stop = ends
-        if start is not None and stop is not None and start > stop:
-            start, stop = stop, start
-        expected = [
-            key
-            for key in sorted(self.content, reverse=reverse)
-            if (start is None or key > start or (include[0] and key == start))
-            and (stop is None or key < stop or (include[1] and key == stop))
-        ]
-        if start is None or start != stop or all(include):  # else empty, which nobody asks for
-            assert self.keydir.select(start, stop, *include, reverse, count) == expected[:count]
+        compare_range(self.keydir, self.content, *ends, *include, reverse, count)
+
+    @rule()
+    def open_view(self) -> None:
+        if len(self.views) < 4:
+            self.purge()
+            self.views.append((self.keydir.open_view(7), dict(self.content)))
+
+    @rule(number=st.integers(0, 3))
+    def close_view(self, number: int) -> None:
+        if number < len(self.views):
+            view, _ = self.views.pop(number)
+            self.keydir.close_view(view)
+
+    @rule(
+        ends=st.lists(st.none() | few_keys, min_size=2, max_size=2),
+        include=st.tuples(st.booleans(), st.booleans()),
+        reverse=st.booleans(),
+    )
+    def walk_through_views(self, ends: list[bytes | None], include: tuple[bool, bool], reverse: bool) -> None:
+        """Two keys at a time, as a scan does."""
+        for view, _ in self.views:
+            start, stop, include_start, include_stop = *ends, *include
+            found: list[bytes] = []
+            while not is_empty(start, stop, include_start, include_stop):
+                keys = view.select(start, stop, include_start, include_stop, reverse, 2)
+                found += [key for key in keys if view.locate(key, self.now_ms) is not None]
+                if len(keys) < 2:
+                    break
+                if reverse:
+                    stop, include_stop = keys[-1], False
+                else:
+                    start, include_start = keys[-1], False
+            there = [key for key in KEYS if view.locate(key, self.now_ms) is not None]
+            assert found == keys_between(there, *ends, *include, reverse)
 
     @rule()
     def forget_index(self) -> None:
@@ -170,6 +254,25 @@ class Model(RuleBasedStateMachine):
         for key, (location, _) in self.expired.items():
             assert keydir.locate(key, self.now_ms) is None
             assert keydir.newest(key) == location
+
+    @invariant()
+    def views_stay_as_they_were(self) -> None:
+        for view, content in self.views:
+            for key in KEYS:
+                location, expires_ms = content.get(key, (None, 0))
+                found = view.locate(key, self.now_ms)
+                if found is None:
+                    assert location is None or 0 < expires_ms <= self.latest_ms
+                else:
+                    assert self.original.get(found, found) == self.original.get(location, location)
+                    assert not 0 < expires_ms <= self.now_ms
+
+    @rule()
+    def count_views(self) -> None:
+        self.purge()
+        if self.now_ms == self.latest_ms:  # else what was purged is gone, and what was replaced may be back
+            for view, _ in self.views:
+                assert len(view) == sum(view.locate(key, self.now_ms) is not None for key in KEYS)
 
     @invariant()
     def every_byte_is_live_or_dead(self) -> None:
@@ -298,6 +401,37 @@ def test_loading_into_an_empty_keydir_asks_for_no_sizes():
     assert places.asked == 0
 
 
+# --- moments -----------------------------------------------------------------------------------
+
+
+def test_a_view_counts_out_what_expires():
+    now_ms = NOW_MS
+    keydir = Keydir(now_ms=lambda: now_ms)
+    for number, key in enumerate((b"stays", b"expires", b"expires, replaced")):
+        keydir.put(key, number + 1, NOW_MS + 10 if number else 0, 0)
+    view = keydir.open_view(3)
+    keydir.put(b"expires, replaced", 9, 0, 30)
+    assert len(view) == 3
+    now_ms = NOW_MS + 10
+    keydir.purge(now_ms)
+    assert len(view) == 1
+    assert [key for key in view.select(None, None, True, True, False, 9) if view.locate(key, now_ms)] == [b"stays"]
+
+
+def test_a_view_costs_nothing_once_it_is_closed_or_dropped():
+    keydir = Keydir()
+    keydir.put(b"k", 1, 0, 0)
+    closed, dropped = keydir.open_view(1), keydir.open_view(1)
+    assert len(keydir.views) == 2
+    keydir.close_view(closed)
+    keydir.close_view(closed)
+    del dropped
+    gc.collect()
+    assert not keydir.views
+    keydir.put(b"k", 2, 0, 30)
+    assert closed.undo == {}
+
+
 # --- order -------------------------------------------------------------------------------------
 
 
@@ -314,6 +448,17 @@ def test_the_index_is_made_at_the_first_ordered_use_and_kept_up_from_then_on():
     assert keydir.changed == {b"0005", b"007"}, "an overwritten key neither came nor went"
     assert keydir.index() is index
     assert list(index) == sorted(keydir.locations)
+
+
+@pytest.mark.parametrize("missing", [set(), {b"a", b"b"}, set(KEYS)], ids=["all keys", "some", "none"])
+def test_every_range(missing):
+    keydir = Keydir()
+    content = [key for key in KEYS if key not in missing]
+    for number, key in enumerate(content):
+        keydir.put(key, number + 1, 0, 0)
+    ends, both = [None, *KEYS], (False, True)
+    for start, stop, *options in itertools.product(ends, ends, both, both, both, (0, 1, 3, 20)):
+        compare_range(keydir, content, start, stop, *options)
 
 
 def test_many_changes_are_sorted_anew():
