@@ -26,16 +26,6 @@ from typing import Any, NamedTuple
 
 from tests.harness import FakeFiles
 
-_BLOCK = bytes(4096)
-
-
-def _strip(content: bytes) -> bytes:
-    """Cut the zeros off the end, by blocks first, for preallocation leaves many."""
-    end = len(content)
-    while end >= len(_BLOCK) and content[end - len(_BLOCK) : end] == _BLOCK:
-        end -= len(_BLOCK)
-    return content[:end].rstrip(b"\0")
-
 
 class Image(NamedTuple):
     """What a power cut leaves: directories, and files as (path, bytes before the zeros at the end, length)."""
@@ -59,7 +49,7 @@ class _File:
     """The bytes of one file: as durable, and every version since."""
 
     def __init__(self, content: bytes = b"") -> None:
-        self.raw, self.now = content, _strip(content)
+        self.raw, self.now = content, content.rstrip(b"\0")
         self.synced()
 
     def synced(self) -> None:
@@ -68,7 +58,7 @@ class _File:
     def see(self, content: bytes, unit: int) -> None:
         if content == self.raw:
             return
-        before, self.raw, self.now = self.now, content, _strip(content)
+        before, self.raw, self.now = self.now, content, content.rstrip(b"\0")
         if len(content) not in self.lengths:
             self.lengths.append(len(content))
         for at in range(0, max(len(before), len(self.now)), unit):
@@ -145,14 +135,16 @@ class CrashFiles(FakeFiles):
                 continue
             if file is None:
                 folders.add(path)
-                continue
-            content = bytearray(file.durable)
-            for at, versions in file.units.items():
-                content += bytes(max(0, at + self.unit - len(content)))
-                content[at : at + self.unit] = versions[pick.get((file, at), 0)].ljust(self.unit, b"\0")
-            length = file.lengths[pick.get((file, None), 0)]
-            files.append((path[len(self.root) + 1 :], _strip(bytes(content[:length])), length))
+            else:
+                files.append((path[len(self.root) + 1 :], *self._outcome(file, pick)))
         return Image(tuple(path[len(self.root) + 1 :] for path in sorted(folders)[1:]), tuple(files))
+
+    def _outcome(self, file: _File, pick: dict[tuple[Any, Any], int]) -> tuple[bytes, int]:
+        content, length = bytearray(file.durable), file.lengths[pick.get((file, None), 0)]
+        for at, versions in file.units.items():
+            content += bytes(max(0, at + self.unit - len(content)))
+            content[at : at + self.unit] = versions[pick.get((file, at), 0)].ljust(self.unit, b"\0")
+        return bytes(content[:length].rstrip(b"\0")), length
 
     # --- the seam --------------------------------------------------------------------------------
 
@@ -162,9 +154,8 @@ class CrashFiles(FakeFiles):
 
     def _changed(self, removed: str | None, added: str | None) -> None:
         what = self.names.pop(removed) if removed else self.names[added]  # type: ignore[index]
-        if removed and added:
-            self.names[added] = what
-        self.written -= {removed, added} if removed else set()
+        self.names |= {added: what} if added else {}
+        self.written.discard(removed or "")
         self.pending.setdefault(os.path.dirname(removed or added or ""), []).append((removed, added, what))
 
     def make_directory(self, path: str) -> bool:

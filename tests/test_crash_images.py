@@ -21,6 +21,7 @@ import os
 import random
 import shutil
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,7 +120,8 @@ class History:
 
 class Step(NamedTuple):
     verb: str
-    write: Write = None
+    write: Write = None  # with any verb but "write" and "transaction": what another thread writes meanwhile,
+    boundary: int = 0  # at this one of the boundaries that come without a lock held
     seconds: float = 0.0
 
 
@@ -139,17 +141,12 @@ OPEN, SYNC, SEAL, WORK, KILL, SNAPSHOT = map(Step, ("open", "sync", "seal", "wor
 CLEAR = Step("write")
 CLOSE, RENEW = Step("close"), Step("renew")  # and open again; "renew": as a new and empty store
 #: Of everything, of the oldest segment alone, of all but the oldest; the latter two as the worker does, which must
-#: keep deletes for what lies outside. With a write: that one comes in between, once the first entry is copied.
+#: keep deletes for what lies outside.
 COMPACT, COMPACT_OLDEST, COMPACT_NEWER = map(Step, ("compact", "compact oldest", "compact newer"))
 
 
 def carry_out(db: Store, step: Step) -> None:
     """Do to an open store what a step says."""
-
-    def beside() -> None:
-        if step.write:
-            carry_out(db, Step("write", step.write))
-
     if step.verb == "write" and step.write is None:
         db.clear()
     elif step.verb == "write" and len(step.write or ()) == 1:
@@ -185,11 +182,8 @@ def carry_out(db: Store, step: Step) -> None:
     else:
         sealed = [row.segment_id for row in db._segments.sealed()]
         victims = sealed[:1] if step.verb == "compact oldest" else sealed[1:]
-        pauses = itertools.count()
         if victims:
-            db._compactor.run(victims, lambda: beside() if next(pauses) == 1 else None, lambda size: None)
-        if next(pauses) < 2:
-            beside()
+            db._compactor.run(victims, lambda: None, lambda size: None)
 
 
 # --- telling a story ---------------------------------------------------------------------------
@@ -258,6 +252,8 @@ class Session:
         self.where = "the first open"
         self.kill_at = -1  # boundaries from now
         self.deaths = 0
+        self.beside: Write = None  # what another thread is to write
+        self.beside_at = 0  # boundaries without a lock from now
         self.db: Store | None = None
         self.snapshot: tuple[Snapshot, dict[bytes, tuple[bytes, int]]] | None = None
 
@@ -268,6 +264,10 @@ class Session:
             self.deaths += 1
             raise Killed
         self.kill_at -= 1
+        if self.beside is not None and self.db is not None and self._is_free(self.db):
+            if self.beside_at == 0:
+                self._write_beside(self.db)
+            self.beside_at -= 1
         if self.db is not None:
             durable = self.db._commit.durable_seq
             self.floor = max(self.floor, durable)
@@ -278,6 +278,27 @@ class Session:
         if self.is_watched:
             allowed = [(self.history, self.floor), *self.replaced]
             self.taken.append(Taken(f"{self.where}, {call}", allowed, list(self.files.images(self.at_most))))
+
+    def _is_free(self, db: Store) -> bool:
+        """Tell whether another thread could write now, and need not wait for this one to go on."""
+        locked = db._commit.lock._is_owned()
+        return not locked and not (self.setting.sync == "always" and db._commit.sync_lock._is_owned())
+
+    def _write_beside(self, db: Store) -> None:
+        write, self.beside = self.beside, None
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                carry_out(db, Step("write", write))
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
 
     def open(self, flag: str = "c") -> None:
         """Open the store; what is there then is durable."""
@@ -294,7 +315,7 @@ class Session:
         """End the process; the kernel goes on, and what was not synced is only in its memory."""
         if self.db is not None:
             harness.crash(self.db)
-        self.db, self.snapshot, self.kill_at, self.files.is_dead = None, None, -1, False
+        self.db, self.snapshot, self.beside, self.kill_at, self.files.is_dead = None, None, None, -1, False
 
     def take(self, step: Step, kill_at: int = -1) -> None:
         """Carry out one step; kill the process at its ``kill_at``-th boundary, if it has so many, and open again."""
@@ -334,7 +355,11 @@ class Session:
         else:
             if step.verb == "write" or step.write:
                 self.history.add(step.write, self.files.now_ms())
+            if step.verb not in ("write", "transaction"):
+                self.beside, self.beside_at = step.write, step.boundary
             carry_out(db, step)
+            if self.beside is not None:
+                self._write_beside(db)  # there was no such boundary
             if db.last_seq != self.history.seq:
                 raise Violation(f"{step}: at seq {db.last_seq}, expected {self.history.seq}")
             self.acknowledged = self.history.seq
@@ -530,8 +555,9 @@ def short_steps(shape: tuple[int, int, int], number: int = 1) -> list[Step]:
         return f"{number}{sign}".encode().ljust(shape[1], b"v")
 
     writes = [put(b"a", value("a")), put(b"b", value("b")), batch((b"a", value("A")), (b"c", value("C")))]
-    beside = COMPACT_OLDEST._replace(write=((b"b", value("beside"), None),))
-    others = [delete(b"a"), SYNC, SEAL, COMPACT, COMPACT_OLDEST, COMPACT_NEWER, beside, CLOSE, KILL]
+    write = ((b"b", value("beside"), None),)
+    beside = [SYNC._replace(write=write), COMPACT_OLDEST._replace(write=write, boundary=1)]
+    others = [delete(b"a"), SYNC, SEAL, COMPACT, COMPACT_OLDEST, COMPACT_NEWER, *beside, CLOSE, KILL]
     return [*writes, *(others if number else [])]
 
 
@@ -553,7 +579,10 @@ def random_step(dice: random.Random, setting: Setting) -> Step:
             *[batch((key, value()), (other, value())), batch((key, value()), (other, None))] * 2,
             *[put(key, value(), ttl=10.0), Step("wait", seconds=20.0)],
             *[CLEAR, SYNC, SYNC, SEAL, SEAL, COMPACT, COMPACT_OLDEST, COMPACT_NEWER, COMPACT_NEWER],
-            *[COMPACT_NEWER._replace(write=((key, value(), None),)), SNAPSHOT, SNAPSHOT],
+            dice.choice([SYNC, COMPACT, COMPACT_OLDEST, COMPACT_NEWER, WORK])._replace(
+                write=((key, value(), None),), boundary=dice.choice([0, 0, 1, 2, 3])
+            ),
+            *[SNAPSHOT, SNAPSHOT],
             *[Step("transaction", ((key, value(), None), (other, None, None)))],
             *[WORK, CLOSE, CLOSE, KILL, KILL, RENEW],
         ]
@@ -750,14 +779,14 @@ def all_short_stories(length: int) -> Iterator[tuple[list[Step], int, Setting]]:
 
 @pytest.mark.usefixtures("often")
 def test_every_short_story(place: Path) -> None:
-    """Every step from each beginning in every mode; from nothing also every two and three steps, each in one mode."""
+    """Every step from each beginning in three modes; from nothing also every two and three steps, each in one mode."""
     judge = Judge(place)
-    for length, every in (1, 1), (2, len(MODES)), (3, len(MODES)):
+    for length, every in (1, 2), (2, len(MODES)), (3, len(MODES)):
         for steps, last, setting in itertools.islice(all_short_stories(length), 0, None, every):
             if last <= 3 or length == 1:
-                judge.tell(steps, setting, at_most=4, share=0.02, begin=last)
+                judge.tell(steps, setting, at_most=3, share=0.02, begin=last)
     assert judge.counts["images"] > 4000, judge
-    assert judge.counts["images after a second crash"] > 4000, judge
+    assert judge.counts["images after a second crash"] > 2000, judge
 
 
 def stories_to_be_killed(every: int) -> Iterator[tuple[list[Step], int, Setting]]:
@@ -784,8 +813,8 @@ def tell_with_kills(judge: Judge, every: int) -> None:
 def test_a_kill_at_every_boundary_of_a_step_and_then_a_power_cut(place: Path) -> None:
     """What a killed process left unsynced is still in the kernel's memory, and the next one builds on it."""
     judge = Judge(place)
-    tell_with_kills(judge, every=5)
-    assert judge.counts["stories"] > 300, judge
+    tell_with_kills(judge, every=11)
+    assert judge.counts["stories"] > 150, judge
 
 
 @pytest.mark.deep
