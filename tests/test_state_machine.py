@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from bytekv import ConflictError, StoreClosedError, compactor
+from bytekv import ConflictError, StoreClosedError, compactor, repair
 from bytekv.snapshot import Snapshot
 from bytekv.store import Store
 from tests import harness
@@ -67,6 +67,7 @@ opened_with = st.fixed_dictionaries(
         "expiry_grace_s": st.sampled_from([0.0, 10.0]),
         "max_open_segments": st.sampled_from([None, 1, 3]),
         "verify_reads": st.sampled_from([True, False]),
+        "recover": st.sampled_from(["strict", "salvage"]),
         "auto_compact": st.booleans(),
         "compact_dead_bytes": st.sampled_from([0, 300]),
         "compact_dead_ratio": st.sampled_from([0.5, 0.1]),
@@ -515,6 +516,23 @@ class StoreMachine(RuleBasedStateMachine):
         self.disturb_hints(keep_hints)
         self.open(options)  # which asserts that every operation is there
 
+    @rule(options=opened_with, crashes=st.booleans())
+    def repair_what_is_whole(self, options: dict[str, Any], crashes: bool) -> None:
+        """Nothing is damaged, so nothing is repaired; not after a crash either."""
+        if crashes:
+            harness.crash(self.db)
+            self.snapshots.clear()
+            self.scans.clear()
+        else:
+            self.db.close()
+            self.let_go()
+        before = harness.snapshot_of(self.path)
+        report = repair(self.path)
+        assert report.ok, report
+        assert harness.snapshot_of(self.path) == before
+        self.open(options)
+        assert self.db.recovery.salvaged is None
+
     @precondition(lambda self: len(self.model) > 12)
     @rule(options=opened_with)
     def begin_anew(self, options: dict[str, Any]) -> None:
@@ -565,6 +583,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert found[:3] == (key, record.value, record.seq)
             assert found.modified == record.modified_ms / 1000
             assert found.expires == (record.expires_ms / 1000 if record.expires_ms else None)
+            assert db.read(key, 2, 5) == record.value[2:7]
             assert db.ttl(key) == ((record.expires_ms - now_ms) / 1000 if record.expires_ms else None)
         self.compare_scans(db, content)
 
