@@ -307,6 +307,7 @@ def decode_manifest(data: bytes, path: str, *, for_writing: bool = False) -> Man
     seqs = [row.last_seq for row in rows]
     if (
         len(ids) != len(rows)
+        or len(rows) > MAX_SEGMENTS
         or any(not 0 < row.segment_id < next_id or row.state not in (SEALED, ACTIVE) for row in rows)
         or any(row.length < SEGMENT_HEADER_SIZE or row.length > OFFSET_MASK for row in rows)
         or any(row.state == ACTIVE for row in rows[:-1])
@@ -319,7 +320,7 @@ def decode_manifest(data: bytes, path: str, *, for_writing: bool = False) -> Man
 # --- the hint file -----------------------------------------------------------------------------
 
 HINT_MAGIC: Final = b"BKVHNT\r\n"
-# magic, version, key size if all are equal else 0xFFFFFFFF, flags, uuid, segment id, salt, length,
+# magic, version, flags, key size if all are equal else 0xFFFFFFFF, uuid, segment id, salt, length,
 # last seq, live bytes, tombstone bytes, puts, expiring puts, tombstones
 HINT_HEADER: Final = Struct("<8sHHI16sQQQQQQIII")  # 8+2+2+4+16+8*6+4*3 = 92
 HINT_CLEARS: Final = 1

@@ -170,7 +170,7 @@ def from_os_error(error: OSError, path: str) -> BytekvError:
     """Translate an error of the operating system about ``path`` into one of bytekv's."""
     if isinstance(error, BytekvError):
         return error
-    text = os.strerror(error.errno) if error.errno else str(error)
+    text = error.strerror or str(error)
     number = error.errno or errno.EIO
     if number in _FULL:
         return DiskFullError(number, text, path)

@@ -226,6 +226,7 @@ class _Torn:
 def _seal(segments: SegmentManager, torn: _Torn, last_seq: int, *, readonly: bool) -> None:
     """Make the recovered segment a sealed one, in memory and, for a writer, on disk."""
     manifest = segments.manifest
+    segments.readers.pop(torn.row.segment_id, None)  # loading may have opened it as long as the old row says
     row = torn.row._replace(length=torn.summary.length, last_seq=last_seq, state=SEALED)
     empty = row.length == SEGMENT_HEADER_SIZE
     rows = manifest.segments[:-1] if empty else (*manifest.segments[:-1], row)

@@ -204,6 +204,8 @@ class Scan:
     def _stopped(self, reason: str, rest: bytes) -> None:
         # Zeros are what preallocation leaves behind the log, the regular end of an active segment.
         self.damage = reason if rest[:MIN_ENTRY_SIZE].strip(b"\0") else None
+        if self.damage is None and self.unfinished:
+            self.damage = "batch without its last entry"
 
 
 def find_sync_mark(read: Read, start: int, stop: int, seed: int, above: int) -> int | None:

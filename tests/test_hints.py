@@ -29,7 +29,6 @@ bounded = settings(derandomize=True, max_examples=100)
 
 
 # A bug of the engine; the mark goes with it.
-SHORT_VIEW = pytest.mark.xfail(reason="opening keeps a view of the torn segment that ends too early", strict=False)
 
 
 @pytest.fixture
@@ -330,7 +329,6 @@ def test_a_hint_hides_no_missing_or_shortened_segment(hinted):
 writes = steps.filter(lambda step: step[0] in ("put", "delete", "batch", "clear", "sync"))
 
 
-@SHORT_VIEW
 @bounded
 @given(
     st.lists(writes, min_size=1, max_size=8),
@@ -357,7 +355,7 @@ def test_a_segment_that_was_continued_is_read_from_where_its_hint_ends(path, bef
             assert db.verify().ok
 
 
-@pytest.mark.parametrize("io", [pytest.param("mmap", marks=SHORT_VIEW), "pread"])
+@pytest.mark.parametrize("io", ["mmap", "pread"])
 @pytest.mark.parametrize("flag", ["r", "w"])
 def test_what_follows_a_hint_can_be_read_after_a_crash(flag, io, path):
     """The hint knows a value of more than 8 KiB, which the torn tail replaces: its size is looked up while opening."""
