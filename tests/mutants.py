@@ -86,6 +86,13 @@ MUTANTS = [
         "if highest >= segments.manifest.next_id:",
         "if False:",
     ),
+    _mutant(
+        "a repair removes the damaged segments before the manifest is published",
+        "check",
+        "    for segment_id in removed:\n        _copy_into_quarantine(directory, segment_id, report)\n",
+        "    for segment_id in removed:\n        _copy_into_quarantine(directory, segment_id, report)\n"
+        "        directory.files.unlink(directory.segment_path(segment_id))\n",
+    ),
     # --- names ---------------------------------------------------------------------------------
     _mutant(
         "the directory is not synced after the manifest was renamed",
