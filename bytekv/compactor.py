@@ -310,6 +310,8 @@ class Compactor:
         first = next(number for number, row in enumerate(all_rows) if row.segment_id == victims[0])
         rows = all_rows[first : first + len(victims)]
         needed = sum(row.length - self._keydir.dead.get(row.segment_id, 0) for row in rows)
+        if not first:
+            needed -= sum(self._keydir.tombstones.get(row.segment_id, 0) for row in rows)
         free = self._files.free_bytes(segments.directory.path)
         if needed > free and needed > len(rows) * SEGMENT_HEADER_SIZE:
             raise DiskFullError(

@@ -366,6 +366,7 @@ class Writer:
         "_allocated",
         "_descriptor",
         "_files",
+        "_largest_step",
         "_limit",
         "_mapped",
         "_populated",
@@ -397,6 +398,7 @@ class Writer:
         self._mapped = mapped
         self._reserves = reserves or mapped
         self._allocated = end
+        self._largest_step = _LAST_STEP
         self._populated = end
         self.path = directory.segment_path(header.segment_id)
         self.header = header
@@ -464,13 +466,9 @@ class Writer:
         return not self._reserves or self.end + size + MANIFEST_ROOM <= self._allocated
 
     def _grow(self, stop: int, *, use_reserve: bool) -> None:
-        """Allocate generously; where the disk is nearly full, no more than is needed."""
-        step = min(max(_FIRST_STEP, self._allocated), _LAST_STEP)
-        whole = max(self._limit, stop) + RESERVE
-        targets = [min(max(self._allocated + step, stop + RESERVE), whole), stop + RESERVE]
-        if use_reserve:
-            targets.append(stop + MANIFEST_ROOM)
+        """Allocate generously; where the disk is nearly full, less, down to what is needed."""
         assert self._descriptor is not None
+        targets = list(self._targets(stop, use_reserve=use_reserve))
         for target in targets:
             try:
                 self._files.reserve(self._descriptor, target, self.path)
@@ -480,10 +478,21 @@ class Writer:
                     self._files.truncate(self._descriptor, self._allocated, self.path)
                 if not isinstance(error, DiskFullError) or target == targets[-1]:
                     raise
+                self._largest_step = max(_FIRST_STEP, (target - self._allocated) // 2)  # a refusal costs a millisecond
         if self._mapped:
             self.map = self._files.map(self._descriptor, target, self.path, write=True)
         self._allocated = target
         self._populated = min(self._populated, self.end)
+
+    def _targets(self, stop: int, *, use_reserve: bool) -> Iterator[int]:
+        whole = max(self._limit, stop) + RESERVE
+        step = min(max(_FIRST_STEP, self._allocated), self._largest_step)
+        while step >= _FIRST_STEP:
+            yield min(max(self._allocated + step, stop + RESERVE), whole)
+            step //= 2
+        yield stop + RESERVE
+        if use_reserve:
+            yield stop + MANIFEST_ROOM
 
     # --- bytes ---------------------------------------------------------------------------------
 
@@ -521,6 +530,14 @@ class Writer:
         """Make everything appended durable. Blocks; the GIL is free meanwhile."""
         assert self._descriptor is not None
         self._files.sync(self._descriptor, self.path)
+
+    def shrink_to_fit(self) -> None:
+        """Give back what was allocated and is not needed yet, so that a manifest finds a block."""
+        if self._descriptor is not None and self._allocated > self.end:
+            self._files.truncate(self._descriptor, self.end, self.path)
+            self._allocated = self._populated = self.end
+            self.fast_end = 0
+            self.map = None
 
     def trim(self) -> None:
         """Give back what was allocated behind the last entry. Only once nothing will be appended."""

@@ -257,11 +257,12 @@ class SegmentManager:
             try:
                 self.publish(rows, next_id=next_id, last_seq=last_seq)
             except DiskFullError:
-                if old is None:
-                    raise
-                # A manifest needs a block, and the old segment's reserve has some. Trimmed too early it
-                # is merely a segment that was not closed cleanly.
-                old.trim()
+                # A manifest needs a block, and what is reserved has some. A segment that is trimmed too
+                # early is merely one that was not closed cleanly.
+                if old is not None:
+                    old.trim()
+                if new is not None:
+                    new.shrink_to_fit()
                 self.publish(rows, next_id=next_id, last_seq=last_seq)
         except StoreFailedError:
             raise  # poisoned: the next open decides
@@ -331,12 +332,13 @@ class SegmentManager:
         self._pinned.append((victims, set(views)))
 
     def release(self, open_views: Container[int]) -> None:
-        """Remove the files that no open view can need any more."""
+        """Remove the files that no open view can need any more; what cannot be removed now waits for the next call."""
         for item in list(self._pinned):
             victims, views = item
             if not any(view in open_views for view in views):
-                self._unlink(victims)
-                self._pinned.remove(item)
+                with suppress(BytekvError):  # they are listed nowhere; at the latest the next open sweeps them
+                    self._unlink(victims)
+                    self._pinned.remove(item)
 
     @property
     def has_pinned(self) -> bool:
@@ -352,11 +354,11 @@ class SegmentManager:
     def _unlink(self, victims: list[int]) -> None:
         """Remove retired segments, oldest first, so that no put outlives the tombstone that deleted it."""
         for segment_id in victims:
-            self.retiring.pop(segment_id, None)
-            self.hinted.pop(segment_id, None)
-            self.readers.pop(segment_id, None)
             self.directory.files.unlink(self.directory.segment_path(segment_id))
             self.directory.files.unlink(self.directory.hint_path(segment_id))
+            self.readers.pop(segment_id, None)
+            self.retiring.pop(segment_id, None)
+            self.hinted.pop(segment_id, None)
 
     def close(self, last_seq: int) -> None:
         """Write a clean end: the active segment synced, trimmed, and its length published.

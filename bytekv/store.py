@@ -765,7 +765,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         Deleted and overwritten bytes are gone from the directory afterwards.
 
         Raises `CorruptionError` if an entry is damaged and `DiskFullError` if there is no room for the
-        copies; the store is unchanged then. Complexity: O(bytes), about 2 µs an entry.
+        copies; what had been rewritten by then stays so, the rest is unchanged. Complexity: O(bytes),
+        about 2 µs an entry.
         """
         self._check_writable()
         if self._compacting._is_owned():
