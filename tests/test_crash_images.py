@@ -408,15 +408,16 @@ class Judge:
         at_most: int,
         share: float,
         again: int = 4,
+        only_again: bool = False,
         begin: int = 0,
         deaths: Mapping[int, int] = MappingProxyType({}),
     ) -> bool:
         """Tell a story and judge it; True if the process died in it.
 
         ``at_most``: images of a boundary. ``share``: from how many of the new ones the story goes on, with
-        ``again`` images of each boundary there. ``deaths``: at which boundary of which step the
-        process is killed. ``begin``: from which step on, or from the first death on, images are taken. Step 0 is
-        the one that opens the store.
+        ``again`` images of each boundary there; ``only_again``: with what was lost and nothing else.
+        ``deaths``: at which boundary of which step the process is killed. ``begin``: from which step on, or
+        from the first death on, images are taken. Step 0 is the one that opens the store.
         """
         place, steps = self._place(), [OPEN, *steps]
         session = Session(place, setting, History(), at_most)
@@ -427,14 +428,16 @@ class Judge:
                 session.take(step, deaths.get(number, -1))
                 for image, outcome, history in self._examine(session, steps[: number + 1], ""):
                     if image.digest()[0] < share * 256:
-                        self._go_on(image, outcome, history, session, again)
+                        self._go_on(image, outcome, history, session, again, only_again=only_again)
         finally:
             session.end()
         self.counts["stories"] += 1
         shutil.rmtree(place)
         return session.deaths > 0
 
-    def _go_on(self, image: Image, outcome: Outcome, history: History, before: Session, at_most: int) -> None:
+    def _go_on(
+        self, image: Image, outcome: Outcome, history: History, before: Session, at_most: int, *, only_again: bool
+    ) -> None:
         """Recover an image in a double of its own, write what was lost again or something else, crash again."""
         place, dice, setting = self._place(), random.Random(image.digest()), before.setting
         image.put_into(place)
@@ -443,9 +446,12 @@ class Judge:
         session = Session(place, setting, history.until(outcome.seq), at_most, seed, now_ns)
         fresh = [random_step(dice, setting) for _ in range(3)]
         steps = [*dice.choice([lost, lost, lost[:1], lost[-1:], []]), *fresh][: dice.randint(1, 3)]
+        deaths = [-1, -1, -1, -1, 0, 1, 2, 3, 5, 8]
+        if only_again:
+            steps, deaths = lost, [-1]
         try:
             for step in [OPEN, *steps]:
-                session.take(step, dice.choice([-1, -1, -1, -1, 0, 1, 2, 3, 5, 8]))
+                session.take(step, dice.choice(deaths))
                 for _ in self._examine(session, ("after a crash at seq", outcome.seq, *steps), " after a second crash"):
                     pass
         finally:
@@ -762,7 +768,7 @@ def test_the_stale_entry_behind_a_lost_one_never_returns(place: Path) -> None:
     judge = Judge(place)
     for io in ("mmap", "pread"):
         steps = [put(key, key * 480) for key in KEYS]
-        judge.tell(steps, Setting("os", io, 512, 480, 6000), at_most=4096, share=1.0, again=64)
+        judge.tell(steps, Setting("os", io, 512, 480, 6000), at_most=4096, share=1.0, again=256, only_again=True)
     assert judge.counts["images"] > 60, judge
     assert judge.counts["images after a second crash"] > 5000, judge
 
