@@ -11,6 +11,7 @@ checksum. It may race against a compaction that retires the segment; then it loo
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import os
 import re
@@ -58,6 +59,7 @@ from .errors import (
     ReentryError,
     StoreClosedError,
     StoreFailedError,
+    StoreIOError,
 )
 from .files import Files
 from .keydir import Keydir, View
@@ -79,7 +81,7 @@ _MISSING: Final = object()
 _INTEGER: Final = re.compile(rb"-?[0-9]{1,4000}")
 _FIRST_CHUNK: Final = 64
 _LAST_CHUNK: Final = 1024
-_READER_TRIES: Final = 10
+_READER_TRIES: Final = 50
 
 
 class Entry(NamedTuple):
@@ -233,9 +235,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 for row in self._segments.manifest.segments[: self._segments.max_open]:
                     self._segments.view(row.segment_id)
                 return
-            except (CorruptionError, KeyError):
-                # An entry under way looks like a damaged one; real damage stays.
-                if attempt == _READER_TRIES - 1:
+            except (CorruptionError, StoreIOError) as error:
+                # An entry under way looks like a damaged one, and a segment that was compacted away like a
+                # missing one; real damage stays.
+                passing = isinstance(error, CorruptionError) or error.errno == errno.ENOENT
+                if not passing or attempt == _READER_TRIES - 1:
                     raise
                 self._files.yield_cpu()
 

@@ -1,0 +1,797 @@
+"""The store and the processes that use it: killed, two at a time, forked, and at their end.
+
+Scripts run in processes of their own and say on their standard output, with `os.write`, what was acknowledged: that is the
+oracle. Nobody sleeps: processes wait for each other at pipes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bytekv
+from bytekv.errors import StoreLockedError
+from tests.harness import open_store, snapshot_of
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="made of kill -9, fork and pipes")
+
+TIMEOUT_S = 60.0
+SYNCS = ("interval", "always", "os")
+
+_PRELUDE = """
+    import os, sys
+    import bytekv
+    from bytekv import BytekvError, ForkedStoreError, StoreClosedError, StoreLockedError
+
+    path, arguments = sys.argv[1], sys.argv[2:]
+
+    def say(*words):
+        os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+    def put(db, key, value=b"v"):
+        db[key] = value
+        say(key)
+"""
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(Path(bytekv.__file__).parents[1])}
+
+
+def _command(source: str, path: object, *arguments: object, prelude: str = _PRELUDE) -> list[str]:
+    code = textwrap.dedent(prelude) + textwrap.dedent(source)
+    # Python 3.12 and later warn of a fork beside threads; that is what some of these tests are about.
+    return [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, str(path), *map(str, arguments)]
+
+
+class Script:
+    """A process to talk with: it says lines, and goes on when told to."""
+
+    def __init__(self, source: str, path: object, *arguments: object) -> None:
+        self.process = subprocess.Popen(
+            _command(source, path, *arguments),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment(),
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().decode().strip()
+
+    def expect(self, line: str) -> None:
+        said = self.line()
+        if said != line:
+            self.process.kill()
+            raise AssertionError(f"said {said!r}, not {line!r}; {self.process.communicate()[1].decode()}")
+
+    def go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"go\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=TIMEOUT_S)
+
+    def end(self, code: int = 0) -> list[str]:
+        """Wait for the end, which has to be a quiet one; return the rest of what it said."""
+        out, err = self.process.communicate(timeout=TIMEOUT_S)
+        assert (self.process.returncode, err.decode()) == (code, "")
+        return out.decode().splitlines()
+
+
+def _run(source: str, path: object, *arguments: object, code: int = 0) -> list[str]:
+    return Script(source, path, *arguments).end(code)
+
+
+# --- killed --------------------------------------------------------------------------------------
+
+# What operation n does is a matter of arithmetic, so that both sides know it: the writer, which is killed, and the test.
+_OPERATIONS = '''
+    import random
+
+    def operation(seed, number):
+        """Return operation ``number`` as (name, keys, value)."""
+        noise = random.Random(seed * 1_000_003 + number)
+        kind = noise.randrange(100)
+        key = b"k-%d" % noise.randrange(60)
+        value = b"%d " % number * noise.randrange(1, 60)
+        if kind < 60:
+            return "put", [key], value
+        if kind < 63:
+            return "put", [key], value * 200  # beyond 8 KiB, or a segment of its own
+        if kind < 83:
+            return "delete", [key], b""
+        if kind < 99:
+            return "batch", [b"k-%d" % noise.randrange(60) for _ in range(noise.randrange(2, 9))], value
+        return "clear", [], b""
+'''
+
+_WRITER = """
+    import signal
+    db = bytekv.open(
+        path,
+        sync=arguments[0],
+        io=arguments[1],
+        sync_interval_s=0.005,
+        segment_size_bytes=16_384,
+        compact_dead_bytes=1000,
+        compact_dead_ratio=0.2,
+    )
+    seed, number = int(arguments[2]), int(arguments[3])
+    while True:
+        number += 1
+        name, keys, value = operation(seed, number)
+        if name == "put":
+            db[keys[0]] = value
+        elif name == "delete":
+            db.delete(keys[0])
+        elif name == "clear":
+            db.clear()
+        else:
+            with db.batch() as batch:
+                for position, key in enumerate(keys):
+                    if position % 3 == 2:
+                        del batch[key]
+                    else:
+                        batch[key] = value
+        os.write(1, b"%d\\n" % number)
+"""
+
+_names: dict[str, Any] = {}
+exec(textwrap.dedent(_OPERATIONS), _names)
+
+
+class Model:
+    """What a store holds after a number of operations, and its seq."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.number, self.seq = seed, 0, 0
+        self.content: dict[bytes, bytes] = {}
+
+    def step(self) -> None:
+        self.number += 1
+        name, keys, value = _names["operation"](self.seed, self.number)
+        before = self.content
+        if name == "put":
+            self.content = before | {keys[0]: value}
+            self.seq += 1
+        elif name == "delete":
+            self.content = {key: old for key, old in before.items() if key != keys[0]}
+            self.seq += keys[0] in before
+        elif name == "clear":
+            self.content = {}
+            self.seq += bool(before)
+        else:
+            # The last write to a key counts; deleting what is not there is nothing.
+            last = {key: position % 3 == 2 for position, key in enumerate(keys)}
+            self.content = {key: old for key, old in before.items() if not last.get(key, False)}
+            self.content |= {key: value for key, gone in last.items() if not gone}
+            self.seq += sum(1 for key, gone in last.items() if not gone or key in before)
+
+
+def _kill_once(path: Path, model: Model, sync: str, io: str, acknowledgements: int) -> None:
+    """Let a writer go on from where the model is, kill it some time after so many acknowledgements, and compare."""
+    writer = subprocess.Popen(
+        _command(textwrap.dedent(_OPERATIONS) + textwrap.dedent(_WRITER), path, sync, io, model.seed, model.number),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=_environment(),
+    )
+    assert writer.stdout is not None
+    for _ in range(acknowledgements):
+        if not writer.stdout.readline():
+            break
+    writer.kill()
+    out, err = writer.communicate(timeout=TIMEOUT_S)
+    assert (writer.returncode, err.decode()) == (-signal.SIGKILL, "")
+    whole = out[: out.rfind(b"\n") + 1].split()
+    acknowledged = int(whole[-1]) if whole else model.number + acknowledgements
+    with open_store(path) as db:
+        assert not db.recovery.clean
+        report = db.verify()
+        assert report.ok, report
+        found, seq = dict(db.items()), db.last_seq
+    while model.number < acknowledged or model.seq < seq:
+        model.step()
+    where = f"seed {model.seed}, sync {sync}, io {io}, acknowledged {acknowledged}, compared with {model.number}"
+    assert model.seq == seq, f"half a batch, or a lost operation: {where}"
+    assert found == model.content, where
+    with open_store(path, "r") as db:
+        assert (db.recovery.clean, dict(db.items()), db.last_seq) == (True, found, seq)
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+@pytest.mark.parametrize("sync", SYNCS)
+def test_killed_at_any_moment(path: Path, sync: str, io: str) -> None:
+    """D1, D2, D3: whole operations 1 … R, R at least the last one acknowledged; again and again on the same store."""
+    seed = 7 * SYNCS.index(sync) + (io == "pread")
+    noise, model = random.Random(seed), Model(seed)
+    for _ in range(4):
+        _kill_once(path, model, sync, io, noise.randrange(1, 1500))
+    assert model.number > 1000
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+@pytest.mark.parametrize("sync", SYNCS)
+def test_killed_at_very_many_moments(path: Path, sync: str, io: str) -> None:
+    """BYTEKV_DEEP_SECONDS: how long, for all of these together (two minutes if unset)."""
+    until = time.monotonic() + float(os.environ.get("BYTEKV_DEEP_SECONDS", "120")) / 6
+    seed = time.time_ns() % 1_000_000
+    while time.monotonic() < until:
+        seed += 1
+        noise, model = random.Random(seed), Model(seed)
+        for _ in range(12):
+            _kill_once(path, model, sync, io, noise.choice([1, 2, 10, 100, 1000, noise.randrange(1, 5000)]))
+        shutil.rmtree(path)
+
+
+# --- two at a time -------------------------------------------------------------------------------
+
+_HOLDER = """
+    db = bytekv.open(path, sync="os")
+    db[b"held"] = b"1"
+    db.sync()
+    say("open")
+    sys.stdin.readline()
+    db[b"more"] = b"2"
+    db.close()
+    say("closed")
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def holder(path: Path) -> Iterator[Script]:
+    script = Script(_HOLDER, path)
+    script.expect("open")
+    yield script
+    script.kill()
+
+
+def _spellings(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    link = path.with_name("link")
+    link.symlink_to(path, target_is_directory=True)
+    monkeypatch.chdir(path.parent)
+    return [path, link, Path("store"), Path(".") / "link" / ".." / "store", path / ".", Path("link")]
+
+
+def test_a_second_writer_in_the_same_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(path) as db:
+        db[b"a"] = b"1"
+        for spelling in _spellings(path, monkeypatch):
+            for flag in "wcn":
+                with pytest.raises(StoreLockedError) as caught:
+                    open_store(spelling, flag)
+                assert caught.value.pid == os.getpid()
+                assert "by this process" in str(caught.value)
+        db[b"b"] = b"2"
+        assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
+        assert db.verify().ok
+    with open_store(path, "w") as db:  # and the refused ones have not taken the lock along
+        assert len(db) == 2
+
+
+def test_a_second_writer_in_another_process(path: Path, holder: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    for spelling in _spellings(path, monkeypatch):
+        for flag in "wcn":
+            with pytest.raises(StoreLockedError) as caught:
+                open_store(spelling, flag)
+            assert caught.value.pid == holder.pid
+            assert str(holder.pid) in str(caught.value)
+    holder.go()
+    holder.expect("closed")
+    with open_store(path, "w") as db:  # while the other process lives on
+        assert db.recovery.clean
+        assert dict(db.items()) == {b"held": b"1", b"more": b"2"}
+
+
+def test_the_lock_is_free_once_its_holder_is_killed(path: Path, holder: Script) -> None:
+    holder.kill()
+    with open_store(path, "w") as db:
+        assert not db.recovery.clean
+        assert dict(db.items()) == {b"held": b"1"}
+
+
+def test_a_refused_writer_changes_nothing(path: Path, holder: Script) -> None:
+    before = snapshot_of(path)
+    for flag in "wcn":
+        with pytest.raises(StoreLockedError):
+            open_store(path, flag)
+    assert snapshot_of(path) == before
+
+
+def test_a_reader_beside_a_writer_changes_nothing(path: Path, holder: Script) -> None:
+    before = snapshot_of(path)
+    with open_store(path, "r") as reader:
+        assert dict(reader.items()) == {b"held": b"1"}
+        assert reader.verify().ok
+        with open_store(path, "r") as another:
+            assert dict(another.items()) == dict(reader.items())
+        assert snapshot_of(path) == before
+        holder.go()
+        holder.expect("closed")
+        assert reader[b"held"] == b"1"
+    after = snapshot_of(path)
+    with open_store(path, "r") as reader:
+        assert dict(reader.items()) == {b"held": b"1", b"more": b"2"}
+    assert snapshot_of(path) == after
+
+
+def test_a_reader_after_a_killed_writer_changes_nothing(path: Path, holder: Script) -> None:
+    holder.kill()
+    before = snapshot_of(path)
+    with open_store(path, "r") as reader:
+        assert dict(reader.items()) == {b"held": b"1"}
+    assert snapshot_of(path) == before
+
+
+# --- forked --------------------------------------------------------------------------------------
+
+_FORK = """
+    def fork(work):
+        '''Run ``work`` in a child; it ends as a script does, with atexit handlers and finalisers.'''
+        child = os.fork()
+        if child == 0:
+            try:
+                work()
+            except BaseException as error:
+                say("child failed:", type(error).__name__, error)
+                os._exit(1)
+            sys.exit(0)
+        return child
+
+    def join(child):
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status == 0, status
+
+    def expect_refusals(db):
+        calls = {
+            "get": lambda: db.get(b"a"),
+            "[]": lambda: db[b"a"],
+            "in": lambda: b"a" in db,
+            "len": lambda: len(db),
+            "bool": lambda: bool(db),
+            "iter": lambda: list(db),
+            "reversed": lambda: list(reversed(db)),
+            "items": lambda: list(db.items()),
+            "values": lambda: list(db.values()),
+            "==": lambda: db == {},
+            "scan": lambda: list(db.scan()),
+            "scan_keys": lambda: list(db.scan_keys()),
+            "get_many": lambda: db.get_many([b"a"]),
+            "read": lambda: db.read(b"a"),
+            "entry": lambda: db.entry(b"a"),
+            "ttl": lambda: db.ttl(b"a"),
+            "put": lambda: db.put(b"a", b"2"),
+            "put with a ttl": lambda: db.put(b"a", b"2", ttl=60),
+            "[] =": lambda: db.__setitem__(b"a", b"2"),
+            "str": lambda: db.__setitem__("a", "2"),
+            "add": lambda: db.add(b"b", b"2"),
+            "incr": lambda: db.incr(b"n"),
+            "delete": lambda: db.delete(b"a"),
+            "pop": lambda: db.pop(b"a"),
+            "popitem": lambda: db.popitem(),
+            "clear": lambda: db.clear(),
+            "update": lambda: db.update({b"a": b"2"}),
+            "batch": lambda: db.batch(),
+            "expire": lambda: db.expire(b"a", 60),
+            "sync": lambda: db.sync(),
+            "compact": lambda: db.compact(),
+            "verify": lambda: db.verify(),
+            "stats": lambda: db.stats(),
+            "with": lambda: db.__enter__(),
+        }
+        for name, call in calls.items():
+            try:
+                call()
+            except ForkedStoreError:
+                continue
+            except BaseException as error:
+                raise AssertionError(f"{name}: {error!r}")
+            raise AssertionError(f"{name} was answered")
+        repr(db)
+        db.close()
+        db.close()
+"""
+
+
+def _fork_script(source: str, path: object, *arguments: object) -> list[str]:
+    return _run(textwrap.dedent(_FORK) + textwrap.dedent(source), path, *arguments)
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+@pytest.mark.parametrize("sync", SYNCS)
+def test_a_child_is_refused_and_leaves_the_parent_alone(path: Path, sync: str, io: str) -> None:
+    said = _fork_script(
+        """
+        options = dict(sync=arguments[0], io=arguments[1], sync_interval_s=0.01, segment_size_bytes=2000)
+        db = bytekv.open(path, **options)
+        reader = bytekv.open(path, "r")
+        for number in range(30):
+            db[b"k-%d" % number] = b"v" * 100
+        scan = db.scan()
+        next(scan)
+        batch = db.batch()
+        batch[b"from a child"] = b"1"
+        seq, content = db.last_seq, dict(db.items())
+
+        def work():
+            expect_refusals(db)
+            for inherited in (lambda: next(scan), batch.commit, lambda: len(reader), lambda: list(reader)):
+                try:
+                    inherited()
+                except ForkedStoreError:
+                    continue
+                raise AssertionError("answered")
+
+        for _ in range(3):
+            join(fork(work))
+            assert (db.last_seq, dict(db.items())) == (seq, content)
+            assert db.verify().ok
+        list(scan)
+        batch.commit()
+        del db[b"from a child"]
+        for number in range(30):
+            db[b"k-%d" % number] = b"w" * 100
+        db.compact()
+        reader.close()
+        db.close()
+        with bytekv.open(path, "w", **options) as db:
+            assert dict(db.items()) == {b"k-%d" % number: b"w" * 100 for number in range(30)}
+            assert db.recovery.clean
+            assert db.verify().ok
+        say("whole")
+        """,
+        path,
+        sync,
+        io,
+    )
+    assert said == ["whole"]
+
+
+def test_a_child_neither_frees_nor_keeps_the_lock(path: Path) -> None:
+    """One descriptor of the lock's file is inherited: closing it must not unlock, keeping it would lock for ever."""
+    script = Script(
+        textwrap.dedent(_FORK)
+        + textwrap.dedent(
+            """
+            db = bytekv.open(path)
+            db[b"a"] = b"1"
+            join(fork(lambda: None))
+            join(fork(db.close))
+            again, end = os.pipe()
+            child = fork(lambda: (os.close(end), os.read(again, 1)))
+            os.close(again)
+            say("children have gone, one lives")
+            sys.stdin.readline()
+            db.close()
+            say("closed")
+            sys.stdin.readline()
+            os.close(end)
+            join(child)
+            """
+        ),
+        path,
+    )
+    script.expect("children have gone, one lives")
+    with pytest.raises(StoreLockedError) as caught:
+        open_store(path)
+    assert caught.value.pid == script.pid
+    script.go()
+    script.expect("closed")
+    with open_store(path) as db:  # the child of the one that had it open lives on
+        assert dict(db.items()) == {b"a": b"1"}
+    script.go()
+    script.end()
+
+
+def test_a_child_may_open_the_store_once_its_parent_has_closed_it(path: Path) -> None:
+    _fork_script(
+        """
+        db = bytekv.open(path)
+        db[b"a"] = b"1"
+        again, end = os.pipe()
+
+        def work():
+            os.close(end)
+            try:
+                bytekv.open(path)
+            except StoreLockedError as error:
+                assert error.pid == os.getppid(), error
+            else:
+                raise AssertionError("two writers")
+            with bytekv.open(path, "r") as reader:
+                assert reader[b"a"] == b"1"
+            os.read(again, 1)
+            with bytekv.open(path) as mine:
+                mine[b"b"] = b"2"
+                expect_refusals(db)
+                assert dict(mine.items()) == {b"a": b"1", b"b": b"2"}
+
+        child = fork(work)
+        db.close()
+        os.close(end)
+        join(child)
+        with bytekv.open(path) as db:
+            assert dict(db.items()) == {b"a": b"1", b"b": b"2"}
+        """,
+        path,
+    )
+
+
+@pytest.mark.parametrize("sync", SYNCS)
+def test_forks_while_threads_write(path: Path, sync: str) -> None:
+    """A fork may strike between any two steps of a put in another thread, its locks held, half of it done."""
+    _fork_script(
+        """
+        import threading
+        sys.setswitchinterval(1e-6)
+        db = bytekv.open(path, sync=arguments[0], sync_interval_s=0.005, segment_size_bytes=8000)
+        over = False
+        written = [0, 0, 0]
+
+        def write(thread):
+            while not over:
+                number = written[thread]
+                db[b"%d-%d" % (thread, number % 50)] = b"%d" % number
+                if number % 20 == 0:
+                    db.update({b"%d-b%d" % (thread, part): b"%d" % number for part in range(3)})
+                written[thread] = number + 1
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        for turn in range(60):
+            join(fork(lambda: expect_refusals(db)))
+        over = True
+        for thread in threads:
+            thread.join()
+        assert min(written) > 0
+        content = dict(db.items())
+        assert db.verify().ok
+        db.close()
+        with bytekv.open(path) as db:
+            assert dict(db.items()) == content
+            for thread in range(3):
+                last = (written[thread] - 1) // 20 * 20
+                assert [db[b"%d-b%d" % (thread, part)] for part in range(3)] == [b"%d" % last] * 3
+                for number in range(max(0, written[thread] - 50), written[thread]):
+                    assert db[b"%d-%d" % (thread, number % 50)] == b"%d" % number
+        """,
+        path,
+        sync,
+    )
+
+
+# --- the end of a process ------------------------------------------------------------------------
+
+
+def _expect_all(path: Path, said: list[str], at_least: int = 1) -> None:
+    """Open what a script has left: everything that it said must be there."""
+    keys = [line[2:-1].encode() for line in said if line.startswith("b'")]
+    assert len(keys) >= at_least
+    with open_store(path) as db:
+        assert not [key for key in keys if key not in db]
+        report = db.verify()
+        assert report.ok, report
+
+
+ENDS = {
+    "the end of the script": "put(db, b'a')",
+    "sys.exit": "put(db, b'a'); sys.exit(0)",
+    "os._exit": "put(db, b'a'); os._exit(0)",
+    "a store that nobody holds": "put(db, b'a'); del db",
+    "a store in a cycle": "db.me = db; put(db, b'a'); del db",
+    "a store in a cycle, never collected": "import gc; gc.disable(); db.me = db; put(db, b'a'); del db",
+    "a store in a module": "sys.modules['keeper'] = type(sys)('keeper'); sys.modules['keeper'].db = db; put(db, b'a')",
+    "a scan that is not over": "put(db, b'a'); scan = db.scan(); next(scan)",
+    "a batch that is not committed": "put(db, b'a'); batch = db.batch(); batch[b'b'] = b'2'",
+    "inside a with block": "db.__enter__(); put(db, b'a'); sys.exit(0)",
+    "a reader beside it": "put(db, b'a'); reader = bytekv.open(path, 'r'); list(reader)",
+    "a thread that ends later": """
+        import threading
+        again = threading.Event()
+
+        def late():
+            again.wait()
+            for number in range(100):
+                put(db, b"late-%d" % number)
+
+        thread = threading.Thread(target=late)
+        thread.start()
+        put(db, b"a")
+        again.set()
+    """,
+    "a daemon thread that writes": """
+        import threading
+        begun = threading.Event()
+
+        def write():
+            number = 0
+            try:
+                while True:
+                    number += 1
+                    put(db, b"k-%d" % number)
+                    if number == 100:
+                        begun.set()
+            except StoreClosedError:
+                pass
+
+        threading.Thread(target=write, daemon=True).start()
+        begun.wait()
+        put(db, b"a")
+    """,
+    "daemon threads that write, in the middle of compactions": """
+        import threading
+        begun = threading.Semaphore(0)
+
+        def write(thread):
+            number = 0
+            try:
+                while True:
+                    number += 1
+                    db[b"%d" % (number % 10)] = b"v" * 200
+                    put(db, b"%d-%d" % (thread, number))
+                    if number == 100:
+                        begun.release()
+            except StoreClosedError:
+                pass
+
+        for thread in range(3):
+            threading.Thread(target=write, args=(thread,), daemon=True).start()
+        for _ in range(3):
+            begun.acquire()
+    """,
+    "a write in an atexit handler": """
+        import atexit
+        atexit.register(lambda: put(db, b"at exit"))
+        put(db, b"a")
+    """,
+    "a close in an atexit handler": "import atexit; atexit.register(db.close); put(db, b'a')",
+    "a store opened in an atexit handler": """
+        import atexit
+        put(db, b"a")
+        db.close()
+
+        def late():
+            global again
+            again = bytekv.open(path, sync=arguments[0], sync_interval_s=0.01)
+            put(again, b"late")
+
+        atexit.register(late)
+    """,
+    "a finaliser that writes while the interpreter ends": """
+        class Late:
+            def __init__(self, db):
+                self.db = db
+
+            def __del__(self):
+                try:
+                    put(self.db, b"finalised")
+                except StoreClosedError:
+                    say("refused")
+
+        late = Late(db)
+        put(db, b"a")
+    """,
+    "a finaliser that writes, before": """
+        class Late:
+            def __init__(self, db):
+                self.db = db
+
+            def __del__(self):
+                put(self.db, b"finalised")
+
+        Late(db)
+        late = Late(db)
+        late.me = late
+        del late
+        import gc
+        gc.collect()
+        put(db, b"a")
+    """,
+}
+
+
+@pytest.mark.parametrize("sync", SYNCS)
+@pytest.mark.parametrize("end", ENDS)
+def test_an_end_without_close(path: Path, end: str, sync: str) -> None:
+    """No hang, nothing on stderr, and everything that was acknowledged is there."""
+    opening = "db = bytekv.open(path, sync=arguments[0], sync_interval_s=0.01, segment_size_bytes=4000)\n"
+    _expect_all(path, _run(opening + textwrap.dedent(ENDS[end]), path, sync))
+
+
+@pytest.mark.parametrize("sync", SYNCS)
+def test_an_atexit_handler_that_runs_after_the_store_was_closed(path: Path, sync: str) -> None:
+    """Handlers run in reverse order; one registered before bytekv was imported finds the store closed, or opens another."""
+    source = """
+        import atexit, os, sys
+
+        def last():
+            try:
+                db[b"too late"] = b"1"
+            except bytekv.StoreClosedError:
+                os.write(1, b"refused\\n")
+            global again
+            again = bytekv.open(sys.argv[1], sync=sys.argv[2], sync_interval_s=0.01)
+            for number in range(5):
+                again[b"late-%d" % number] = b"1"
+                os.write(1, b"b'late-%d'\\n" % number)
+
+        atexit.register(last)
+        import bytekv
+        db = bytekv.open(sys.argv[1], sync=sys.argv[2], sync_interval_s=0.01)
+        db[b"a"] = b"1"
+        os.write(1, b"b'a'\\n")
+    """
+    done = subprocess.run(
+        _command(source, path, sync, prelude=""), capture_output=True, timeout=TIMEOUT_S, env=_environment()
+    )
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+    said = done.stdout.decode().splitlines()
+    assert "refused" in said
+    _expect_all(path, said, at_least=6)
+
+
+@pytest.mark.parametrize("sync", SYNCS)
+def test_an_end_by_an_exception(path: Path, sync: str) -> None:
+    source = """
+        db = bytekv.open(path, sync=arguments[0])
+        put(db, b"a")
+        with db.batch() as batch:
+            batch[b"b"] = b"2"
+            raise RuntimeError("of the application")
+    """
+    done = subprocess.run(_command(source, path, sync), capture_output=True, timeout=TIMEOUT_S, env=_environment())
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[-1] == "RuntimeError: of the application"
+    assert "Exception ignored" not in done.stderr.decode()
+    _expect_all(path, done.stdout.decode().splitlines())
+    with open_store(path) as db:
+        assert list(db) == [b"a"]
+        assert db.recovery.clean
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name)
+def test_an_end_by_a_signal(path: Path, number: signal.Signals) -> None:
+    """SIGINT raises KeyboardInterrupt, and the store is closed on the way out; the others end the process at once."""
+    script = Script(
+        """
+        db = bytekv.open(path)
+        number = 0
+        while True:
+            number += 1
+            put(db, b"k-%d" % number)
+        """,
+        path,
+    )
+    said = [script.line() for _ in range(200)]
+    script.process.send_signal(number)
+    out, err = script.process.communicate(timeout=TIMEOUT_S)
+    said += out[: out.rfind(b"\n") + 1].decode().splitlines()
+    assert script.process.returncode == -number
+    if number == signal.SIGINT:
+        assert err.decode().splitlines()[-1] == "KeyboardInterrupt"
+        assert "Exception ignored" not in err.decode()
+    else:
+        assert err == b""
+    _expect_all(path, said, at_least=200)
