@@ -249,7 +249,7 @@ MUTANTS = [
             ("store", "if flags & 0xDF == PUT and raw[23:end] == key:", "if flags & 0xDF == PUT:"),
             ("store", "        if found.key != key:", "        if False:"),
         ),
-        ("tests/test_sweeps.py",),
+        ("tests/test_reads.py",),
     ),
     Mutant(
         "the checksum is not compared on reading",
