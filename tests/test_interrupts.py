@@ -188,7 +188,7 @@ def _interrupt_everywhere(
 @pytest.mark.parametrize("name", ACTIONS)
 def test_keyboard_interrupt_at_opcodes(path: Path, name: str, sync: str) -> None:
     # A sample; the deep run takes every one.
-    step = 19 if name in ("compact", "put that rolls", "put a large value") else 7 if sync == "always" else 3
+    step = 61 if name in ("compact", "put that rolls", "put a large value") else 13 if sync == "always" else 7
     _interrupt_everywhere(path, ACTIONS[name], step, KeyboardInterrupt, sync=sync)
 
 
