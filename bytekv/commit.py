@@ -165,7 +165,7 @@ class Committer:
         """Append one put and show it; return its seq.
 
         This is `append` and `Keydir.put` flattened for the common case: a small value, room in the
-        mapping, no expiry anywhere, nobody waiting for a sync. 1.0 µs instead of 5. Everything else
+        mapping, no expiry anywhere, nobody waiting for a sync. 1.3 µs instead of 5. Everything else
         (`fast_end` is 0 in every mode but the plain one) goes the long way.
         """
         if self.pending is not None:
@@ -682,6 +682,17 @@ class Committer:
     def is_entered(self) -> bool:
         """Tell whether this thread is in the middle of a write."""
         return self._lock_is_owned()
+
+    def sync_what_waits(self) -> None:
+        """Make everything durable and visible while no other writer comes in. Under both locks."""
+        self.ready()
+        try:
+            if self.segments.writer is not None:
+                self.segments.writer.sync()
+        except StoreFailedError as error:
+            self.fail(error)
+            raise
+        self._became_durable(self.seq)
 
     @property
     def has_waiting(self) -> bool:

@@ -249,7 +249,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """Return the value of a key, None if there is none.
 
         This is `_find` flattened for the common case: an open segment, an entry of less than 8 KiB
-        that does not expire. 0.8 µs instead of 4; a test compares the two.
+        that does not expire. 1.2 µs instead of 4; a test compares the two.
         """
         if self._commit.interrupted:
             self._commit.settle_for_reader()
@@ -845,14 +845,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _verify(self, progress: Callable[[Progress], object] | None) -> check.Report:
         commit = self._commit
-        while True:
-            if not self._readonly and commit.failure is None:
-                commit.sync()  # what waits for a sync is in the files and not yet in the keydir
-            with commit.lock:
-                if commit.has_waiting:
-                    continue
-                commit.count_if_due()
-                return check.verify(self._segments, self._keydir, progress)
+        with commit.sync_lock, commit.lock:
+            if commit.has_waiting:
+                commit.sync_what_waits()  # it is in the files and not yet in the keydir
+            commit.count_if_due()
+            return check.verify(self._segments, self._keydir, progress)
 
     def stats(self) -> Stats:
         """Return counts of keys and bytes. Complexity: O(number of segments)."""
