@@ -59,6 +59,7 @@ class Log:
         self.store: Store | None = None
         self.acceptable: list[Content] = [{}]
         self.refused: list[BytekvError] = []
+        self.failed_syncs = 0  # before the store was opened
 
     @property
     def options(self) -> dict[str, Any]:
@@ -80,24 +81,31 @@ class Log:
         if self.store is not None:
             # Which call is the N-th must not depend on a thread either: the worker has tests of its own.
             self.store._commit._wake = lambda: True
+            self.failed_syncs = self.calls.failed_syncs
         return self.store  # type: ignore[return-value]
 
-    def attempt(self, call: Callable[[], object], becomes: Content | None = None) -> bool:
-        """Make a call that may fail; ``becomes`` is what the store holds if it does not."""
+    @property
+    def is_poisoned(self) -> bool:
+        """Tell whether a sync has failed since the store was opened."""
+        return self.calls.failed_syncs > self.failed_syncs
+
+    def attempt(self, call: Callable[[], object], change: Callable[[Content], Content] | None = None) -> bool:
+        """Make a call that may fail; ``change`` is what it does to the content if it does not."""
         before = self.calls.failed_syncs
+        changed = [change(content) for content in self.acceptable] if change else []
         try:
             call()
         except BytekvError as error:
             self.refused.append(error)
             self._check_kind(error)
-            if becomes is not None and self.calls.failed_syncs > before:
-                self.acceptable.append(becomes)  # undecided
+            if self.calls.failed_syncs > before:
+                self.acceptable += changed  # undecided
             _forget_frames(error)
             return False
         assert self.calls.failed_syncs == before, "a sync failed and nobody was told"
-        if becomes is not None:
-            assert not self.calls.failed_syncs, "a write was accepted after a failed sync"
-            self.acceptable = [becomes]
+        if change:
+            assert not self.is_poisoned, "a write was accepted after a failed sync"
+            self.acceptable = changed
         return True
 
     def _check_kind(self, error: BytekvError) -> None:
@@ -113,12 +121,11 @@ class Log:
 
     def put(self, key: bytes, value: bytes) -> None:
         if self.store is not None:
-            self.attempt(lambda: self.store.put(key, value), self.acceptable[-1] | {key: value})
+            self.attempt(lambda: self.store.put(key, value), lambda content: content | {key: value})
 
     def delete(self, key: bytes) -> None:
         if self.store is not None:
-            rest = {k: v for k, v in self.acceptable[-1].items() if k != key}
-            self.attempt(lambda: self.store.delete(key), rest)
+            self.attempt(lambda: self.store.delete(key), lambda content: {k: v for k, v in content.items() if k != key})
 
     def batch(self, puts: Content, deletes: list[bytes]) -> None:
         if self.store is None:
@@ -128,8 +135,7 @@ class Log:
             batch[key] = value
         for key in deletes:
             del batch[key]
-        becomes = {key: value for key, value in (self.acceptable[-1] | puts).items() if key not in deletes}
-        self.attempt(batch.commit, becomes)
+        self.attempt(batch.commit, lambda content: {k: v for k, v in (content | puts).items() if k not in deletes})
 
     def call(self, name: str) -> None:
         """Call a method that changes nothing that a user sees."""
@@ -349,6 +355,7 @@ class Bench:
         log = Log(self.path, calls, fault)
         self.prepare(scenario, fault, log)
         fault.arm(calls)
+        log.failed_syncs = 0
         try:
             SCENARIOS[scenario](log)
             if log.store is not None and fault.kind in HARMLESS_TO_READERS:
@@ -364,8 +371,7 @@ class Bench:
             raise
 
     def _aftermath(self, log: Log, fault: Fault, calls: SystemCalls) -> None:
-        failed = bool(calls.failed_syncs)
-        opened = log.store is not None
+        failed, opened = log.is_poisoned, log.store is not None
         if fault.name == "short":
             assert not log.refused, f"short reads and writes are nobody's business: {log.refused}"
         if opened and not fault.stays:
@@ -386,7 +392,7 @@ class Bench:
                 assert isinstance(log.refused[-1], StoreFailedError), "close() was silent about a failed sync"
             elif not fault.stays:
                 assert len(log.refused) == refused, f"close() failed with nothing in its way: {log.refused[-1]}"
-        assert calls.syncs_after_failure == 0 or not opened, "a failed sync was tried again"
+        assert calls.syncs_after_failure == 0 or not failed or not opened, "a failed sync was tried again"
         calls.lift()
         expect_nothing_open(log.path)
         with open_store(log.path, "c") as store:

@@ -1,7 +1,7 @@
 """The store and the processes that use it: killed, two at a time, forked, and at their end.
 
-Scripts run in processes of their own and say on their standard output, with `os.write`, what was acknowledged: that is the
-oracle. Nobody sleeps: processes wait for each other at pipes.
+Scripts run in processes of their own and say on their standard output, with `os.write`, what was acknowledged: that is
+the oracle. Nobody sleeps: processes wait for each other at pipes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,28 @@ class Script:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate(timeout=TIMEOUT_S)
+        self.process.communicate(timeout=TIMEOUT_S)  # which closes the pipes, too
 
     def end(self, code: int = 0) -> list[str]:
         """Wait for the end, which has to be a quiet one; return the rest of what it said."""
         out, err = self.process.communicate(timeout=TIMEOUT_S)
-        assert (self.process.returncode, err.decode()) == (code, "")
+        assert (self.process.returncode, err.decode()) == (code, ""), out.decode()
         return out.decode().splitlines()
+
+
+@pytest.fixture
+def talk() -> Iterator[Callable[..., Script]]:
+    """Start scripts; none outlives the test."""
+    scripts: list[Script] = []
+
+    def start(source: str, path: object, *arguments: object) -> Script:
+        scripts.append(Script(source, path, *arguments))
+        return scripts[-1]
+
+    yield start
+    for script in scripts:
+        if script.process.poll() is None:
+            script.kill()
 
 
 def _run(source: str, path: object, *arguments: object, code: int = 0) -> list[str]:
@@ -103,7 +118,7 @@ def _run(source: str, path: object, *arguments: object, code: int = 0) -> list[s
 
 # --- killed --------------------------------------------------------------------------------------
 
-# What operation n does is a matter of arithmetic, so that both sides know it: the writer, which is killed, and the test.
+# What operation n does is a matter of arithmetic, so that both sides know it: the writer that is killed, and the test.
 _OPERATIONS = '''
     import random
 
@@ -260,11 +275,10 @@ _HOLDER = """
 
 
 @pytest.fixture
-def holder(path: Path) -> Iterator[Script]:
-    script = Script(_HOLDER, path)
+def holder(path: Path, talk: Callable[..., Script]) -> Script:
+    script = talk(_HOLDER, path)
     script.expect("open")
-    yield script
-    script.kill()
+    return script
 
 
 def _spellings(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
@@ -468,9 +482,9 @@ def test_a_child_is_refused_and_leaves_the_parent_alone(path: Path, sync: str, i
     assert said == ["whole"]
 
 
-def test_a_child_neither_frees_nor_keeps_the_lock(path: Path) -> None:
+def test_a_child_neither_frees_nor_keeps_the_lock(path: Path, talk: Callable[..., Script]) -> None:
     """One descriptor of the lock's file is inherited: closing it must not unlock, keeping it would lock for ever."""
-    script = Script(
+    script = talk(
         textwrap.dedent(_FORK)
         + textwrap.dedent(
             """
@@ -510,6 +524,7 @@ def test_a_child_may_open_the_store_once_its_parent_has_closed_it(path: Path) ->
         db = bytekv.open(path)
         db[b"a"] = b"1"
         again, end = os.pipe()
+        tried, trying = os.pipe()
 
         def work():
             os.close(end)
@@ -521,6 +536,7 @@ def test_a_child_may_open_the_store_once_its_parent_has_closed_it(path: Path) ->
                 raise AssertionError("two writers")
             with bytekv.open(path, "r") as reader:
                 assert reader[b"a"] == b"1"
+            os.close(trying)
             os.read(again, 1)
             with bytekv.open(path) as mine:
                 mine[b"b"] = b"2"
@@ -528,6 +544,8 @@ def test_a_child_may_open_the_store_once_its_parent_has_closed_it(path: Path) ->
                 assert dict(mine.items()) == {b"a": b"1", b"b": b"2"}
 
         child = fork(work)
+        os.close(trying)
+        os.read(tried, 1)
         db.close()
         os.close(end)
         join(child)
@@ -560,7 +578,7 @@ def test_forks_while_threads_write(path: Path, sync: str) -> None:
         threads = [threading.Thread(target=write, args=(number,)) for number in range(3)]
         for thread in threads:
             thread.start()
-        for turn in range(60):
+        for turn in range(25):
             join(fork(lambda: expect_refusals(db)))
         over = True
         for thread in threads:
@@ -722,7 +740,7 @@ def test_an_end_without_close(path: Path, end: str, sync: str) -> None:
 
 @pytest.mark.parametrize("sync", SYNCS)
 def test_an_atexit_handler_that_runs_after_the_store_was_closed(path: Path, sync: str) -> None:
-    """Handlers run in reverse order; one registered before bytekv was imported finds the store closed, or opens another."""
+    """Handlers run in reverse order; one registered before bytekv was imported finds the store closed, and opens it."""
     source = """
         import atexit, os, sys
 
@@ -772,9 +790,9 @@ def test_an_end_by_an_exception(path: Path, sync: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name)
-def test_an_end_by_a_signal(path: Path, number: signal.Signals) -> None:
+def test_an_end_by_a_signal(path: Path, number: signal.Signals, talk: Callable[..., Script]) -> None:
     """SIGINT raises KeyboardInterrupt, and the store is closed on the way out; the others end the process at once."""
-    script = Script(
+    script = talk(
         """
         db = bytekv.open(path)
         number = 0
