@@ -591,6 +591,38 @@ def test_a_compaction_killed_at_any_pause_has_changed_nothing(
                 assert dict(db) == content
 
 
+def test_dead_bytes_are_counted_right_after_an_interruption(
+    open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has expired is not dead while its grace lasts: counting anew has to know, as counting on does."""
+    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
+    files = FakeFiles()
+    db = open_store(files=files, segment_size_bytes=400, expiry_grace_s=1000.0)
+    for number in range(12):
+        db.put(b"%d" % number, b"v" * 60, ttl=10 if number % 2 else None)
+    files.sleep(20)
+    assert len(db) == 6
+    moving = 0
+
+    def pause() -> None:
+        nonlocal moving
+        moving += db._compactor._job is not None
+        if moving == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        compact_run(db, run_of(db, 0), pause)
+    db.put(b"next", b"counts anew")
+    report = db.verify()
+    assert report.ok, report
+    for grace_s, entries in ((0, 13), (2000, 7)):
+        files.sleep(grace_s)
+        db.compact()
+        report = db.verify()
+        assert report.ok, report
+        assert (report.entries, len(db)) == (entries, 7)
+
+
 # --- every short story ---------------------------------------------------------------------------
 
 
