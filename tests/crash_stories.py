@@ -427,6 +427,8 @@ class Judge:
         """Recover an image in a double of its own, write what was lost again or something else, crash again."""
         place, dice, setting = self._place(), random.Random(image.digest()), before.setting
         image.put_into(place)
+        if not only_again:
+            setting = Setting(*dice.choice(MODES), *setting[2:])  # nobody has to come back in the same mode
         lost = [Step("write", write) for write in history.lost(outcome.seq)]
         seed, now_ns = dice.getrandbits(32), before.files.time_ns
         session = Session(place, setting, history.until(outcome.seq), at_most, seed, now_ns)
