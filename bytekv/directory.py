@@ -190,10 +190,13 @@ class Directory:
         if self._identity is not None:
             _held.discard(self._identity)
             self._identity = None
+            if self._lock is not None and not self._lock.closed:
+                # Not only by closing: a child forked a moment ago may still hold the same open file.
+                self.files.unlock(self._lock.fileno())
         self.abandon()
 
     def abandon(self) -> None:
-        """Close the lock's file. No explicit unlock: in a child process that would free the parent's lock."""
+        """Close the lock's file without unlocking it: in a child process that would free the parent's lock."""
         if self._lock is not None:
             with suppress(OSError):  # what a close says is of no use; see Files.close
                 self._lock.close()

@@ -304,6 +304,12 @@ class Files:
             raise from_os_error(error, path) from error
         return True
 
+    def unlock(self, descriptor: int) -> None:
+        """Give the lock back for every descriptor of the open file, also those that a fork has made."""
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+
     def identity(self, path: str) -> tuple[int, int]:
         """Return what tells one directory from another, however it is spelled."""
         with _translated(path):

@@ -69,7 +69,7 @@ from .recovery import Recovery
 from .segment_manager import SegmentManager
 from .snapshot import Snapshot
 from .transaction import Transaction, Writes
-from .worker import Worker
+from .worker import Worker, start_no_more
 
 __all__ = ["Entry", "SegmentStats", "Stats", "Store", "open", "repair"]
 
@@ -1073,6 +1073,7 @@ def _unregister(store: Store) -> None:
 
 
 def _close_all() -> None:
+    start_no_more()
     for reference in list(_open_stores.values()):
         store = reference()
         if store is not None:

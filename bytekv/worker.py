@@ -6,12 +6,22 @@ that an owner that nobody uses any more can go. It knows nothing of what the met
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "start_no_more"]
+
+
+_at_exit = False
+
+
+def start_no_more() -> None:
+    """Start no thread from now on: the interpreter is about to end, and would freeze it in the middle."""
+    global _at_exit
+    _at_exit = True
 
 
 class Worker:
@@ -37,7 +47,7 @@ class Worker:
         """Have the method called soon; False if there can be no thread (the interpreter shuts down)."""
         if self._thread.ident is None:
             with self._starting:
-                if self._stopped:
+                if self._stopped or _at_exit:
                     return False
                 if self._thread.ident is None:
                     try:
@@ -58,8 +68,8 @@ class Worker:
         self._woken.set()
         with self._starting:
             started = self._thread.ident is not None
-        if started and self._thread is not threading.current_thread():
-            self._thread.join()
+        if started and self._thread is not threading.current_thread() and not sys.is_finalizing():
+            self._thread.join()  # while the interpreter goes, its daemon threads stand still for ever
 
 
 def _run(method: Any, failed: Any, woken: threading.Event, worker_of: Callable[[], Worker | None]) -> None:
