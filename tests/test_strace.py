@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import bytekv
-from tests.harness import open_store
+from tests.harness import damage, open_store, segment_files
 
 TIMEOUT_S = 60.0
 
@@ -79,7 +79,11 @@ _SERVER = """
         say("end")
         os._exit(0)
 
+    def repair(path):
+        say("repaired", len(bytekv.repair(path).damage))
+
     jobs = {
+        "repair": repair,
         "writes-always": lambda path: writes(path, sync="always"),
         "writes-os": lambda path: writes(path, sync="os"),
         "writes-pread": lambda path: writes(path, sync="always", io="pread"),
@@ -279,6 +283,31 @@ def test_killed_at_every_system_call_of_recovery(server: Server, path: Path, job
         job_path.rename(template)
 
     assert _kill_everywhere(server, path, job, crashed, _judge_short, 1) > 20
+
+
+@pytest.mark.parametrize("lost", ["an entry", "the manifest"])
+def test_killed_at_every_system_call_of_a_repair(server: Server, path: Path, lost: str) -> None:
+    """Half a repair is none: the next one does all of it."""
+
+    def damaged(template: Path) -> None:
+        _closed(template)
+        if lost == "the manifest":
+            (template / "MANIFEST").unlink()
+        else:
+            damage(segment_files(template)[0], 200)
+
+    def judge(here: Path, said: list[str], where: str) -> None:
+        bytekv.repair(here)
+        assert bytekv.repair(here).ok, where
+        _expect(here, [expected], where)
+
+    copy = path.with_name("copy")
+    damaged(copy)
+    bytekv.repair(copy)
+    with open_store(copy) as db:
+        expected = dict(db.items())
+    assert len(expected) == (5 if lost == "the manifest" else 4)
+    assert _kill_everywhere(server, path, "repair", damaged, judge, 1) > 15
 
 
 @pytest.mark.deep
