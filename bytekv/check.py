@@ -37,7 +37,7 @@ from .codec import (
 )
 from .compactor import Output, Progress
 from .directory import Directory
-from .errors import BytekvError, CorruptionError, UnsupportedFormatError
+from .errors import BytekvError, CorruptionError
 from .keydir import Keydir
 from .segment import Scan, Scanned, find_entry, find_sync_mark, open_segment, scan_segment, summarise
 from .segment_manager import SegmentManager, header_of
@@ -238,9 +238,7 @@ def salvage(
     report = Report()
     try:
         manifest = directory.load(for_writing=True)
-    except UnsupportedFormatError:
-        raise
-    except BytekvError as error:
+    except CorruptionError as error:  # and nothing else: what cannot be read for a moment is not lost
         report.damage.append(Damage(directory.manifest_path, 0, str(error)))
         return _salvage_without_manifest(directory, segment_size_bytes, report, progress)
     writer = _Replacements(directory, manifest.store_uuid, manifest.next_id, segment_size_bytes)

@@ -247,6 +247,10 @@ class Output:
         if descriptor is not None:
             self._files.close(descriptor)
 
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):  # else __init__ was interrupted
+            self.close()
+
     def discard(self) -> None:
         """Remove the file."""
         self.close()

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import bytekv
 from bytekv.errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError
 from bytekv.store import Store
 from tests.fault_files import ERRNOS, HARMLESS_TO_READERS, KINDS, SystemCalls
-from tests.harness import crash, open_store
+from tests.harness import crash, damage, open_store, segment_files
 
 Content = dict[bytes, bytes]
 
@@ -74,10 +75,10 @@ class Log:
             "compact_dead_ratio": 0.1,
         }
 
-    def open(self, flag: str = "c") -> Store:
+    def open(self, flag: str = "c", **more: Any) -> Store:
         """Open the store; an error leaves the book without one."""
         self.store = None
-        self.attempt(lambda: setattr(self, "store", open_store(self.path, flag, **self.options)))
+        self.attempt(lambda: setattr(self, "store", open_store(self.path, flag, **self.options, **more)))
         if self.store is not None:
             # Which call is the N-th must not depend on a thread either: the worker has tests of its own.
             self.store._commit._wake = lambda: True
@@ -191,6 +192,43 @@ def batches(log: Log) -> None:
     log.batch({b"b-%d" % number: b"b" * 100 for number in range(9)}, [])
 
 
+def transactions(log: Log) -> None:
+    def transact() -> None:
+        assert log.store is not None
+        with log.store.transaction() as tx:
+            tx[b"new"] = tx[b"kept-1"]
+            tx[b"kept-2"] = b"2" * 300
+            del tx[b"gone"]
+
+    def change(content: Content) -> Content:
+        changed = content | {b"new": content[b"kept-1"], b"kept-2": b"2" * 300}
+        del changed[b"gone"]
+        return changed
+
+    if log.attempt(transact, change):
+        log.delete(b"new")
+    log.put(b"newer", b"1")  # nobody is left at the gate
+
+
+def snapshots(log: Log) -> None:
+    store = log.store
+    assert store is not None
+    snapshot = store.snapshot()
+    log.put(b"kept-1", b"changed")
+    log.delete(b"kept-2")
+    log.call("compact")
+    log.put(b"kept-3", b"changed")
+    before = _kept()
+    log.attempt(lambda: _expect_equal(dict(snapshot.items()), before))
+    log.attempt(lambda: _expect_equal(snapshot[b"kept-2"], before[b"kept-2"]))
+    log.attempt(snapshot.close)
+    log.call("compact")
+
+
+def _expect_equal(found: object, wanted: object) -> None:
+    assert found == wanted
+
+
 def syncs(log: Log) -> None:
     log.put(b"new", b"1")
     log.call("sync")
@@ -275,6 +313,15 @@ def reads(log: Log) -> None:
     log.attempt(lambda: store.verify())
 
 
+def repairs(log: Log) -> None:
+    log.attempt(lambda: bytekv.repair(log.path))
+
+
+def opens_to_salvage(log: Log) -> None:
+    log.open("w", recover="salvage")
+    log.put(b"new", b"1")
+
+
 def _close(log: Log) -> None:
     store, log.store = log.store, None
     if store is not None:
@@ -284,12 +331,16 @@ def _close(log: Log) -> None:
         expect_nothing_open(log.path)
 
 
+DAMAGED = ("repairs", "opens_to_salvage")  # begin with a store that is closed, and damaged
+
 SCENARIOS: dict[str, Callable[[Log], None]] = {
     function.__name__: function
     for function in (
         puts,
         deletes,
         batches,
+        transactions,
+        snapshots,
         syncs,
         rolls,
         compacts,
@@ -301,8 +352,20 @@ SCENARIOS: dict[str, Callable[[Log], None]] = {
         empties,
         reads_beside_a_writer,
         reads,
+        repairs,
+        opens_to_salvage,
     )
 }
+
+
+def _damage(path: Path) -> None:
+    """Flip a bit in an entry that lives, in the middle of a sealed segment."""
+    for file in segment_files(path):
+        offset = file.read_bytes().find(b"v3v3v3")
+        if offset > 0:
+            damage(file, offset)
+            return
+    raise AssertionError("no such entry")
 
 
 def _forget_frames(error: BaseException | None) -> None:
@@ -334,6 +397,7 @@ class Bench:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._templates: dict[tuple[str, str], Path] = {}
+        self._repaired: Content = {}
 
     def prepare(self, scenario: str, fault: Fault, log: Log) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -347,7 +411,19 @@ class Bench:
             self._templates[key] = template
         shutil.copytree(template, self.path)
         log.acceptable = [_kept()]
-        log.open("w")
+        if scenario in DAMAGED:
+            _damage(self.path)
+            if not self._repaired:
+                copy = self.path.with_name("repaired")
+                shutil.copytree(self.path, copy)
+                bytekv.repair(copy)
+                with open_store(copy) as store:
+                    self._repaired = dict(store.items())
+                lost = dict(_kept().items() - self._repaired.items())
+                assert list(lost) == [b"kept-3"]
+            log.acceptable = [self._repaired]
+        else:
+            log.open("w")
 
     def run(self, scenario: str, fault: Fault, calls: SystemCalls) -> None:
         """Carry out one scenario with one fault; what it was shows in the failed assertion."""
@@ -362,7 +438,7 @@ class Bench:
                 log.expect_readable()
             if not fault.stays:
                 calls.lift()
-            self._aftermath(log, fault, calls)
+            self._aftermath(scenario, log, fault, calls)
         except BaseException as error:
             error.add_note(f"{scenario} with {fault}; calls: {' '.join(calls.log[-60:])}; refused: {log.refused}")
             calls.lift()
@@ -370,7 +446,7 @@ class Bench:
                 crash(log.store)
             raise
 
-    def _aftermath(self, log: Log, fault: Fault, calls: SystemCalls) -> None:
+    def _aftermath(self, scenario: str, log: Log, fault: Fault, calls: SystemCalls) -> None:
         failed, opened = log.is_poisoned, log.store is not None
         if fault.name == "short":
             assert not log.refused, f"short reads and writes are nobody's business: {log.refused}"
@@ -395,6 +471,8 @@ class Bench:
         assert calls.syncs_after_failure == 0 or not failed or not opened, "a failed sync was tried again"
         calls.lift()
         expect_nothing_open(log.path)
+        if scenario in DAMAGED:
+            bytekv.repair(log.path)  # after an interrupted one, or a second time
         with open_store(log.path, "c") as store:
             log.store = store
             log.expect_readable()
