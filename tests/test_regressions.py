@@ -286,9 +286,11 @@ def test_verify_while_another_thread_waits_for_its_sync(open_store: Callable[...
 
         def start() -> None:
             thread.start()  # noqa: B023
-            # It may have to wait for the sync that we are in the middle of; or else be done by then.
-            while thread.is_alive() and not db._commit._waiting and not reports:  # noqa: B023
-                pass
+            # It has to wait for the sync that we are in the middle of, or else be done; give it the time to be wrong.
+            for _ in range(1000):
+                files.yield_cpu()
+                if reports:  # noqa: B023
+                    break
 
         files.meanwhile = [start]
         write()
