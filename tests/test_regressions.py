@@ -245,17 +245,18 @@ def test_a_key_put_after_a_clear_exists_for_writers(open_store: Callable[..., St
         thread = threading.Thread(target=call)
         threads.append(thread)
         thread.start()
-        while db._commit.seq == appended:
-            pass
+        while db._commit.seq == appended and thread.is_alive():
+            files.yield_cpu()
 
     def ask() -> None:
-        """Have another thread write what changes nothing if all is well, and wait for its turn under the lock."""
+        """Have another thread write what changes nothing if all is well, and give it the time to go wrong."""
         thread = threading.Thread(target=lambda: found.update(added=db.add(b"k", b"wrong")))
         threads.append(thread)
         thread.start()
-        while not db._commit.lock.acquire(blocking=False):
-            pass
-        db._commit.lock.release()
+        for _ in range(1000):
+            files.yield_cpu()
+            if db._commit._waiting or found:
+                break
 
     files.meanwhile = [
         lambda: beside(lambda: db.put(b"k", b"1")),  # during the sync of the clear
