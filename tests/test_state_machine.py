@@ -654,7 +654,7 @@ def run(examples: int, steps: int, *, derandomize: bool) -> None:
 
 @pytest.mark.usefixtures("nothing_in_the_background")
 def test_a_store_is_a_dict_whatever_happens() -> None:
-    run(400, 50, derandomize=True)
+    run(200, 50, derandomize=True)
 
 
 @pytest.mark.deep
