@@ -145,7 +145,7 @@ class Committer:
         self.interrupted = False  # a call ended in the middle: readers look, and settle it
         self.seq = last_seq  # of the last operation appended
         self.durable_seq = last_seq
-        self.failure: BaseException | None = None
+        self.failure: StoreFailedError | None = None
         self.refusal: Callable[[], BytekvError] | None = None  # closed, read-only, forked
         self.dirty_since: float | None = None  # when the oldest operation that is not durable was appended
         self.wants_worker = False  # a segment was sealed: hints and a compaction may be due
@@ -658,8 +658,9 @@ class Committer:
     def fail(self, error: BaseException) -> None:
         """Refuse writes from now on. What waited for the failed sync stays invisible; the next open decides."""
         if self.failure is None:
-            self.failure = error
-            self.notes.append(("sync failed, the store takes no more writes: %s", (error,)))
+            # A copy: the error itself keeps the frames it went through, and with them files and the store.
+            self.failure = StoreFailedError(str(error) if isinstance(error, BytekvError) else repr(error))
+            self.notes.append(("sync failed, the store takes no more writes: %s", (str(self.failure),)))
         self._queue.clear()
         self._overlay.clear()
         self._overlay_clears = 0

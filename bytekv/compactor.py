@@ -21,7 +21,7 @@ Order, and what a crash in between leaves:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -283,15 +283,6 @@ class Compactor:
         self._limit = options.segment_size_bytes
         self._job: _Job | None = None
 
-    @contextmanager
-    def _failed_sync_poisons(self) -> Iterator[None]:
-        try:
-            yield
-        except StoreFailedError as error:
-            with self._committer.lock:
-                self._committer.fail(error)
-            raise
-
     def run(self, victims: list[int], pause: Pause, advance: Callable[[int], None]) -> Compaction:
         """Replace one run of victims; ``advance`` is told the bytes read, ``pause`` is called between slices.
 
@@ -299,10 +290,13 @@ class Compactor:
         copies; nothing has changed then. Durability: the outputs are durable before a victim goes.
         Complexity: reads every victim once, about 2 µs an entry.
         """
-        with self._failed_sync_poisons():
+        try:
             self._finish(pause)
             result = self._run(victims, pause, advance)
             self._finish(pause)
+        except StoreFailedError as error:
+            self._poison(error)
+            raise
         return result
 
     def _run(self, victims: list[int], pause: Pause, advance: Callable[[int], None]) -> Compaction:
@@ -435,8 +429,15 @@ class Compactor:
 
     def finish(self, pause: Pause) -> None:
         """Carry an interrupted compaction to its end, if there is one."""
-        with self._failed_sync_poisons():
+        try:
             self._finish(pause)
+        except StoreFailedError as error:
+            self._poison(error)
+            raise
+
+    def _poison(self, error: StoreFailedError) -> None:
+        with self._committer.lock:
+            self._committer.fail(error)
 
     def _finish(self, pause: Pause) -> None:
         """Point the keydir at the copies and retire the victims of a published compaction.

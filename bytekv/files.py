@@ -30,7 +30,8 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from .errors import NotAStoreError, StoreFailedError, StoreIOError, from_os_error
@@ -59,12 +60,26 @@ _IN_PLACE = {"ext4", "xfs", "tmpfs", "overlay"}
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs"}
 
 
-@contextlib.contextmanager
-def _translated(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise from_os_error(error, path) from error
+class _translated:
+    """Translate errors of the operating system.
+
+    No generator with `contextlib.contextmanager`: from Python 3.12 on its frame and the error it has seen
+    hold each other, and through their frames the files of the caller, until garbage is collected.
+    """
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            raise from_os_error(error, self._path) from error
 
 
 def _failed_sync(error: OSError, path: str) -> StoreFailedError:

@@ -200,7 +200,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         except CorruptionError as error:
             if self._options.recover != "salvage":
                 raise
-            logger.warning("%s is damaged and will be salvaged: %s", self._path, error)
+            logger.warning("%s is damaged and will be salvaged: %s", self._path, str(error))
             report = check.salvage(self._directory, self._options.segment_size_bytes)
             self._recover(self._directory.load(for_writing=True))
             self.recovery.salvaged = report
@@ -892,12 +892,12 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 # Reported, not repeated: the damage stays until someone looks at it.
                 self._compaction_error = str(error)
                 self._may_compact = False
-                logger.error("compaction stopped, nothing was changed: %s", error)
+                logger.error("compaction stopped, nothing was changed: %s", str(error))
             except (StoreFailedError, StoreClosedError):
                 raise
             except BytekvError as error:
                 self._compaction_error = str(error)
-                logger.warning("compaction put off until the next segment is full: %s", error)
+                logger.warning("compaction put off until the next segment is full: %s", str(error))
             self._commit.flush_notes()
             return self._sync_if_due()
         except (_StopWork, StoreFailedError, StoreClosedError):
@@ -945,7 +945,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def _worker_failed(self, error: BaseException) -> None:
         if isinstance(error, (StoreFailedError, StoreClosedError)):
             return  # known already: writes raise it
-        logger.error("the background worker of %s died: %r", self._path, error)
+        logger.error("the background worker of %s died: %s", self._path, repr(error))
         with self._commit.lock:
             self._commit.fail(error)
 
@@ -1042,7 +1042,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             try:
                 self.close()
             except BytekvError as error:
-                logger.error("%s was dropped without close(), and closing it failed: %s", self._path, error)
+                logger.error("%s was dropped without close(), and closing it failed: %s", self._path, str(error))
 
     def __repr__(self) -> str:
         if self._is_closed or os.getpid() != self._pid:
@@ -1080,7 +1080,7 @@ def _close_all() -> None:
             try:
                 store.close()
             except BytekvError as error:
-                logger.error("%s could not be closed at exit: %s", store.path, error)
+                logger.error("%s could not be closed at exit: %s", store.path, str(error))
 
 
 def _forked() -> None:

@@ -159,8 +159,8 @@ MUTANTS = [
     _mutant(
         "a failed sync does not poison the store and is tried again",
         "commit",
-        "        if self.failure is None:\n            self.failure = error",
-        "        if self.failure is None:\n            pass",
+        "            self.failure = StoreFailedError(",
+        "            StoreFailedError(",
         "tests/test_failed_sync.py",
     ),
     _mutant(

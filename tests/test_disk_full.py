@@ -525,10 +525,6 @@ _OPTIONS = [
 ]
 
 
-@pytest.mark.skipif(
-    sys.version_info >= (3, 12),
-    reason="from Python 3.12 on, a caught error keeps replaced files open until garbage is collected",
-)
 @pytest.mark.parametrize("options", _OPTIONS, ids=str)
 def test_really_full(real_disk: Any, options: dict[str, Any]) -> None:
     real_disk(
