@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.harness import FakeFiles
+from tests.harness import QuickFiles
 
 
 class Image(NamedTuple):
@@ -46,35 +46,34 @@ class Image(NamedTuple):
 
 
 class _File:
-    """The bytes of one file: as durable, and every version since."""
+    """The bytes of one file: as durable, and every version since, by the offset of the unit; of its length, by None."""
 
     def __init__(self, content: bytes = b"") -> None:
         self.raw, self.now = content, content.rstrip(b"\0")
         self.synced()
 
     def synced(self) -> None:
-        self.durable, self.lengths, self.units = self.now, [len(self.raw)], dict[int, list[bytes]]()
+        self.durable, self.versions = self.now, dict[Any, dict[Any, None]]({None: {len(self.raw): None}})
 
     def see(self, content: bytes, unit: int) -> None:
         if content == self.raw:
             return
         before, self.raw, self.now = self.now, content, content.rstrip(b"\0")
-        if len(content) not in self.lengths:
-            self.lengths.append(len(content))
+        self.versions[None].setdefault(len(content))
         for at in range(0, max(len(before), len(self.now)), unit):
             old, new = (version[at : at + unit].rstrip(b"\0") for version in (before, self.now))
-            if old != new and new not in (versions := self.units.setdefault(at, [old])):
-                versions.append(new)
+            if old != new:
+                self.versions.setdefault(at, {old: None}).setdefault(new)
 
 
-class CrashFiles(FakeFiles):
+class CrashFiles(QuickFiles):
     """The real files below ``root``, and what would survive of them; ``at_boundary`` is told before each change."""
 
     def __init__(self, root: Path, *, unit: int = 512, seed: int = 0, adversarial: bool = True) -> None:
         super().__init__()
         self.root, self.unit, self.adversarial = os.path.abspath(root), unit, adversarial
         self.at_boundary: Callable[[str], None] = lambda call: None
-        self.salts, self.dice = random.Random(seed), random.Random(seed)
+        self.random, self.dice = random.Random(seed).randbytes, random.Random(seed)
         paths = sorted(path for path in Path(self.root).rglob("*") if not path.is_symlink())
         self.names = {str(path): None if path.is_dir() else _File(path.read_bytes()) for path in paths}
         self.durable = dict(self.names)  # None: a directory
@@ -90,60 +89,51 @@ class CrashFiles(FakeFiles):
     def images(self, at_most: int) -> Iterator[Image]:
         """Yield what a power cut may leave now: all of it up to ``at_most`` combinations, above that a sample."""
         self.see()
-        slots: list[tuple[Any, Any, int]] = []  # whose, which part, how many versions
+        choices: dict[tuple[Any, Any], list[Any]] = {}  # (whose, which part) -> its versions
         for folder, changes in self.pending.items():
-            each = [(folder, number, 2) for number in range(len(changes))]
-            slots += each if self.adversarial else [(folder, None, len(changes) + 1)]
+            each = {(folder, number): [False, True] for number in range(len(changes))}
+            choices |= each if self.adversarial else {(folder, None): [*range(len(changes) + 1)]}
         changed = [what for changes in self.pending.values() for _, _, what in changes]
-        for file in dict.fromkeys([*self.durable.values(), *changed]):
-            if file is not None:
-                slots += [(file, None, len(file.lengths)), *((file, at, len(file.units[at])) for at in file.units)]
-        slots = [slot for slot in slots if slot[2] > 1]
-        for pick in self._picks([count for _, _, count in slots], at_most):
-            image = self._image({(whose, part): number for (whose, part, _), number in zip(slots, pick, strict=True)})
-            if image is not None:
-                yield image
+        for file in filter(None, dict.fromkeys([*self.durable.values(), *changed])):
+            choices |= {(file, at): [*versions] for at, versions in file.versions.items() if len(versions) > 1}
+        picks = self._picks([*choices.values()], at_most)
+        yield from filter(None, (self._image(dict(zip(choices, pick, strict=True))) for pick in picks))
 
-    def _picks(self, counts: list[int], at_most: int) -> Iterator[Iterable[int]]:
-        if math.prod(counts) <= at_most:
-            yield from itertools.product(*map(range, counts))
+    def _picks(self, choices: list[list[Any]], at_most: int) -> Iterator[Iterable[Any]]:
+        if math.prod(map(len, choices)) <= at_most:
+            yield from itertools.product(*choices)
             return
-        yield from (corners := ([0] * len(counts), [count - 1 for count in counts]))
+        yield from (corners := [[each[end] for each in choices] for end in (0, -1)])
         for _ in range(at_most - 2):  # half of them: all old or all new but for one, where most bugs live
-            pick = [self.dice.randrange(count) for count in counts]
+            pick = [*map(self.dice.choice, choices)]
             if self.dice.random() < 0.5:
                 odd, corner = self.dice.randrange(len(pick)), self.dice.choice(corners)
                 pick = [*corner[:odd], pick[odd], *corner[odd + 1 :]]
             yield pick
 
-    def _image(self, pick: dict[tuple[Any, Any], int]) -> Image | None:
+    def _image(self, pick: dict[tuple[Any, Any], Any]) -> Image | None:
         names = dict(self.durable)
         for folder, changes in self.pending.items():
             for number, (removed, added, what) in enumerate(changes):
                 if not (pick[folder, number] if self.adversarial else number < pick[folder, None]):
                     continue
-                if removed is not None and (removed not in names or names.pop(removed) is not what):
-                    return None  # its source has not survived
-                if added is not None:
-                    if removed is None and added in names:
-                        return None  # what was there before has not gone
-                    names[added] = what
-        folders = {self.root}  # a parent sorts before what it holds
-        files: list[tuple[str, bytes, int]] = []
-        for path, file in sorted(names.items()):
-            if os.path.dirname(path) not in folders:
-                continue
-            if file is None:
-                folders.add(path)
-            else:
+                # Its source has not survived, or what was there before has not gone.
+                if names.pop(removed, self) is not what if removed else added in names:
+                    return None
+                names |= {added: what} if added else {}
+        folders, files = [self.root], list[tuple[str, bytes, int]]()
+        for path, file in sorted(names.items()):  # a folder comes before what it holds
+            if os.path.dirname(path) in folders and file is None:
+                folders.append(path)
+            elif os.path.dirname(path) in folders:
                 files.append((path[len(self.root) + 1 :], *self._outcome(file, pick)))
-        return Image(tuple(path[len(self.root) + 1 :] for path in sorted(folders)[1:]), tuple(files))
+        return Image(tuple(path[len(self.root) + 1 :] for path in folders[1:]), tuple(files))
 
-    def _outcome(self, file: _File, pick: dict[tuple[Any, Any], int]) -> tuple[bytes, int]:
-        content, length = bytearray(file.durable), file.lengths[pick.get((file, None), 0)]
-        for at, versions in file.units.items():
+    def _outcome(self, file: _File, pick: dict[tuple[Any, Any], Any]) -> tuple[bytes, int]:
+        content, length = bytearray(file.durable), pick.get((file, None), len(file.raw))
+        for at in file.versions.keys() - {None}:
             content += bytes(max(0, at + self.unit - len(content)))
-            content[at : at + self.unit] = versions[pick.get((file, at), 0)].ljust(self.unit, b"\0")
+            content[at : at + self.unit] = pick[file, at].ljust(self.unit, b"\0")
         return bytes(content[:length].rstrip(b"\0")), length
 
     # --- the seam --------------------------------------------------------------------------------
@@ -152,8 +142,8 @@ class CrashFiles(FakeFiles):
         self.see()
         self.at_boundary(call)
 
-    def _changed(self, removed: str | None, added: str | None) -> None:
-        what = self.names.pop(removed) if removed else self.names[added]  # type: ignore[index]
+    def _changed(self, removed: str | None, added: str | None, what: _File | None) -> None:
+        self.names.pop(removed or "", None)
         self.names |= {added: what} if added else {}
         self.written.discard(removed or "")
         self.pending.setdefault(os.path.dirname(removed or added or ""), []).append((removed, added, what))
@@ -161,8 +151,7 @@ class CrashFiles(FakeFiles):
     def make_directory(self, path: str) -> bool:
         self._boundary("make_directory")
         if made := super().make_directory(path):
-            self.names[path] = None
-            self._changed(None, path)
+            self._changed(None, path, None)
         return made
 
     def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> int:
@@ -171,8 +160,7 @@ class CrashFiles(FakeFiles):
             self._boundary("create")
         descriptor = super().open(path, write=write, create=create, exclusive=exclusive)
         if is_new:
-            self.names[path] = _File()
-            self._changed(None, path)
+            self._changed(None, path, _File())
         if write and os.path.basename(path) != "LOCK":  # a pid, which nobody relies on
             self.written.add(path)
         return descriptor
@@ -180,12 +168,12 @@ class CrashFiles(FakeFiles):
     def replace(self, source: str, target: str) -> None:
         self._boundary("replace")
         super().replace(source, target)
-        self._changed(source, target)
+        self._changed(source, target, self.names[source])
 
     def unlink(self, path: str) -> bool:
         self._boundary("unlink")
         if removed := super().unlink(path):
-            self._changed(path, None)
+            self._changed(path, None, self.names[path])
         return removed
 
     def sync(self, descriptor: int, path: str) -> None:
@@ -209,9 +197,3 @@ class CrashFiles(FakeFiles):
         self.see()
         super().truncate(descriptor, size, path)
         self.see()
-
-    def random(self, size: int) -> bytes:
-        return self.salts.randbytes(size)
-
-    def file_system(self, path: str) -> str:
-        return "tmpfs"  # asked at every opening, and dear

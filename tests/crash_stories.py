@@ -476,7 +476,7 @@ class Judge:
         is_store = any(name.endswith("MANIFEST") for name, _, _ in image.files)
         outcomes, left = [], []
         for flag in "rcc" if is_store and image.digest()[1] < 64 else "cc":
-            db = harness.open_store(place / "store", flag, files=PlainFiles(now_ns / 1e9), **setting.options)
+            db = harness.open_store(place / "store", flag, files=harness.QuickFiles(now_ns / 1e9), **setting.options)
             try:
                 outcomes.append(Outcome(db.last_seq, dict(db.items())))
                 if db.durable_seq != db.last_seq:
@@ -515,13 +515,6 @@ def _check_quarantine(image: Image, left: dict[str, bytes], unit: int) -> None:
             for at in range(end - end % unit, len(content), unit):
                 if content[max(at, end) : at + unit].rstrip(b"\0") not in kept:
                     raise Violation(f"what was cut off {name} behind {max(at, end)} is not in quarantine")
-
-
-class PlainFiles(harness.FakeFiles):
-    """The real files, the clock set by hand."""
-
-    def file_system(self, path: str) -> str:
-        return "tmpfs"  # asked at every opening, and dear
 
 
 # --- stories -----------------------------------------------------------------------------------

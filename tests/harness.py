@@ -23,6 +23,13 @@ class FakeFiles(Files):
         self.time_ns += int(seconds * 1e9)
 
 
+class QuickFiles(FakeFiles):
+    """Do without the question which file system this is: asked at every opening, and dear."""
+
+    def file_system(self, path: str) -> str:
+        return "tmpfs"
+
+
 def open_store(path: str | os.PathLike[str], flag: Any = "c", *, files: Files | None = None, **options: Any) -> Store:
     """Open a store on the given files; no background compaction unless asked for, so that tests decide."""
     options.setdefault("auto_compact", False)

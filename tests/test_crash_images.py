@@ -43,7 +43,6 @@ from tests.crash_stories import (
     SYNC,
     History,
     Judge,
-    PlainFiles,
     Session,
     Setting,
     Step,
@@ -186,7 +185,7 @@ def repair(path: Path, files: Files) -> check.Report:
 def test_a_power_cut_in_the_middle_of_a_repair(place: Path, beginning: str, damaged: str) -> None:
     """Whatever it leaves, one more repair ends as the first would have, and then the store opens."""
     options = Setting("os", "pread", *SHAPES[0]).options
-    with harness.open_store(place / "store", files=PlainFiles(), **options) as db:
+    with harness.open_store(place / "store", files=harness.QuickFiles(), **options) as db:
         for step in beginnings(SHAPES[0])[beginning]:
             carry_out(db, step)
     harness.damage(place / "store" / damaged, 90 if damaged.endswith("seg") else 30)
@@ -197,8 +196,8 @@ def test_a_power_cut_in_the_middle_of_a_repair(place: Path, beginning: str, dama
     repaired = None
     for image in reversed(images.values()):
         image.put_into(again := Path(tempfile.mkdtemp(dir=place)))
-        repair(again / "store", PlainFiles())
-        with harness.open_store(again / "store", "w", files=PlainFiles(), **options) as db:
+        repair(again / "store", harness.QuickFiles())
+        with harness.open_store(again / "store", "w", files=harness.QuickFiles(), **options) as db:
             assert db.verify().ok
             content, repaired = dict(db.items()), repaired or dict(db.items())
             assert content == repaired

@@ -20,7 +20,7 @@ from bytekv.segment import scan_segment
 from bytekv.segment_manager import header_of
 from bytekv.store import Store
 from tests import harness
-from tests.harness import FakeFiles, crash
+from tests.harness import FakeFiles, QuickFiles, crash
 
 Content = dict[bytes, bytes]
 
@@ -624,13 +624,6 @@ def test_dead_bytes_are_counted_right_after_an_interruption(
 
 
 # --- every short story ---------------------------------------------------------------------------
-
-
-class QuickFiles(FakeFiles):
-    """Do not ask which file system this is, thousands of times."""
-
-    def file_system(self, path: str) -> str:
-        return "tmpfs"
 
 
 Step = str | tuple[int, int]  # a verb, or a run of sealed segments to compact

@@ -29,7 +29,7 @@ import pytest
 from bytekv import BytekvError, CorruptionError
 from bytekv.store import Store
 from tests import harness
-from tests.harness import FakeFiles
+from tests.harness import FakeFiles, QuickFiles
 
 Content = dict[bytes, bytes]
 
@@ -130,11 +130,8 @@ STORIES: dict[str, tuple[Callable[..., Story], dict[str, Any]]] = {
 }
 
 
-class SweepFiles(FakeFiles):
-    """Do without what takes most of the time and is not asked here: which file system this is, and waiting."""
-
-    def file_system(self, path: str) -> str:
-        return "tmpfs"
+class SweepFiles(QuickFiles):
+    """Do without waiting, too."""
 
     def yield_cpu(self) -> None:
         pass
