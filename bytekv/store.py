@@ -63,7 +63,7 @@ from .errors import (
 )
 from .files import Files
 from .keydir import Keydir, View
-from .mapping import Bytes, OrderedMapping, Range, key_of, to_bytes, ttl_to_ms, value_of
+from .mapping import Bytes, Entry, OrderedMapping, Range, entry_of, key_of, to_bytes, ttl_to_ms, value_of
 from .options import Options
 from .recovery import Recovery
 from .segment_manager import SegmentManager
@@ -82,16 +82,6 @@ _INTEGER: Final = re.compile(rb"-?[0-9]{1,4000}")
 _FIRST_CHUNK: Final = 64
 _LAST_CHUNK: Final = 1024
 _READER_TRIES: Final = 50
-
-
-class Entry(NamedTuple):
-    """A key's entry with what is known of it; times in seconds since 1970."""
-
-    key: bytes
-    value: bytes
-    seq: int
-    modified: float
-    expires: float | None
 
 
 class SegmentStats(NamedTuple):
@@ -363,8 +353,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         found = self._find(key)
         if found is None:
             raise KeyError(key)
-        expires = found.expires_ms / 1000 if found.expires_ms else None
-        return Entry(found.key, found.value, found.seq, found.modified_ms / 1000, expires)
+        return entry_of(found)
 
     def ttl(self, key: Bytes) -> float | None:
         """Return the seconds that ``key`` has left, None if it does not expire; `KeyError` if it does not exist."""
@@ -680,10 +669,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._check_writable()
         return Transaction(self, self._commit.shut_gate, self._end_transaction)
 
-    def _end_transaction(self, transaction: Transaction, writes: Writes | None) -> None:
+    def _end_transaction(self, transaction: Transaction, writes: Writes | None) -> int | None:
         try:
-            if writes:
-                self._commit_batch(writes, gate_owner=transaction)
+            return self._commit_batch(writes, gate_owner=transaction) if writes else None
         finally:
             self._commit.open_gate(transaction)
 
@@ -965,6 +953,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def readonly(self) -> bool:
         """Tell whether the store was opened with flag "r"."""
         return self._readonly
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Return the failed sync since which writes are refused, None if they are not for that reason."""
+        return self._commit.failure
 
     @property
     def last_seq(self) -> int:
