@@ -49,6 +49,7 @@ class Recovery:
     segments: int = 0
     keys: int = 0
     last_seq: int = 0
+    durable_seq: int = 0
     bytes_scanned: int = 0
     hints_used: int = 0
     hints_missing: int = 0
@@ -125,6 +126,8 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Reco
             segments.resume()
     report.keys = len(keydir)
     report.last_seq = last_seq
+    # A writer has synced what it recovered; a reader knows only what the writer vouches for.
+    report.durable_seq = last_seq if not readonly or torn is None else max(manifest.last_seq, torn.durable_seq)
     report.duration_s = time.perf_counter() - began
     return report
 
@@ -198,6 +201,7 @@ class _Torn:
         scan = scan_segment(directory, descriptor, header, start, size, seq)
         self.summary = summarise(scan)
         self.reason = scan.damage
+        self.durable_seq = scan.durable_seq
         if scan.end < row.length or scan.last_seq < row.last_seq:
             raise CorruptionError(path, scan.end, f"{scan.damage or 'zeros'} in data that was durable")
         mark = find_sync_mark(self._read, scan.end, size, seed_of(header.salt), scan.last_seq)

@@ -30,6 +30,7 @@ LAYERS = [
     "recovery",
     "commit",
     "compactor",
+    "follower",
     "check",
     "mapping",
     "batch",
