@@ -238,7 +238,11 @@ class Follower:
         if mine is not None and segments.reaches(mine[0], row.length):
             return
         if len(plan.views) < segments.max_open:
-            plan.views[row.segment_id] = segments.open_view(descriptor, row.segment_id, size), seed_of(row.salt)
+            try:
+                view = segments.open_view(descriptor, row.segment_id, size)  # with room for what will be appended
+            except StoreIOError:
+                view = segments.open_view(descriptor, row.segment_id, row.length)  # sealed and trimmed just now
+            plan.views[row.segment_id] = view, seed_of(row.salt)
 
     # --- applying: in memory, under the lock, repeatable ---------------------------------------------
 
