@@ -12,8 +12,6 @@ itself, and the promise that a batch is whole. If the damaged entry was a tombst
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from .codec import (
     CLEAR,
@@ -39,6 +37,7 @@ from .compactor import Output, Progress
 from .directory import Directory
 from .errors import BytekvError, CorruptionError
 from .keydir import Keydir
+from .record import NamedTuple
 from .segment import Scan, Scanned, find_entry, find_sync_mark, open_segment, scan_segment, summarise
 from .segment_manager import SegmentManager, header_of
 
@@ -60,17 +59,19 @@ class Damage(NamedTuple):
         return f"{self.path}: offset {self.offset}: {self.reason}" + ("" if self.key is None else f", key {self.key!r}")
 
 
-@dataclass(slots=True)
 class Report:
     """What `Store.verify` or `bytekv.repair` found. ``ok`` if there is no damage."""
 
-    segments: int = 0
-    entries: int = 0
-    keys: int = 0
-    checked_bytes: int = 0
-    damage: list[Damage] = field(default_factory=list)
-    #: Files that a repair moved or copied into quarantine/.
-    quarantined: list[str] = field(default_factory=list)
+    __slots__ = ("checked_bytes", "damage", "entries", "keys", "quarantined", "segments")
+
+    def __init__(self) -> None:
+        self.segments = 0
+        self.entries = 0
+        self.keys = 0
+        self.checked_bytes = 0
+        self.damage: list[Damage] = []
+        #: Files that a repair moved or copied into quarantine/.
+        self.quarantined: list[str] = []
 
     @property
     def ok(self) -> bool:
@@ -275,8 +276,7 @@ def salvage(
     for segment_id in removed:
         _copy_into_quarantine(directory, segment_id, report)
     directory.save(
-        replace(
-            manifest,
+        manifest._replace(
             segments=tuple(rows),
             next_id=writer.next_id,
             last_seq=last_seq,

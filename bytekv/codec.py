@@ -16,17 +16,41 @@ entry is checked by one call and one comparison.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from importlib.machinery import ExtensionFileLoader, PathFinder
 from itertools import accumulate, pairwise
 from struct import Struct
-from sys import byteorder
-from typing import Final, NamedTuple
-
-from crc32c import crc32c
 
 from .errors import CorruptionError, LimitError, UnsupportedFormatError
+from .record import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from crc32c import crc32c
+else:
+
+    def _load_crc32c():
+        """Return `crc32c.crc32c` without what its package imports besides, a command line and importlib.metadata.
+
+        Measured: 35 ms against 0.4. Where the extension module is not a file of its own (zipped, frozen, another
+        layout), the package is imported.
+        """
+        if "crc32c" not in sys.modules:
+            package = PathFinder.find_spec("crc32c")
+            spec = package and PathFinder.find_spec("crc32c._crc32c", package.submodule_search_locations)
+            if spec is not None and isinstance(spec.loader, ExtensionFileLoader):
+                module = spec.loader.create_module(spec)
+                spec.loader.exec_module(module)
+                return module.crc32c
+        from crc32c import crc32c
+
+        return crc32c
+
+    crc32c = _load_crc32c()
 
 checksum = crc32c  # for the modules that check bytes in their hot loops
 
@@ -262,15 +286,14 @@ class SegmentRow(NamedTuple):
     state: int
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(NamedTuple):
     """Which segments make up the store, oldest first. The only truth about that."""
 
     store_uuid: bytes
     next_id: int
     last_seq: int  # at least; the active segment may hold more
     generation: int = 0  # +1 at each replacement
-    segments: tuple[SegmentRow, ...] = field(default=())
+    segments: tuple[SegmentRow, ...] = ()
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -327,8 +350,7 @@ HINT_CLEARS: Final = 1
 _MIXED: Final = 0xFFFFFFFF
 
 
-@dataclass(slots=True)
-class Summary:
+class Summary(NamedTuple):
     """What opening needs to know of one segment: the newest entry of each key in it.
 
     Comes from a scan of the segment or from its hint file; both say the same. Keys that only a
@@ -337,17 +359,17 @@ class Summary:
 
     length: int  # the bytes of the segment that this speaks of
     last_seq: int
-    clears: bool = False  # a CLEAR came first: nothing of older segments remains
-    keys: Sequence[bytes] = ()
-    places: Sequence[int] = ()  # pack_place() of each key's put
-    tombstones: Sequence[bytes] = ()
-    expires: dict[bytes, int] = field(default_factory=dict)  # ms, of those keys that expire
-    live_bytes: int = 0
-    tombstone_bytes: int = 0
+    clears: bool  # a CLEAR came first: nothing of older segments remains
+    keys: Sequence[bytes]
+    places: Sequence[int]  # pack_place() of each key's put
+    tombstones: Sequence[bytes]
+    expires: dict[bytes, int]  # ms, of those keys that expire
+    live_bytes: int
+    tombstone_bytes: int
 
 
 def _little_endian(column: array[int]) -> array[int]:
-    if byteorder == "big":
+    if sys.byteorder == "big":
         column.byteswap()
     return column
 

@@ -18,14 +18,13 @@ included, runs under either.
 
 from __future__ import annotations
 
-import logging
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, NoReturn
 
+from . import log
 from .codec import (
     CLEAR,
     CONTINUES,
@@ -45,8 +44,13 @@ from .codec import (
 from .errors import BytekvError, DiskFullError, LimitError, ReentryError, StoreFailedError
 from .keydir import Keydir
 from .options import Options
+from .record import NamedTuple
 from .segment import Writer
 from .segment_manager import SegmentManager
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn
 
 __all__ = ["Committer", "Operation"]
 
@@ -76,8 +80,6 @@ class _Pending(NamedTuple):
     end: int
     tombstones: int  # bytes in this segment afterwards
 
-
-logger = logging.getLogger("bytekv")
 
 _ENTERED: Final = ()  # a writer is inside the lock and has not yet changed anything
 _PATIENCE_S: Final = 0.1  # a waiter looks for himself after this long
@@ -141,7 +143,7 @@ class Committer:
         # --- guarded by lock
         self.segments = segments
         self.keydir = keydir
-        self.pending: Any = None  # None · _ENTERED · _Pending · the fast path's tuple · a callable
+        self.pending: Any = None  # None · _ENTERED · _Pending · the fast path's tuple
         self.interrupted = False  # a call ended in the middle: readers look, and settle it
         self.seq = last_seq  # of the last operation appended
         self.durable_seq = last_seq
@@ -440,21 +442,9 @@ class Committer:
         if uncounted and not self._always:
             self._recount()
 
-    def show_foreign(self, change: Callable[[], None]) -> None:
-        """Let readers see what another process has written: ``change`` alters memory only and is repeatable."""
-        self.check_reentry()
-        with self.lock:
-            self.pending = change
-            self.interrupted = True  # readers come and wait, and see all of it or nothing
-            change()
-            self.pending = None
-            self.interrupted = False
-
     def _roll_forward(self) -> None:
         pending = self.pending
-        if callable(pending):
-            pending()
-        elif isinstance(pending, _Pending):
+        if isinstance(pending, _Pending):
             self._uncounted = True
             self._carry_out(pending)
         elif pending:
@@ -683,7 +673,7 @@ class Committer:
         """Log what happened under the lock. Without the lock: a logging handler is user code."""
         notes, self.notes = self.notes, []
         for text, values in notes:
-            logger.debug(text, *values)
+            log.debug(text, *values)
 
     def forget_after_fork(self) -> None:
         """In a child process: the thread that held a lock does not exist, what it was at is the parent's to finish."""

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
 
 from .codec import (
     CLEAR,
@@ -49,9 +47,14 @@ from .directory import Directory
 from .errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError
 from .keydir import Keydir
 from .options import Options
+from .record import NamedTuple
 from .recovery import HINT_FROM
 from .segment import header_for, open_new, save_hint, scan_segment
 from .segment_manager import SegmentManager, header_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = ["Compaction", "Compactor", "Output", "Progress", "choose", "choose_all"]
 
@@ -68,14 +71,13 @@ class Progress(NamedTuple):
     total_bytes: int
 
 
-@dataclass(slots=True)
-class Compaction:
+class Compaction(NamedTuple):
     """What a compaction did; the result of `Store.compact`."""
 
-    segments_before: int = 0
-    segments_after: int = 0
-    bytes_before: int = 0
-    bytes_after: int = 0
+    segments_before: int
+    segments_after: int
+    bytes_before: int
+    bytes_after: int
 
     @property
     def reclaimed_bytes(self) -> int:
@@ -259,17 +261,19 @@ class Output:
             self._files.unlink(self._directory.hint_path(self.header.segment_id))
 
 
-@dataclass(slots=True)
 class _Job:
     """A published compaction whose victims are not retired yet."""
 
-    victims: list[int]
-    tombstones: dict[int, int] = field(default_factory=dict)  # of the outputs, by segment
-    hinted: dict[int, int] = field(default_factory=dict)
-    moves: list[tuple[bytes, int, int, int]] = field(default_factory=list)  # key, old location, new, size
-    dropped: list[tuple[bytes, int]] = field(default_factory=list)  # expired keys whose entry is gone
-    moved: int = 0
-    recounts: int = 0
+    __slots__ = ("dropped", "hinted", "moved", "moves", "recounts", "tombstones", "victims")
+
+    def __init__(self, victims: list[int]) -> None:
+        self.victims = victims
+        self.tombstones: dict[int, int] = {}  # of the outputs, by segment
+        self.hinted: dict[int, int] = {}
+        self.moves: list[tuple[bytes, int, int, int]] = []  # key, old location, new, size
+        self.dropped: list[tuple[bytes, int]] = []  # expired keys whose entry is gone
+        self.moved = 0
+        self.recounts = 0
 
 
 class Compactor:

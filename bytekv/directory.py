@@ -20,7 +20,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import re
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -42,7 +41,6 @@ _LOCK = "LOCK"
 _MANIFEST = "MANIFEST"
 _MANIFEST_NEW = "MANIFEST.new"
 _QUARANTINE = "quarantine"
-_NAME = re.compile(r"([0-9]{10,20})\.(seg|hint)", re.ASCII)
 
 # A manifest of the most segments that the format allows takes 36 MiB; nothing larger is read.
 _MAX_MANIFEST_SIZE = 64 << 20
@@ -68,11 +66,11 @@ def parse_name(name: str) -> tuple[int, str] | None:
     >>> parse_name("00000000012.seg") is None  # not how 12 is written
     True
     """
-    found = _NAME.fullmatch(name)
-    if found is None:
+    digits, _, kind = name.partition(".")
+    if kind not in ("seg", "hint") or not 10 <= len(digits) <= 20 or not (digits.isascii() and digits.isdigit()):
         return None
-    segment_id = int(found[1])
-    return (segment_id, found[2]) if found[1] == f"{segment_id:010d}" and segment_id else None
+    segment_id = int(digits)
+    return (segment_id, kind) if digits == f"{segment_id:010d}" and segment_id else None
 
 
 class Directory:

@@ -25,16 +25,18 @@ import errno
 import io
 import mmap
 import os
-import secrets
 import stat
 import sys
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 from .errors import NotAStoreError, StoreFailedError, StoreIOError, from_os_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 try:
     import fcntl
@@ -348,7 +350,7 @@ class Files:
 
     def random(self, size: int) -> bytes:
         """Return random bytes for a salt or a uuid."""
-        return secrets.token_bytes(size)
+        return os.urandom(size)
 
     #: The wall clock in nanoseconds since 1970; may jump. For expiry and `modified` only.
     clock_ns: Callable[[], int] = staticmethod(time.time_ns)

@@ -17,13 +17,17 @@ from __future__ import annotations
 import heapq
 import itertools
 import weakref
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, Final
-
-from sortedcontainers import SortedList
 
 from .codec import SEGMENT_SHIFT, SIZE_MASK, Summary
+from .errors import from_os_error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from sortedcontainers import SortedList
 
 __all__ = ["Keydir", "View"]
 
@@ -34,6 +38,15 @@ _RESORT = 0.1
 
 
 _UNCHANGED: Final = object()
+
+
+def _sorted_list() -> SortedList:
+    """Return an empty sorted list; the import takes 3 ms, which an open without an ordered use need not wait for."""
+    try:
+        from sortedcontainers import SortedList
+    except OSError as error:  # no descriptor is left to read the module with
+        raise from_os_error(error, "sortedcontainers") from error
+    return SortedList()
 
 
 class View:
@@ -52,7 +65,7 @@ class View:
         self.seq = seq
         self.count = len(keydir.locations)
         self.undo: dict[bytes, tuple[int, int] | None] = {}  # key -> (location, expires_ms); None: was not there
-        self._vanished: SortedList = SortedList()  # keys in undo that were there
+        self._vanished: SortedList = _sorted_list()  # keys in undo that were there
 
     def note(self, key: bytes, location: int | None, expires_ms: int) -> None:
         """Remember what a key was, unless it has changed before. Under the lock."""
@@ -107,7 +120,7 @@ class Keydir:
         self.dead: dict[int, int] = {}  # segment -> bytes of superseded puts
         self.tombstones: dict[int, int] = {}  # segment -> bytes of tombstones
         self.changed: set[bytes] | None = None  # None: there is no index yet
-        self._index: SortedList = SortedList()
+        self._index: SortedList | None = None
         self._due: list[tuple[int, bytes]] = []  # heap of (expires_ms, key); may hold stale pairs
         self._grace_ms = grace_ms
         self.recounts = 0
@@ -163,42 +176,6 @@ class Keydir:
                 return True
         return False
 
-    def merge(self, segment: int, summary: Summary, is_older: Callable[[int], bool]) -> None:
-        """Apply what a segment says, where ``is_older`` says that what a key points at now is older.
-
-        For a follower; repeatable. The caller counts the dead bytes anew.
-        """
-        base = segment << SEGMENT_SHIFT
-        if summary.clears:
-            for table in (self.locations, self.expired):
-                for key in [key for key, location in table.items() if is_older(location)]:
-                    self.remove(key, 0)
-        for key in summary.tombstones:
-            old = self.newest(key)
-            if old is not None and is_older(old):
-                self.remove(key, 0)
-        expires = summary.expires
-        for key, place in zip(summary.keys, summary.places, strict=True):
-            old = self.newest(key)
-            if old is None or is_older(old):
-                self.put(key, base | place, expires.get(key, 0) if expires else 0, 0)
-
-    def relocate(self, segment: int, summary: Summary, is_older: Callable[[int], bool]) -> None:
-        """Point keys at the copies that a compaction has made; a key that is gone stays so. For a follower."""
-        base = segment << SEGMENT_SHIFT
-        for key, place in zip(summary.keys, summary.places, strict=True):
-            old = self.newest(key)
-            if old is not None and is_older(old):
-                if self.views:
-                    self._note(key)
-                self.move(key, old, base | place)
-
-    def forget_segments(self, gone: Container[int]) -> None:
-        """Remove every key that still points into one of these segments. For a follower. Complexity: O(n)."""
-        for table in (self.locations, self.expired):
-            for key in [key for key, location in table.items() if location >> SEGMENT_SHIFT in gone]:
-                self.remove(key, 0)
-
     def forget_expired(self, key: bytes, location: int) -> None:
         """Drop an expired key whose entry a compaction has dropped."""
         if self.expired.get(key) == location:
@@ -214,9 +191,8 @@ class Keydir:
         self.expires.clear()
         self.expired.clear()
         self._due.clear()
-        self._index.clear()
-        if self.changed is not None:
-            self.changed.clear()
+        self.changed = None
+        self._index = None
 
     def locate(self, key: bytes, now_ms: int) -> int | None:
         """Return a key's location, None if it does not exist or has expired. Safe without the lock."""
@@ -295,7 +271,10 @@ class Keydir:
         Complexity: O(n log n) at the first call (0.4 µs a key), then O(log n) for each key that came
         or went since the last call.
         """
-        changed, index, locations = self.changed, self._index, self.locations
+        changed, locations = self.changed, self.locations
+        index = self._index
+        if index is None:
+            index = self._index = _sorted_list()
         if changed is None or len(changed) > _RESORT * len(index) + 16:
             self.changed = None  # until it is whole: an interrupt in the middle must not leave half of it
             index.clear()
@@ -316,7 +295,7 @@ class Keydir:
         """Drop the index if keeping it up has become dearer than sorting anew; called now and then."""
         if self.changed is not None and len(self.changed) > len(self.locations) + 1000:
             self.changed = None
-            self._index.clear()
+            self._index = None
 
     def select(
         self,

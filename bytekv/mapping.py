@@ -5,47 +5,16 @@ Knows the contract of a mapping and nothing of storage: a subclass says how to w
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
-from typing import NamedTuple
 
 from .codec import MAX_EXPIRES_MS, check_sizes
-from .codec import Entry as StoredEntry
 from .errors import LimitError
+from .record import NamedTuple
 
-__all__ = [
-    "Bytes",
-    "Entry",
-    "OrderedMapping",
-    "Range",
-    "entry_of",
-    "key_of",
-    "limit_of",
-    "range_of",
-    "to_bytes",
-    "ttl_to_ms",
-    "value_of",
-]
+__all__ = ["Bytes", "OrderedMapping", "Range", "key_of", "limit_of", "range_of", "to_bytes", "ttl_to_ms", "value_of"]
 
 Bytes = bytes | bytearray | memoryview | str
-
-
-class Entry(NamedTuple):
-    """A key's entry with what is known of it; times in seconds since 1970."""
-
-    key: bytes
-    value: bytes
-    seq: int
-    modified: float
-    expires: float | None
-
-
-def entry_of(stored: StoredEntry) -> Entry:
-    """Return an entry as users see it."""
-    expires = stored.expires_ms / 1000 if stored.expires_ms else None
-    return Entry(stored.key, stored.value, stored.seq, stored.modified_ms / 1000, expires)
-
 
 # --- conversions -------------------------------------------------------------------------------
 
@@ -84,7 +53,7 @@ def ttl_to_ms(ttl: float) -> int:
         raise TypeError(f"a ttl must be a number of seconds, not {type(ttl).__name__}")
     if not 0 < ttl < MAX_EXPIRES_MS / 2000:  # NaN fails, too
         raise LimitError(f"a ttl must be more than 0 seconds and finite, not {ttl}")
-    return math.ceil(ttl * 1000)
+    return -int(-ttl * 1000 // 1)  # rounded up
 
 
 def _successor(prefix: bytes) -> bytes | None:

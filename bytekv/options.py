@@ -6,16 +6,24 @@ choices are carried out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal
-
 from .errors import LimitError
 
-__all__ = ["Options"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # which makes the signature from the fields, without the 5 ms that importing dataclasses takes
+    from dataclasses import dataclass
+    from typing import Literal
 
-SyncMode = Literal["interval", "always", "os"]
-IOMode = Literal["auto", "mmap", "pread"]
-RecoverMode = Literal["strict", "salvage"]
+    SyncMode = Literal["interval", "always", "os"]
+    IOMode = Literal["auto", "mmap", "pread"]
+    RecoverMode = Literal["strict", "salvage"]
+else:
+
+    def dataclass(**_):
+        """Leave the class as it is."""
+        return lambda cls: cls
+
+
+__all__ = ["Options"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "sync": ("interval", "always", "os"),
@@ -24,7 +32,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """Hold what ``bytekv.open`` was asked for, checked.
 
@@ -81,10 +89,23 @@ class Options:
     #: "salvage": repair as ``bytekv.repair`` does; what was lost is in ``Store.recovery.salvaged``.
     recover: RecoverMode = "strict"
 
-    #: Seconds between two looks at what the writer has done, with flag "r"; None: only when ``refresh()`` is called.
-    follow: float | None = None
+    if not TYPE_CHECKING:
 
-    def __post_init__(self) -> None:
+        def __init__(self, **given):
+            if unknown := given.keys() - set(self.names()):
+                raise TypeError(f"unknown option {min(unknown)!r}; there are {', '.join(self.names())}")
+            self.__dict__.update(given)  # what was not given is the class's
+            self._check()
+
+        def __setattr__(self, name, value):
+            raise AttributeError(f"options cannot be changed: {name}")
+
+        __delattr__ = __setattr__
+
+        def __repr__(self):
+            return f"Options({', '.join(f'{name}={getattr(self, name)!r}' for name in self.names())})"
+
+    def _check(self) -> None:
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -95,8 +116,6 @@ class Options:
         self._number("compact_dead_bytes", 0, 1 << 40)
         self._number("compact_small_files", 2, 1 << 20)
         self._number("expiry_grace_s", 0.0, 1e9)
-        if self.follow is not None:
-            self._number("follow", 0.001, 86_400.0)
         if self.max_open_segments is not None:
             self._number("max_open_segments", 1, 1 << 20)
 
@@ -111,4 +130,4 @@ class Options:
     @classmethod
     def names(cls) -> list[str]:
         """List the names of all options."""
-        return [field.name for field in fields(cls)]
+        return list(cls.__annotations__)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from .codec import ACTIVE, LOG, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentHeader, SegmentRow, Summary, seed_of
 from .directory import Directory
@@ -36,7 +35,6 @@ HINT_FROM = 64 * 1024
 _WINDOW = 1 << 20
 
 
-@dataclass(slots=True)
 class Recovery:
     """What opening found and did; `Store.recovery`.
 
@@ -45,21 +43,37 @@ class Recovery:
     ``hints_missing`` counts the segments that were scanned because no hint file spoke for them.
     """
 
-    clean: bool = True
-    segments: int = 0
-    keys: int = 0
-    last_seq: int = 0
-    durable_seq: int = 0
-    bytes_scanned: int = 0
-    hints_used: int = 0
-    hints_missing: int = 0
-    torn_bytes: int = 0
-    torn_reason: str | None = None
-    quarantined: list[str] = field(default_factory=list)
-    swept: list[str] = field(default_factory=list)
-    duration_s: float = 0.0
-    #: The `Report` of the repair, if opening with recover="salvage" had to do one.
-    salvaged: object = None
+    __slots__ = (
+        "bytes_scanned",
+        "clean",
+        "duration_s",
+        "hints_missing",
+        "hints_used",
+        "keys",
+        "last_seq",
+        "quarantined",
+        "salvaged",
+        "segments",
+        "swept",
+        "torn_bytes",
+        "torn_reason",
+    )
+
+    def __init__(self, segments: int) -> None:
+        self.clean = True
+        self.segments = segments
+        self.keys = 0
+        self.last_seq = 0
+        self.bytes_scanned = 0
+        self.hints_used = 0
+        self.hints_missing = 0
+        self.torn_bytes = 0
+        self.torn_reason: str | None = None
+        self.quarantined: list[str] = []
+        self.swept: list[str] = []
+        self.duration_s = 0.0
+        #: The `Report` of the repair, if opening with recover="salvage" had to do one.
+        self.salvaged: object = None
 
     def __str__(self) -> str:
         text = f"{self.keys} keys in {self.segments} segments, last seq {self.last_seq}, {self.duration_s * 1e3:.1f} ms"
@@ -81,7 +95,7 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Reco
     """
     began = time.perf_counter()
     directory, manifest = segments.directory, segments.manifest
-    report = Recovery(segments=len(manifest.segments))
+    report = Recovery(len(manifest.segments))
     if not readonly:
         directory.settle_names(manifest)
     last_seq = 0
@@ -126,8 +140,6 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Reco
             segments.resume()
     report.keys = len(keydir)
     report.last_seq = last_seq
-    # A writer has synced what it recovered; a reader knows only what the writer vouches for.
-    report.durable_seq = last_seq if not readonly or torn is None else max(manifest.last_seq, torn.durable_seq)
     report.duration_s = time.perf_counter() - began
     return report
 
@@ -201,7 +213,6 @@ class _Torn:
         scan = scan_segment(directory, descriptor, header, start, size, seq)
         self.summary = summarise(scan)
         self.reason = scan.damage
-        self.durable_seq = scan.durable_seq
         if scan.end < row.length or scan.last_seq < row.last_seq:
             raise CorruptionError(path, scan.end, f"{scan.damage or 'zeros'} in data that was durable")
         mark = find_sync_mark(self._read, scan.end, size, seed_of(header.salt), scan.last_seq)

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import errno
 import mmap
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Final
 
 from .codec import (
     CLEAR,
@@ -53,6 +51,10 @@ from .directory import Directory
 from .errors import BytekvError, CorruptionError, DiskFullError, StoreIOError, StoreNotFoundError
 from .files import Files
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
 __all__ = ["FileView", "Scan", "Writer", "load_hint", "open_segment", "save_hint", "summarise"]
 
 #: Bytes kept back in the active segment so that a full disk can be emptied (D11). Deletes may use all but
@@ -64,10 +66,8 @@ _FIRST_STEP: Final = 64 * 1024  # a store killed while tiny stays tiny
 _LAST_STEP: Final = 32 * 1024 * 1024
 _POPULATE: Final = 1024 * 1024
 _WINDOW: Final = 1024 * 1024  # what a scan reads at once
-_FIRST_WINDOW: Final = 16 * 1024  # and at first: a reader process that follows looks again and again
 _SPARE: Final = 1024 * 1024
 _MAX_HINT_SIZE: Final = 1 << 31
-_FIRST_BYTES: Final = re.compile(b"[" + b"".join(b"\\x%02x" % byte for byte in range(256) if FIXED_SIZE[byte]) + b"]")
 
 Read = Callable[[int, int], bytes]  # (size, offset) -> bytes
 Scanned = tuple[int, bytes, int, int, int, bytes]  # flags, key, seq, expires_ms, offset, raw
@@ -154,14 +154,12 @@ class Scan:
     def __iter__(self) -> Iterator[Scanned]:
         stop, seed, contiguous = self._stop, self._seed, self._seq is not None
         unpack, window, base = ENTRY.unpack_from, b"", self.end
-        ahead = _FIRST_WINDOW
         at, expected = self.end, self.last_seq + 1
         batch = self.unfinished
         while at < stop:
             here = at - base
             if here + MIN_ENTRY_SIZE > len(window):
-                window, base, here = self._read(min(ahead, stop - at), at), at, 0
-                ahead = _WINDOW
+                window, base, here = self._read(min(_WINDOW, stop - at), at), at, 0
                 if len(window) < MIN_ENTRY_SIZE:
                     self._stopped("cut short", window)
                     return
@@ -173,8 +171,7 @@ class Scan:
                 self._stopped("no entry" if not fixed else "entry reaches past the end", window[here:])
                 return
             if here + size > len(window):
-                window, base, here = self._read(max(size, min(ahead, stop - at)), at), at, 0
-                ahead = _WINDOW
+                window, base, here = self._read(max(size, min(_WINDOW, stop - at)), at), at, 0
             raw = window[here : here + size]
             if checksum(raw, seed) != RESIDUE:
                 self.damage = "entry fails its CRC32C"
@@ -241,10 +238,13 @@ def find_entry(read: Read, start: int, stop: int, seed: int, seqs: range) -> int
     For what lies behind damage. A first byte is cheap to find, and the seq, eight bytes that must lie in a
     small range, rejects all but a few places before their CRC, which may reach over a gigabyte, is taken.
     """
+    import re  # 3 ms that only a damaged store has to wait for
+
+    first_bytes = re.compile(b"[" + b"".join(b"\\x%02x" % byte for byte in range(256) if FIXED_SIZE[byte]) + b"]")
     at = start
     while at < stop:
         window = read(min(_WINDOW, stop - at), at)
-        for found in _FIRST_BYTES.finditer(window):
+        for found in first_bytes.finditer(window):
             here = found.start()
             if here + ENTRY_SIZE > len(window):
                 break
@@ -260,18 +260,15 @@ def find_entry(read: Read, start: int, stop: int, seed: int, seqs: range) -> int
     return None
 
 
-def summarise(scan: Scan, pause: Callable[[], None] | None = None, entries: Iterable[Scanned] | None = None) -> Summary:
-    """Exhaust a scan and return the newest entry of each key; ``pause`` is called every 200 entries.
-
-    ``entries``: what of an exhausted scan counts, if not everything.
-    """
+def summarise(scan: Scan, pause: Callable[[], None] | None = None) -> Summary:
+    """Exhaust a scan and return the newest entry of each key; ``pause`` is called every 200 entries."""
     places: dict[bytes, int] = {}
     sizes: dict[bytes, int] = {}  # only of entries too large for their place to know
     tombstones: dict[bytes, int] = {}
     expires: dict[bytes, int] = {}
     clears = False
     live = clear_size = 0
-    for number, (flags, key, _, expires_ms, offset, raw) in enumerate(scan if entries is None else entries):
+    for number, (flags, key, _, expires_ms, offset, raw) in enumerate(scan):
         if pause is not None and number % 200 == 0:
             pause()
         size = len(raw)

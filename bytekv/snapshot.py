@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Protocol
 
-from .codec import Entry as StoredEntry
+from .codec import Entry
 from .errors import StoreClosedError
 from .keydir import View
-from .mapping import Bytes, Entry, OrderedMapping, Range, entry_of, to_bytes
+from .mapping import Bytes, OrderedMapping, Range, to_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Reader(Protocol):
+        """What a snapshot needs of its store."""
+
+        def find_in(self, view: View, key: bytes) -> Entry | None: ...
+
+        def count_in(self, view: View) -> int: ...
+
+        def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]: ...
+
+        def pairs_in(self, view: View, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]: ...
+
 
 __all__ = ["Snapshot"]
-
-
-class Reader(Protocol):
-    """What a snapshot needs of its store."""
-
-    def find_in(self, view: View, key: bytes) -> StoredEntry | None: ...
-
-    def count_in(self, view: View) -> int: ...
-
-    def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]: ...
-
-    def pairs_in(self, view: View, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]: ...
 
 
 class Snapshot(OrderedMapping):
@@ -56,24 +59,11 @@ class Snapshot(OrderedMapping):
 
     def __getitem__(self, key: Bytes) -> bytes:
         """Return the value that ``key`` had; `KeyError` if it did not exist. Complexity: O(1)."""
-        return self.entry(key).value
-
-    def entry(self, key: Bytes) -> Entry:
-        """Return the value that ``key`` had with its seq and times; `KeyError` if it did not exist. Complexity: O(1).
-
-        >>> import bytekv, tempfile
-        >>> with bytekv.open(tempfile.mkdtemp()) as db:
-        ...     seq = db.put("a", "old")
-        ...     with db.snapshot() as snap:
-        ...         db["a"] = "new"
-        ...         snap.entry("a").seq == seq
-        True
-        """
         key = to_bytes("key", key)
         found = self._store.find_in(self._open_view(), key)
         if found is None:
             raise KeyError(key)
-        return entry_of(found)
+        return found.value
 
     def __contains__(self, key: object) -> bool:
         """Tell whether ``key`` existed. Complexity: O(1), one read."""

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import atexit
 import errno
-import logging
 import os
-import re
 import threading
 import weakref
 from collections.abc import (
@@ -26,11 +24,9 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeVar, overload
 
-from . import check, compactor, recovery
+from . import check, compactor, log, recovery
 from .batch import Batch
 from .codec import (
     CLEAR,
@@ -62,26 +58,40 @@ from .errors import (
     StoreIOError,
 )
 from .files import Files
-from .follower import Follower, try_again
 from .keydir import Keydir, View
-from .mapping import Bytes, Entry, OrderedMapping, Range, entry_of, key_of, to_bytes, ttl_to_ms, value_of
+from .mapping import Bytes, OrderedMapping, Range, key_of, to_bytes, ttl_to_ms, value_of
 from .options import Options
+from .record import NamedTuple
 from .recovery import Recovery
 from .segment_manager import SegmentManager
 from .snapshot import Snapshot
 from .transaction import Transaction, Writes
 from .worker import Worker, start_no_more
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, Literal, NoReturn, TypeVar, overload
+
+    Flag = Literal["r", "w", "c", "n"]
+    T = TypeVar("T")
+
 __all__ = ["Entry", "SegmentStats", "Stats", "Store", "open", "repair"]
 
-logger = logging.getLogger("bytekv")
-
-Flag = Literal["r", "w", "c", "n"]
-T = TypeVar("T")
 _MISSING: Final = object()
-_INTEGER: Final = re.compile(rb"-?[0-9]{1,4000}")
+_MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refuses more than 4300
 _FIRST_CHUNK: Final = 64
 _LAST_CHUNK: Final = 1024
+_READER_TRIES: Final = 50
+
+
+class Entry(NamedTuple):
+    """A key's entry with what is known of it; times in seconds since 1970."""
+
+    key: bytes
+    value: bytes
+    seq: int
+    modified: float
+    expires: float | None
 
 
 class SegmentStats(NamedTuple):
@@ -93,8 +103,7 @@ class SegmentStats(NamedTuple):
     tombstone_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
+class Stats(NamedTuple):
     """What `Store.stats` tells; bytes are file bytes, headers included."""
 
     keys: int
@@ -105,7 +114,7 @@ class Stats:
     dead_bytes: int
     open_segments: int
     compactions: int
-    background_error: str | None
+    compaction_error: str | None
     open_views: int
     pinned_bytes: int
     segments: tuple[SegmentStats, ...]
@@ -155,7 +164,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._is_closed = False
         self._compacting: Any = threading.RLock()
         self._compactions = 0
-        self._background_error: str | None = None
+        self._compaction_error: str | None = None
         self._may_compact = options.auto_compact and flag != "r"
         self._worker = Worker(self._work, self._worker_failed, f"bytekv {os.path.basename(path)}")
         directory = Directory(path, files)
@@ -170,7 +179,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             directory.acquire()
         try:
             if flag == "r":
-                try_again(self._recover_beside_writer, files.yield_cpu)
+                self._recover_beside_writer()
             else:
                 if flag == "n" or (flag == "c" and directory.find_or_make(lost_manifest_allowed=True)):
                     directory.create(_fresh_manifest(directory, files))
@@ -180,10 +189,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             raise
         self._compactor = Compactor(self._commit, options)
         _register(self)
-        logger.info("opened %s: %s", path, self.recovery)
-        if options.follow is not None or (
-            flag != "r" and (self.recovery.hints_missing or (self._may_compact and self._victims()))
-        ):
+        log.info("opened %s: %s", path, self.recovery)
+        if flag != "r" and (self.recovery.hints_missing or (self._may_compact and self._victims())):
             self._worker.wake()
 
     def _recover_or_salvage(self) -> None:
@@ -192,7 +199,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         except CorruptionError as error:
             if self._options.recover != "salvage":
                 raise
-            logger.warning("%s is damaged and will be salvaged: %s", self._path, str(error))
+            log.warning("%s is damaged and will be salvaged: %s", self._path, str(error))
             report = check.salvage(self._directory, self._options.segment_size_bytes)
             self._recover(self._directory.load(for_writing=True))
             self.recovery.salvaged = report
@@ -201,7 +208,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         files, options = self._files, self._options
         mapped = options.io == "mmap" or (options.io == "auto" and files.maps_safely(self._path))
         keydir = Keydir(round(options.expiry_grace_s * 1000), files.now_ms)
-        segments = SegmentManager(self._directory, manifest, options, mapped=mapped, readonly=self._readonly)
+        segments = SegmentManager(self._directory, manifest, options, mapped=mapped)
         try:
             #: What opening found and did.
             self.recovery: Recovery = recovery.recover(segments, keydir, readonly=self._readonly)
@@ -216,16 +223,24 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         if self._readonly:
             path = self._path
             self._commit.refusal = lambda: ReadOnlyError(f"{path}: opened with flag 'r'")
-            self._commit.durable_seq = self.recovery.durable_seq
-            self._follower = Follower(self._commit)
 
-    def _recover_beside_writer(self) -> bool:
-        """Recover while a writer may roll, compact and append."""
-        self._recover(self._directory.load(for_writing=False))
-        # Opened now, so that a compaction of the writer cannot take them away later.
-        for row in self._segments.manifest.segments[: self._segments.max_open]:
-            self._segments.view(row.segment_id)
-        return True
+    def _recover_beside_writer(self) -> None:
+        """Recover while a writer may roll, compact and append: try again when the ground has moved."""
+        for attempt in range(_READER_TRIES):
+            manifest = self._directory.load(for_writing=False)
+            try:
+                self._recover(manifest)
+                # Opened now, so that a compaction of the writer cannot take them away later.
+                for row in self._segments.manifest.segments[: self._segments.max_open]:
+                    self._segments.view(row.segment_id)
+                return
+            except (CorruptionError, StoreIOError) as error:
+                # An entry under way looks like a damaged one, and a segment that was compacted away like a
+                # missing one; real damage stays.
+                passing = isinstance(error, CorruptionError) or error.errno == errno.ENOENT
+                if not passing or attempt == _READER_TRIES - 1:
+                    raise
+                self._files.yield_cpu()
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -267,10 +282,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 return self._read(key, location)
             except KeyError:
                 continue  # retired by a compaction, which has moved the key before
-            except StoreIOError as error:
-                # More segments than may be open at once, and the writer has compacted this one away.
-                if not self._readonly or error.errno != errno.ENOENT or not self.refresh():
-                    raise
 
     def _read(self, key: bytes, location: int) -> StoredEntry:
         raw, seed, segment_id, offset = self._segments.raw(location)
@@ -302,10 +313,13 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             raise KeyError(key)
         return value
 
-    @overload
-    def get(self, key: Bytes) -> bytes | None: ...
-    @overload
-    def get(self, key: Bytes, default: T) -> bytes | T: ...
+    if TYPE_CHECKING:
+
+        @overload
+        def get(self, key: Bytes) -> bytes | None: ...
+        @overload
+        def get(self, key: Bytes, default: T) -> bytes | T: ...
+
     def get(self, key: Bytes, default: object = None) -> object:
         """Return the value of ``key``, ``default`` if there is none. Complexity: O(1)."""
         if type(key) is not bytes:
@@ -351,7 +365,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         found = self._find(key)
         if found is None:
             raise KeyError(key)
-        return entry_of(found)
+        expires = found.expires_ms / 1000 if found.expires_ms else None
+        return Entry(found.key, found.value, found.seq, found.modified_ms / 1000, expires)
 
     def ttl(self, key: Bytes) -> float | None:
         """Return the seconds that ``key`` has left, None if it does not expire; `KeyError` if it does not exist."""
@@ -568,7 +583,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         def decide(found: StoredEntry | None) -> Sequence[Operation]:
             nonlocal total
-            if found is not None and not _INTEGER.fullmatch(found.value):
+            digits = found.value.removeprefix(b"-") if found else b"0"
+            if not digits.isdigit() or len(digits) > _MAX_DIGITS:
                 raise ValueError(f"the value of {key!r} is not a decimal integer")
             total = amount + (int(found.value) if found else 0)
             return [Operation(PUT, key, b"%d" % total, found.expires_ms if found else 0)]
@@ -667,9 +683,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._check_writable()
         return Transaction(self, self._commit.shut_gate, self._end_transaction)
 
-    def _end_transaction(self, transaction: Transaction, writes: Writes | None) -> int | None:
+    def _end_transaction(self, transaction: Transaction, writes: Writes | None) -> None:
         try:
-            return self._commit_batch(writes, gate_owner=transaction) if writes else None
+            if writes:
+                self._commit_batch(writes, gate_owner=transaction)
         finally:
             self._commit.open_gate(transaction)
 
@@ -765,7 +782,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         with self._compacting:
             result = self._compact_all(progress)
         self._commit.flush_notes()
-        logger.info("compacted %s: %d bytes reclaimed", self._path, result.reclaimed_bytes)
+        log.info("compacted %s: %d bytes reclaimed", self._path, result.reclaimed_bytes)
         return result
 
     def _compact_all(self, progress: Callable[[Progress], object] | None) -> Compaction:
@@ -859,73 +876,31 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             gone,
             len(self._readers),
             self._compactions,
-            self._background_error,
+            self._compaction_error,
             len(self._keydir.views),
             self._segments.pinned_bytes,
             rows,
         )
 
-    def refresh(self) -> bool:
-        """Catch up with the writer, if the store was opened with flag "r"; tell whether there was anything new.
-
-        Afterwards reads see all that the writer had done by the beginning of the call: whole batches, never
-        less than before. Snapshots and scans that are under way do not change. A store that is open for
-        writing is always up to date.
-
-        Raises `StoreIOError` with errno ESTALE if the directory holds another store now, or if operations
-        seen here were lost in a power cut; nothing has changed then. Complexity: 30 µs, and O(what was
-        written since); O(number of keys) after a compaction.
-
-        >>> import bytekv, tempfile
-        >>> path = tempfile.mkdtemp()
-        >>> with bytekv.open(path) as db, bytekv.open(path, "r") as reader:
-        ...     db["a"] = "1"
-        ...     "a" in reader, reader.refresh(), "a" in reader
-        (False, True, True)
-        """
-        self._check_open()
-        if not self._readonly:
-            return False
-        if self._compacting._is_owned():
-            raise ReentryError("refresh() was called from a progress callback")
-        with self._compacting:
-            self._check_open()
-            return self._follower.refresh()
-
     # --- the worker ----------------------------------------------------------------------------
-
-    def _follow(self) -> float | None:
-        """Catch up in the background; what goes wrong is in `stats`, and `refresh` raises it."""
-        try:
-            self.refresh()
-            self._background_error = None
-        except StoreClosedError:
-            return None
-        except BytekvError as error:
-            if self._background_error is None:
-                logger.error("%s does not follow its writer: %s", self._path, str(error))
-            self._background_error = str(error)
-        return self._options.follow
 
     def _work(self) -> float | None:
         """Sync when it is time, build hints, compact; return the seconds until it is time again."""
-        if self._readonly:
-            return self._follow()
         try:
             self._sync_if_due()
             try:
                 while self._build_a_hint() or self._compact_a_run():
-                    self._background_error = None
+                    self._compaction_error = None
             except CorruptionError as error:
                 # Reported, not repeated: the damage stays until someone looks at it.
-                self._background_error = str(error)
+                self._compaction_error = str(error)
                 self._may_compact = False
-                logger.error("compaction stopped, nothing was changed: %s", str(error))
+                log.error("compaction stopped, nothing was changed: %s", str(error))
             except (StoreFailedError, StoreClosedError):
                 raise
             except BytekvError as error:
-                self._background_error = str(error)
-                logger.warning("compaction put off until the next segment is full: %s", str(error))
+                self._compaction_error = str(error)
+                log.warning("compaction put off until the next segment is full: %s", str(error))
             self._commit.flush_notes()
             return self._sync_if_due()
         except (_StopWork, StoreFailedError, StoreClosedError):
@@ -948,7 +923,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 self._compactor.run(victims, self._pause, lambda _: None)
                 self._compactions += 1
         if victims:
-            logger.debug("compacted segments %s", victims)
+            log.debug("compacted segments %s", victims)
         return bool(victims)
 
     def _sync_if_due(self) -> float | None:
@@ -973,7 +948,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def _worker_failed(self, error: BaseException) -> None:
         if isinstance(error, (StoreFailedError, StoreClosedError)):
             return  # known already: writes raise it
-        logger.error("the background worker of %s died: %s", self._path, repr(error))
+        log.error("the background worker of %s died: %s", self._path, repr(error))
         with self._commit.lock:
             self._commit.fail(error)
 
@@ -993,11 +968,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def readonly(self) -> bool:
         """Tell whether the store was opened with flag "r"."""
         return self._readonly
-
-    @property
-    def failure(self) -> BaseException | None:
-        """Return the failed sync since which writes are refused, None if they are not for that reason."""
-        return self._commit.failure
 
     @property
     def last_seq(self) -> int:
@@ -1075,7 +1045,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             try:
                 self.close()
             except BytekvError as error:
-                logger.error("%s was dropped without close(), and closing it failed: %s", self._path, str(error))
+                log.error("%s was dropped without close(), and closing it failed: %s", self._path, str(error))
 
     def __repr__(self) -> str:
         if self._is_closed or os.getpid() != self._pid:
@@ -1113,7 +1083,7 @@ def _close_all() -> None:
             try:
                 store.close()
             except BytekvError as error:
-                logger.error("%s could not be closed at exit: %s", store.path, str(error))
+                log.error("%s could not be closed at exit: %s", store.path, str(error))
 
 
 def _forked() -> None:
@@ -1175,8 +1145,6 @@ def open(path: str | os.PathLike[str], flag: Flag = "c", **options: Any) -> Stor
     """
     if flag not in ("r", "w", "c", "n"):
         raise ValueError(f"flag must be one of 'r', 'w', 'c', 'n', not {flag!r}")
-    if flag != "r" and options.get("follow") is not None:
-        raise ValueError("follow is for readers: it needs flag 'r'")
     if unknown := sorted(options.keys() - set(Options.names())):
         raise TypeError(f"unknown option {unknown[0]!r}; there are {', '.join(Options.names())}")
     return Store(os.path.abspath(os.fsdecode(path)), flag, Options(**options), Files())

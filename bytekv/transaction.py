@@ -10,22 +10,25 @@ import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from heapq import merge
 from types import TracebackType
-from typing import Protocol
 
 from .errors import BytekvError
 from .mapping import Bytes, OrderedMapping, Range, key_of, to_bytes, value_of
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    class Host(Protocol):
+        """What a transaction needs of its store."""
+
+        def get(self, key: Bytes) -> bytes | None: ...
+
+        def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]: ...
+
+
 __all__ = ["Transaction"]
 
 Writes = dict[bytes, tuple[bytes, float | None] | None]
-
-
-class Host(Protocol):
-    """What a transaction needs of its store."""
-
-    def get(self, key: Bytes) -> bytes | None: ...
-
-    def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]: ...
 
 
 class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
@@ -46,13 +49,11 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     """
 
     def __init__(
-        self, store: Host, begin: Callable[[Transaction], None], end: Callable[[Transaction, Writes | None], int | None]
+        self, store: Host, begin: Callable[[Transaction], None], end: Callable[[Transaction, Writes | None], Any]
     ) -> None:
         self._store, self._begin, self._end = store, begin, end
         self._writes: Writes = {}
         self._thread: int | None = None
-        #: seq of the last operation once committed; None before, or if there was nothing to do.
-        self.seq: int | None = None
 
     def __enter__(self) -> Transaction:
         if self._thread is not None:
@@ -65,7 +66,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._thread = 0
-        self.seq = self._end(self, self._writes if kind is None else None)
+        self._end(self, self._writes if kind is None else None)
 
     def _check(self) -> None:
         if self._thread != threading.get_ident():

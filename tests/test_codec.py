@@ -156,7 +156,7 @@ def same(left: Summary, right: Summary) -> bool:
     """Compare two summaries whose columns may be lists or arrays."""
     return all(
         list(one) == list(other) if name in ("keys", "places", "tombstones") else one == other
-        for name in Summary.__dataclass_fields__
+        for name in Summary._fields
         for one, other in [(getattr(left, name), getattr(right, name))]
     )
 

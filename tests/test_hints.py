@@ -294,21 +294,17 @@ def test_something_else_in_its_place_is_ignored(what, hinted):
 
 
 def test_one_that_speaks_of_more_than_the_segment_holds_is_ignored(hinted):
-    for directory, header, row, scanned in list(segments_of(hinted)):
-        summary = scanned
-        summary.length = row.length + 1
-        save_hint(directory, header, summary)
+    for directory, header, row, summary in list(segments_of(hinted)):
+        save_hint(directory, header, summary._replace(length=row.length + 1))
         assert load_hint(directory, header, row.length) is None
         assert load_hint(directory, header, row.length + 1) is not None
-        summary.length = SEGMENT_HEADER_SIZE - 1
-        save_hint(directory, header, summary)
+        save_hint(directory, header, summary._replace(length=SEGMENT_HEADER_SIZE - 1))
         assert load_hint(directory, header, row.length) is None
 
 
 def test_one_that_knows_later_operations_than_the_manifest_is_ignored(hinted):
     (directory, header, row, summary), *_ = segments_of(hinted)
-    summary.last_seq = row.last_seq + 1
-    save_hint(directory, header, summary)
+    save_hint(directory, header, summary._replace(last_seq=row.last_seq + 1))
     expect_the_same_without_hints(hinted, hints_used=2)
 
 

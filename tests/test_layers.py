@@ -19,7 +19,9 @@ from bytekv import errors
 PACKAGE = Path(bytekv.__file__).parent
 
 LAYERS = [
+    "record",
     "errors",
+    "log",
     "options",
     "codec",
     "files",
@@ -30,7 +32,6 @@ LAYERS = [
     "recovery",
     "commit",
     "compactor",
-    "follower",
     "check",
     "mapping",
     "batch",
