@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bytekv.files import Files
 from bytekv.options import Options
 from bytekv.store import Store
+
+
+class Case(NamedTuple):
+    """One case of a method of testing: of which kind, and what went wrong, if anything did.
+
+    A method is an iterator of cases. The default run takes the first few and raises what went wrong; `tests.deep`
+    goes on for as long as it is told to, and counts.
+    """
+
+    kind: str
+    error: BaseException | None = None
+    detail: str = ""  # of which there is a count on request
+    count: int = 1
+
+
+def expect_no_violation(cases: Iterable[Case]) -> Counter[str]:
+    """Go through the cases of a method, raise what went wrong, and count the kinds and details."""
+    counts: Counter[str] = Counter()
+    for case in cases:
+        if case.error is not None:
+            raise case.error
+        counts[case.kind] += case.count
+        counts[case.detail] += case.count
+    return counts
 
 
 class FakeFiles(Files):

@@ -6,28 +6,25 @@ the oracle. Nobody sleeps: processes wait for each other at pipes.
 
 from __future__ import annotations
 
+import itertools
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import bytekv
 from bytekv.errors import StoreLockedError
-from tests.harness import open_store, snapshot_of
+from tests.harness import expect_no_violation, open_store, snapshot_of
+from tests.kills import KILLS_OF_A_STORE, SYNCS, kills
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="made of kill -9, fork and pipes")
 
 TIMEOUT_S = 60.0
-SYNCS = ("interval", "always", "os")
 
 _PRELUDE = """
     import os, sys
@@ -118,144 +115,11 @@ def _run(source: str, path: object, *arguments: object, code: int = 0) -> list[s
 
 # --- killed --------------------------------------------------------------------------------------
 
-# What operation n does is a matter of arithmetic, so that both sides know it: the writer that is killed, and the test.
-_OPERATIONS = '''
-    import random
 
-    def operation(seed, number):
-        """Return operation ``number`` as (name, keys, value)."""
-        noise = random.Random(seed * 1_000_003 + number)
-        kind = noise.randrange(100)
-        key = b"k-%d" % noise.randrange(60)
-        value = b"%d " % number * noise.randrange(1, 60)
-        if kind < 60:
-            return "put", [key], value
-        if kind < 63:
-            return "put", [key], value * 200  # beyond 8 KiB, or a segment of its own
-        if kind < 83:
-            return "delete", [key], b""
-        if kind < 99:
-            return "batch", [b"k-%d" % noise.randrange(60) for _ in range(noise.randrange(2, 9))], value
-        return "clear", [], b""
-'''
-
-_WRITER = """
-    import signal
-    db = bytekv.open(
-        path,
-        sync=arguments[0],
-        io=arguments[1],
-        sync_interval_s=0.005,
-        segment_size_bytes=16_384,
-        compact_dead_bytes=1000,
-        compact_dead_ratio=0.2,
-    )
-    seed, number = int(arguments[2]), int(arguments[3])
-    while True:
-        number += 1
-        name, keys, value = operation(seed, number)
-        if name == "put":
-            db[keys[0]] = value
-        elif name == "delete":
-            db.delete(keys[0])
-        elif name == "clear":
-            db.clear()
-        else:
-            with db.batch() as batch:
-                for position, key in enumerate(keys):
-                    if position % 3 == 2:
-                        del batch[key]
-                    else:
-                        batch[key] = value
-        os.write(1, b"%d\\n" % number)
-"""
-
-_names: dict[str, Any] = {}
-exec(textwrap.dedent(_OPERATIONS), _names)
-
-
-class Model:
-    """What a store holds after a number of operations, and its seq."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed, self.number, self.seq = seed, 0, 0
-        self.content: dict[bytes, bytes] = {}
-
-    def step(self) -> None:
-        self.number += 1
-        name, keys, value = _names["operation"](self.seed, self.number)
-        before = self.content
-        if name == "put":
-            self.content = before | {keys[0]: value}
-            self.seq += 1
-        elif name == "delete":
-            self.content = {key: old for key, old in before.items() if key != keys[0]}
-            self.seq += keys[0] in before
-        elif name == "clear":
-            self.content = {}
-            self.seq += bool(before)
-        else:
-            # The last write to a key counts; deleting what is not there is nothing.
-            last = {key: position % 3 == 2 for position, key in enumerate(keys)}
-            self.content = {key: old for key, old in before.items() if not last.get(key, False)}
-            self.content |= {key: value for key, gone in last.items() if not gone}
-            self.seq += sum(1 for key, gone in last.items() if not gone or key in before)
-
-
-def _kill_once(path: Path, model: Model, sync: str, io: str, acknowledgements: int) -> None:
-    """Let a writer go on from where the model is, kill it some time after so many acknowledgements, and compare."""
-    writer = subprocess.Popen(
-        _command(textwrap.dedent(_OPERATIONS) + textwrap.dedent(_WRITER), path, sync, io, model.seed, model.number),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=_environment(),
-    )
-    assert writer.stdout is not None
-    for _ in range(acknowledgements):
-        if not writer.stdout.readline():
-            break
-    writer.kill()
-    out, err = writer.communicate(timeout=TIMEOUT_S)
-    assert (writer.returncode, err.decode()) == (-signal.SIGKILL, "")
-    whole = out[: out.rfind(b"\n") + 1].split()
-    acknowledged = int(whole[-1]) if whole else model.number + acknowledgements
-    with open_store(path) as db:
-        report = db.verify()
-        assert report.ok, report
-        found, seq = dict(db.items()), db.last_seq
-    while model.number < acknowledged or model.seq < seq:
-        model.step()
-    where = f"seed {model.seed}, sync {sync}, io {io}, acknowledged {acknowledged}, compared with {model.number}"
-    assert model.seq == seq, f"half a batch, or a lost operation: {where}"
-    assert found == model.content, where
-    with open_store(path, "r") as db:
-        assert (db.recovery.clean, dict(db.items()), db.last_seq) == (True, found, seq)
-
-
-@pytest.mark.parametrize("io", ["mmap", "pread"])
-@pytest.mark.parametrize("sync", SYNCS)
-def test_killed_at_any_moment(path: Path, sync: str, io: str) -> None:
-    """D1, D2, D3: whole operations 1 … R, R at least the last one acknowledged; again and again on the same store."""
-    seed = 7 * SYNCS.index(sync) + (io == "pread")
-    noise, model = random.Random(seed), Model(seed)
-    for _ in range(4):
-        _kill_once(path, model, sync, io, noise.randrange(1, 1500))
-    assert model.number > 1000
-
-
-@pytest.mark.deep
-@pytest.mark.parametrize("io", ["mmap", "pread"])
-@pytest.mark.parametrize("sync", SYNCS)
-def test_killed_at_very_many_moments(path: Path, sync: str, io: str) -> None:
-    """BYTEKV_DEEP_SECONDS: how long, for all of these together (two minutes if unset)."""
-    until = time.monotonic() + float(os.environ.get("BYTEKV_DEEP_SECONDS", "120")) / 6
-    seed = time.time_ns() % 1_000_000
-    while time.monotonic() < until:
-        seed += 1
-        noise, model = random.Random(seed), Model(seed)
-        for _ in range(12):
-            _kill_once(path, model, sync, io, noise.choice([1, 2, 10, 100, 1000, noise.randrange(1, 5000)]))
-        shutil.rmtree(path)
+def test_killed_at_any_moment(path: Path) -> None:
+    """D1, D2, D3: whole operations 1 … R, R at least the last one acknowledged; in every mode, again and again."""
+    seen = expect_no_violation(itertools.islice(kills(path.parent, 0), 6 * KILLS_OF_A_STORE))
+    assert seen["kills"] == 6 * KILLS_OF_A_STORE
 
 
 # --- two at a time -------------------------------------------------------------------------------
