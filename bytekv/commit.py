@@ -143,7 +143,7 @@ class Committer:
         # --- guarded by lock
         self.segments = segments
         self.keydir = keydir
-        self.pending: Any = None  # None · _ENTERED · _Pending · the fast path's tuple
+        self.pending: Any = None  # None · _ENTERED · _Pending · the fast path's tuple · a callable
         self.interrupted = False  # a call ended in the middle: readers look, and settle it
         self.seq = last_seq  # of the last operation appended
         self.durable_seq = last_seq
@@ -442,9 +442,21 @@ class Committer:
         if uncounted and not self._always:
             self._recount()
 
+    def show_foreign(self, change: Callable[[], None]) -> None:
+        """Let readers see what another process has written: ``change`` alters memory only and is repeatable."""
+        self.check_reentry()
+        with self.lock:
+            self.pending = change
+            self.interrupted = True  # readers come and wait, and see all of it or nothing
+            change()
+            self.pending = None
+            self.interrupted = False
+
     def _roll_forward(self) -> None:
         pending = self.pending
-        if isinstance(pending, _Pending):
+        if callable(pending):
+            pending()
+        elif isinstance(pending, _Pending):
             self._uncounted = True
             self._carry_out(pending)
         elif pending:

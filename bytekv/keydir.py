@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from itertools import islice
 
 from .codec import SEGMENT_SHIFT, SIZE_MASK, Summary
@@ -175,6 +175,42 @@ class Keydir:
                 table[key] = new
                 return True
         return False
+
+    def merge(self, segment: int, summary: Summary, is_older: Callable[[int], bool]) -> None:
+        """Apply what a segment says, where ``is_older`` says that what a key points at now is older.
+
+        For a follower; repeatable. The caller counts the dead bytes anew.
+        """
+        base = segment << SEGMENT_SHIFT
+        if summary.clears:
+            for table in (self.locations, self.expired):
+                for key in [key for key, location in table.items() if is_older(location)]:
+                    self.remove(key, 0)
+        for key in summary.tombstones:
+            old = self.newest(key)
+            if old is not None and is_older(old):
+                self.remove(key, 0)
+        expires = summary.expires
+        for key, place in zip(summary.keys, summary.places, strict=True):
+            old = self.newest(key)
+            if old is None or is_older(old):
+                self.put(key, base | place, expires.get(key, 0) if expires else 0, 0)
+
+    def relocate(self, segment: int, summary: Summary, is_older: Callable[[int], bool]) -> None:
+        """Point keys at the copies that a compaction has made; a key that is gone stays so. For a follower."""
+        base = segment << SEGMENT_SHIFT
+        for key, place in zip(summary.keys, summary.places, strict=True):
+            old = self.newest(key)
+            if old is not None and is_older(old):
+                if self.views:
+                    self._note(key)
+                self.move(key, old, base | place)
+
+    def forget_segments(self, gone: Container[int]) -> None:
+        """Remove every key that still points into one of these segments. For a follower. Complexity: O(n)."""
+        for table in (self.locations, self.expired):
+            for key in [key for key, location in table.items() if location >> SEGMENT_SHIFT in gone]:
+                self.remove(key, 0)
 
     def forget_expired(self, key: bytes, location: int) -> None:
         """Drop an expired key whose entry a compaction has dropped."""

@@ -9,12 +9,42 @@ from abc import abstractmethod
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 
 from .codec import MAX_EXPIRES_MS, check_sizes
+from .codec import Entry as StoredEntry
 from .errors import LimitError
 from .record import NamedTuple
 
-__all__ = ["Bytes", "OrderedMapping", "Range", "key_of", "limit_of", "range_of", "to_bytes", "ttl_to_ms", "value_of"]
+__all__ = [
+    "Bytes",
+    "Entry",
+    "OrderedMapping",
+    "Range",
+    "entry_of",
+    "key_of",
+    "limit_of",
+    "range_of",
+    "to_bytes",
+    "ttl_to_ms",
+    "value_of",
+]
 
 Bytes = bytes | bytearray | memoryview | str
+
+
+class Entry(NamedTuple):
+    """A key's entry with what is known of it; times in seconds since 1970."""
+
+    key: bytes
+    value: bytes
+    seq: int
+    modified: float
+    expires: float | None
+
+
+def entry_of(stored: StoredEntry) -> Entry:
+    """Return an entry as users see it."""
+    expires = stored.expires_ms / 1000 if stored.expires_ms else None
+    return Entry(stored.key, stored.value, stored.seq, stored.modified_ms / 1000, expires)
+
 
 # --- conversions -------------------------------------------------------------------------------
 

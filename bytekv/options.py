@@ -89,6 +89,9 @@ class Options:
     #: "salvage": repair as ``bytekv.repair`` does; what was lost is in ``Store.recovery.salvaged``.
     recover: RecoverMode = "strict"
 
+    #: Seconds between two looks at what the writer has done, with flag "r"; None: only when ``refresh()`` is called.
+    follow: float | None = None
+
     if not TYPE_CHECKING:
 
         def __init__(self, **given):
@@ -116,6 +119,8 @@ class Options:
         self._number("compact_dead_bytes", 0, 1 << 40)
         self._number("compact_small_files", 2, 1 << 20)
         self._number("expiry_grace_s", 0.0, 1e9)
+        if self.follow is not None:
+            self._number("follow", 0.001, 86_400.0)
         if self.max_open_segments is not None:
             self._number("max_open_segments", 1, 1 << 20)
 

@@ -46,6 +46,7 @@ class Recovery:
     __slots__ = (
         "bytes_scanned",
         "clean",
+        "durable_seq",
         "duration_s",
         "hints_missing",
         "hints_used",
@@ -64,6 +65,7 @@ class Recovery:
         self.segments = segments
         self.keys = 0
         self.last_seq = 0
+        self.durable_seq = 0
         self.bytes_scanned = 0
         self.hints_used = 0
         self.hints_missing = 0
@@ -140,6 +142,8 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Reco
             segments.resume()
     report.keys = len(keydir)
     report.last_seq = last_seq
+    # A writer has synced what it recovered; a reader knows only what the writer vouches for.
+    report.durable_seq = last_seq if not readonly or torn is None else max(manifest.last_seq, torn.durable_seq)
     report.duration_s = time.perf_counter() - began
     return report
 
@@ -213,6 +217,7 @@ class _Torn:
         scan = scan_segment(directory, descriptor, header, start, size, seq)
         self.summary = summarise(scan)
         self.reason = scan.damage
+        self.durable_seq = scan.durable_seq
         if scan.end < row.length or scan.last_seq < row.last_seq:
             raise CorruptionError(path, scan.end, f"{scan.damage or 'zeros'} in data that was durable")
         mark = find_sync_mark(self._read, scan.end, size, seed_of(header.salt), scan.last_seq)

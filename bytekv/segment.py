@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import errno
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from .codec import (
@@ -66,6 +66,7 @@ _FIRST_STEP: Final = 64 * 1024  # a store killed while tiny stays tiny
 _LAST_STEP: Final = 32 * 1024 * 1024
 _POPULATE: Final = 1024 * 1024
 _WINDOW: Final = 1024 * 1024  # what a scan reads at once
+_FIRST_WINDOW: Final = 16 * 1024  # and at first: a reader process that follows looks again and again
 _SPARE: Final = 1024 * 1024
 _MAX_HINT_SIZE: Final = 1 << 31
 
@@ -154,12 +155,14 @@ class Scan:
     def __iter__(self) -> Iterator[Scanned]:
         stop, seed, contiguous = self._stop, self._seed, self._seq is not None
         unpack, window, base = ENTRY.unpack_from, b"", self.end
+        ahead = _FIRST_WINDOW
         at, expected = self.end, self.last_seq + 1
         batch = self.unfinished
         while at < stop:
             here = at - base
             if here + MIN_ENTRY_SIZE > len(window):
-                window, base, here = self._read(min(_WINDOW, stop - at), at), at, 0
+                window, base, here = self._read(min(ahead, stop - at), at), at, 0
+                ahead = _WINDOW
                 if len(window) < MIN_ENTRY_SIZE:
                     self._stopped("cut short", window)
                     return
@@ -171,7 +174,8 @@ class Scan:
                 self._stopped("no entry" if not fixed else "entry reaches past the end", window[here:])
                 return
             if here + size > len(window):
-                window, base, here = self._read(max(size, min(_WINDOW, stop - at)), at), at, 0
+                window, base, here = self._read(max(size, min(ahead, stop - at)), at), at, 0
+                ahead = _WINDOW
             raw = window[here : here + size]
             if checksum(raw, seed) != RESIDUE:
                 self.damage = "entry fails its CRC32C"
@@ -260,15 +264,18 @@ def find_entry(read: Read, start: int, stop: int, seed: int, seqs: range) -> int
     return None
 
 
-def summarise(scan: Scan, pause: Callable[[], None] | None = None) -> Summary:
-    """Exhaust a scan and return the newest entry of each key; ``pause`` is called every 200 entries."""
+def summarise(scan: Scan, pause: Callable[[], None] | None = None, entries: Iterable[Scanned] | None = None) -> Summary:
+    """Exhaust a scan and return the newest entry of each key; ``pause`` is called every 200 entries.
+
+    ``entries``: what of an exhausted scan counts, if not everything.
+    """
     places: dict[bytes, int] = {}
     sizes: dict[bytes, int] = {}  # only of entries too large for their place to know
     tombstones: dict[bytes, int] = {}
     expires: dict[bytes, int] = {}
     clears = False
     live = clear_size = 0
-    for number, (flags, key, _, expires_ms, offset, raw) in enumerate(scan):
+    for number, (flags, key, _, expires_ms, offset, raw) in enumerate(scan if entries is None else entries):
         if pause is not None and number % 200 == 0:
             pause()
         size = len(raw)

@@ -49,10 +49,13 @@ __all__ = ["SegmentManager", "header_of"]
 class SegmentManager:
     """Hold the segments of one open store. Changes need the store's lock; `read` and `view` do not."""
 
-    def __init__(self, directory: Directory, manifest: Manifest, options: Options, *, mapped: bool) -> None:
+    def __init__(
+        self, directory: Directory, manifest: Manifest, options: Options, *, mapped: bool, readonly: bool = False
+    ) -> None:
         self.directory = directory
         self.manifest = manifest
         self.mapped = mapped
+        self._readonly = readonly
         #: Preallocate, with blocks kept back for deletes, even where `pwrite` fills them.
         self._reserves = directory.files.maps_safely(directory.path)
         self.writer: Writer | None = None
@@ -121,6 +124,18 @@ class SegmentManager:
         self.readers[segment_id] = found
         return found
 
+    def open_view(self, descriptor: int, segment_id: int, size: int) -> View:
+        """Return a view of the first ``size`` bytes of an open segment; the descriptor stays the caller's."""
+        path, files = self.directory.segment_path(segment_id), self.directory.files
+        if self.mapped:
+            return files.map(descriptor, size, path)
+        return FileView(files.duplicate(descriptor, path), path, files)
+
+    @staticmethod
+    def reaches(view: View, length: int) -> bool:
+        """Tell whether a view shows the first ``length`` bytes of its segment as that is now."""
+        return isinstance(view, FileView) or len(view) >= length
+
     def _view(self, row: SegmentRow) -> View:
         path, files = self.directory.segment_path(row.segment_id), self.directory.files
         try:
@@ -130,14 +145,9 @@ class SegmentManager:
                 errno.ENOENT, "was compacted away by the writer; close this view and open the store again", path
             ) from error
         try:
-            if not self.mapped:
-                return FileView(descriptor, path, files)
-            view = files.map(descriptor, row.length, path)
-        except BaseException:
+            return self.open_view(descriptor, row.segment_id, row.length)
+        finally:
             files.close(descriptor)
-            raise
-        files.close(descriptor)
-        return view
 
     def _evict(self, keep: int) -> bool:
         """Drop the segments that have been open longest until ``keep`` are left; False if none was dropped."""
@@ -325,6 +335,16 @@ class SegmentManager:
         self.retiring.update({row.segment_id: row for row in rows[first : first + len(victims)]})
         self.publish([*rows[:first], *outputs, *rows[first + len(victims) :]])
 
+    def adopt(self, manifest: Manifest, views: dict[int, tuple[View, int]], gone: Container[int]) -> None:
+        """See the set as another process has published it. For a follower; repeatable."""
+        self.retiring.update({row.segment_id: row for row in self.manifest.segments if row.segment_id in gone})
+        self.readers.update(views)
+        for row in manifest.segments:
+            found = self.readers.get(row.segment_id)
+            if found is not None and not self.reaches(found[0], row.length):
+                self.readers.pop(row.segment_id, None)
+        self.manifest = manifest
+
     def retire(self, victims: list[int], views: Iterable[int]) -> None:
         """Remove the files of victims once every view that was open when they were replaced is closed."""
         self._pinned.append((victims, set(views)))
@@ -352,8 +372,9 @@ class SegmentManager:
     def _unlink(self, victims: list[int]) -> None:
         """Remove retired segments, oldest first, so that no put outlives the tombstone that deleted it."""
         for segment_id in victims:
-            self.directory.files.unlink(self.directory.segment_path(segment_id))
-            self.directory.files.unlink(self.directory.hint_path(segment_id))
+            if not self._readonly:
+                self.directory.files.unlink(self.directory.segment_path(segment_id))
+                self.directory.files.unlink(self.directory.hint_path(segment_id))
             self.readers.pop(segment_id, None)
             self.retiring.pop(segment_id, None)
             self.hinted.pop(segment_id, None)

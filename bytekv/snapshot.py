@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from .codec import Entry
+from .codec import Entry as StoredEntry
 from .errors import StoreClosedError
 from .keydir import View
-from .mapping import Bytes, OrderedMapping, Range, to_bytes
+from .mapping import Bytes, Entry, OrderedMapping, Range, entry_of, to_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     class Reader(Protocol):
         """What a snapshot needs of its store."""
 
-        def find_in(self, view: View, key: bytes) -> Entry | None: ...
+        def find_in(self, view: View, key: bytes) -> StoredEntry | None: ...
 
         def count_in(self, view: View) -> int: ...
 
@@ -59,11 +59,24 @@ class Snapshot(OrderedMapping):
 
     def __getitem__(self, key: Bytes) -> bytes:
         """Return the value that ``key`` had; `KeyError` if it did not exist. Complexity: O(1)."""
+        return self.entry(key).value
+
+    def entry(self, key: Bytes) -> Entry:
+        """Return the value that ``key`` had with its seq and times; `KeyError` if it did not exist. Complexity: O(1).
+
+        >>> import bytekv, tempfile
+        >>> with bytekv.open(tempfile.mkdtemp()) as db:
+        ...     seq = db.put("a", "old")
+        ...     with db.snapshot() as snap:
+        ...         db["a"] = "new"
+        ...         snap.entry("a").seq == seq
+        True
+        """
         key = to_bytes("key", key)
         found = self._store.find_in(self._open_view(), key)
         if found is None:
             raise KeyError(key)
-        return found.value
+        return entry_of(found)
 
     def __contains__(self, key: object) -> bool:
         """Tell whether ``key`` existed. Complexity: O(1), one read."""

@@ -16,7 +16,7 @@ from .mapping import Bytes, OrderedMapping, Range, key_of, to_bytes, value_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from typing import Protocol
 
     class Host(Protocol):
         """What a transaction needs of its store."""
@@ -49,11 +49,13 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     """
 
     def __init__(
-        self, store: Host, begin: Callable[[Transaction], None], end: Callable[[Transaction, Writes | None], Any]
+        self, store: Host, begin: Callable[[Transaction], None], end: Callable[[Transaction, Writes | None], int | None]
     ) -> None:
         self._store, self._begin, self._end = store, begin, end
         self._writes: Writes = {}
         self._thread: int | None = None
+        #: seq of the last operation once committed; None before, or if there was nothing to do.
+        self.seq: int | None = None
 
     def __enter__(self) -> Transaction:
         if self._thread is not None:
@@ -66,7 +68,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._thread = 0
-        self._end(self, self._writes if kind is None else None)
+        self.seq = self._end(self, self._writes if kind is None else None)
 
     def _check(self) -> None:
         if self._thread != threading.get_ident():

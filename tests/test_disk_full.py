@@ -354,7 +354,7 @@ def test_a_compaction_in_the_background_is_put_off(tenant: Any, io: str, caplog:
     t.disk.capacity += 512 * KIB
     t.put(b"new", b"n")
     t.store._work()
-    assert t.store.stats().compaction_error is None
+    assert t.store.stats().background_error is None
     assert t.store.stats().dead_bytes < 100 * KIB
     t.expect()
 

@@ -278,10 +278,12 @@ def test_each_first_call_after_a_failure_in_the_background_raises(path: Path, ca
     store = open_store(path, files=files, sync="interval", sync_interval_s=0.001)
     store[b"warm"] = b"up"
     store.sync()
+    assert store.failure is None
     files.fail_sync(1)
     with contextlib.suppress(StoreFailedError):  # the disk was so slow that the writer synced himself
         store[b"a"] = b"1"
     _wait_for_the_worker(store, files)
+    assert store.failure is not None
     calls = {"put": lambda: store.put(b"b", b"2"), "sync": store.sync, "close": store.close}
     with pytest.raises(StoreFailedError, match="sync failed"):
         calls[call]()

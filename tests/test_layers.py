@@ -32,6 +32,7 @@ LAYERS = [
     "recovery",
     "commit",
     "compactor",
+    "follower",
     "check",
     "mapping",
     "batch",

@@ -18,7 +18,7 @@ from tests.harness import FakeFiles, segment_files
 def test_a_snapshot_does_not_change(open_store):
     db = open_store(segment_size_bytes=400)
     db.update({f"{number:02}": f"old {number}" for number in range(30)})
-    before = dict(db)
+    before, entry = dict(db), db.entry("00")
     with db.snapshot() as snap:
         db["00"] = "new"
         del db["01"]
@@ -35,6 +35,10 @@ def test_a_snapshot_does_not_change(open_store):
         assert list(snap.scan("0", limit=2)) == [(b"00", b"old 0"), (b"01", b"old 1")]
         assert snap == before
         assert snap.seq == 30
+        assert [snap.entry(key).seq for key in ("00", "29")] == [1, 30]
+        assert snap.entry("00") == entry
+        with pytest.raises(KeyError):
+            snap.entry("99")
         assert snap.get("99") is None
         with pytest.raises(KeyError):
             snap["99"]

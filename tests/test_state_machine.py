@@ -440,7 +440,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.db._work()
         if self.db._may_compact:
             assert not compactor.choose(self.db._survey(), self.db._options)
-        assert self.db.stats().compaction_error is None
+        assert self.db.stats().background_error is None
 
     # --- one moment, kept ------------------------------------------------------------------------
 

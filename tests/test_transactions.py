@@ -26,8 +26,14 @@ def test_a_transaction_sees_its_own_writes_and_nobody_else_does(open_store):
             del tx["a"]
         assert tx.pop("c") == b"3"
         assert tx.setdefault("e", b"5") == b"5"
+        assert tx.seq is None
+    assert tx.seq == db.last_seq == db.entry("e").seq == 8
     assert dict(db) == {b"b": b"new", b"d": b"4", b"e": b"5"}
     assert db.ttl("d") is not None
+    with db.transaction() as tx:
+        tx["a"] = tx["b"]
+        del tx["a"]
+    assert tx.seq is None, "there was nothing to do"
     crash(db)
     assert len(open_store()) == 3
 
@@ -39,7 +45,7 @@ def test_an_exception_rolls_back(open_store):
         with db.transaction() as tx:
             tx["a"] = "2"
             raise RuntimeError("stop")
-    assert (dict(db), db.last_seq) == ({b"a": b"1"}, 1)
+    assert (dict(db), db.last_seq, tx.seq) == ({b"a": b"1"}, 1, None)
     db["a"] = "3"
 
 

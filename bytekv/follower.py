@@ -1,0 +1,275 @@
+"""How a read-only store catches up with the writer beside it.
+
+A follower has applied operations 1 … R. `refresh` reads what the writer has published since and moves on to
+some R' >= R in one step: whole batches, nothing torn, never backwards. It leaves no trace and asks the writer
+for nothing; all it relies on is that bytes once appended stay, and that the manifest is replaced whole.
+
+Two things may have happened since. *The log grew*: the active segment has more entries, others were begun.
+They come in order, behind everything known. *A compaction replaced a run of segments*: an output holds the
+newest entry of each key of its run. What it says of operations up to R is no news: a key that still points
+into the run has moved to the output, a key that is absent was deleted since and stays so. What it says of
+later ones is news, and counts if nothing in a later segment is newer. A key that points into a segment which
+is gone, and that nobody has named since, was deleted, and the tombstone went with the compaction.
+
+Reading comes first, with `pread`, and changes nothing: whatever fails there is tried again with the manifest
+of that moment, because files vanish under a follower. Applying is in memory, under the lock, and repeatable.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from functools import partial
+
+from .codec import (
+    LOG,
+    OUTPUT,
+    SEALED,
+    SEGMENT_HEADER_SIZE,
+    SEGMENT_SHIFT,
+    Manifest,
+    SegmentHeader,
+    SegmentRow,
+    Summary,
+    seed_of,
+)
+from .commit import Committer
+from .errors import CorruptionError, StoreIOError
+from .segment import View, find_sync_mark, load_hint, scan_segment, summarise
+from .segment_manager import header_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+__all__ = ["Follower", "try_again"]
+
+_LOST: Final = "operations that were seen here did not survive on disk"
+_TRIES: Final = 50  # a writer that seals every few milliseconds may take the ground away several times in a row
+
+
+def try_again(attempt: Callable[[], bool], pause: Callable[[], None]) -> bool:
+    """Call ``attempt`` until it neither meets a file that has vanished nor an entry that is under way.
+
+    Both look like damage at first sight; real damage is still there after the last try, and is raised.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return attempt()
+        except CorruptionError:
+            pass
+        except StoreIOError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        pause()
+    return attempt()
+
+
+class _News:
+    """What has been read of one segment and is to be applied."""
+
+    __slots__ = ("later", "moved", "row", "tombstone_bytes")
+
+    def __init__(self, row: SegmentRow, tombstone_bytes: int) -> None:
+        self.row = row
+        self.tombstone_bytes = tombstone_bytes  # in the whole segment
+        self.moved: Summary | None = None  # operations that are known, in a new place
+        self.later: Summary | None = None  # operations that are not known yet
+
+    @property
+    def is_empty(self) -> bool:
+        return self.moved is None and self.later is None
+
+
+class _Plan:
+    __slots__ = ("durable_seq", "gone", "last_seq", "manifest", "news", "views")
+
+    def __init__(self, manifest: Manifest, durable_seq: int, last_seq: int) -> None:
+        self.manifest = manifest  # as this process sees it: the active segment ends where it has been read to
+        self.durable_seq = durable_seq
+        self.last_seq = last_seq
+        self.news: list[_News] = []
+        self.gone: set[int] = set()
+        self.views: dict[int, tuple[View, int]] = {}
+
+
+class Follower:
+    """Bring the keydir of a read-only store up to date; one call at a time, the caller sees to that."""
+
+    def __init__(self, committer: Committer) -> None:
+        self._committer = committer
+        self._segments = committer.segments
+        self._keydir = committer.keydir
+        self._directory = committer.segments.directory
+
+    def refresh(self) -> bool:
+        """Apply what the writer has done since; tell whether there was anything new.
+
+        Raises `StoreIOError` (ESTALE) if the directory holds another store now, or if operations that were
+        seen here did not survive a power cut or a failed sync of the writer; `CorruptionError` if what is
+        new is damaged. Nothing has changed then.
+        """
+        return try_again(self._refresh, self._directory.files.yield_cpu)
+
+    def _refresh(self) -> bool:
+        committer = self._committer
+        committer.settle()
+        plan = self._read(self._directory.load(for_writing=False))
+        changed = bool(plan.news) or plan.manifest.generation != self._segments.manifest.generation
+        if changed:
+            committer.show_foreign(partial(self._apply, plan))
+        committer.durable_seq = max(committer.durable_seq, plan.durable_seq)
+        return changed
+
+    # --- reading: nothing is changed ---------------------------------------------------------------
+
+    def _read(self, manifest: Manifest) -> _Plan:
+        mine_all = self._segments.manifest.segments
+        known = {row.segment_id: row for row in mine_all}
+        if manifest.store_uuid != self._segments.manifest.store_uuid:
+            raise self._stale("another store has taken this one's place")
+        listed = {row.segment_id for row in manifest.segments}
+        if mine_all and mine_all[-1].segment_id not in listed and manifest.last_seq < self._committer.seq:
+            raise self._stale(_LOST)
+        plan = _Plan(manifest, manifest.last_seq, max(self._committer.seq, manifest.last_seq))
+        rows: list[SegmentRow] = []
+        for row in manifest.segments:
+            mine = known.get(row.segment_id)
+            if mine is not None and row.state == SEALED and (row.salt, row.length) == (mine.salt, mine.length):
+                rows.append(row)
+                continue
+            found = self._read_segment(row, mine, plan)
+            if found.length > SEGMENT_HEADER_SIZE:
+                rows.append(found)
+        plan.manifest = Manifest(
+            manifest.store_uuid, manifest.next_id, manifest.last_seq, manifest.generation, tuple(rows)
+        )
+        plan.gone = known.keys() - {row.segment_id for row in rows}
+        return plan
+
+    def _stale(self, reason: str) -> StoreIOError:
+        return StoreIOError(errno.ESTALE, f"{reason}; close this reader and open the store again", self._directory.path)
+
+    def _read_segment(self, row: SegmentRow, mine: SegmentRow | None, plan: _Plan) -> SegmentRow:
+        """Put what is new in one segment into the plan and return its row as this process sees it."""
+        directory, files = self._directory, self._directory.files
+        path = directory.segment_path(row.segment_id)
+        if mine is not None and (row.salt != mine.salt or (row.state == SEALED and row.length < mine.length)):
+            raise self._stale(_LOST)
+        descriptor, header = header_of(directory, row, plan.manifest.store_uuid, for_writing=False)
+        try:
+            size = files.size(descriptor, path)
+            if size < row.length:
+                raise CorruptionError(path, size, f"cut short: {size} bytes of {row.length}")
+            if mine is not None:
+                start, seq = mine.length, mine.last_seq
+                news = _News(row, self._keydir.tombstones.get(row.segment_id, 0))
+            else:
+                start, seq = SEGMENT_HEADER_SIZE, header.previous_seq
+                news = _News(row, 0)
+                if header.kind == LOG and seq < self._committer.seq:
+                    raise self._stale(_LOST)
+            if row.state == SEALED:
+                self._read_sealed(news, descriptor, header, start, seq)
+            else:
+                row = self._read_active(news, descriptor, header, start, seq, size, plan)
+            if not news.is_empty:
+                news.tombstone_bytes += sum(found.tombstone_bytes for found in (news.moved, news.later) if found)
+                plan.news.append(news)
+                self._show(row, descriptor, size, plan)
+            return row
+        finally:
+            files.close(descriptor)
+
+    def _read_sealed(self, news: _News, descriptor: int, header: SegmentHeader, start: int, seq: int) -> None:
+        directory, row, known_seq = self._directory, news.row, self._committer.seq
+        summary: Summary | None = None
+        is_known = header.kind == OUTPUT and row.last_seq <= known_seq
+        if start == SEGMENT_HEADER_SIZE and (header.kind == LOG or is_known):
+            summary = load_hint(directory, header, row.length)
+            if summary is not None and summary.length < row.length:
+                summary = None  # it was continued since: rare, and not worth a second path
+        if summary is None:
+            scan = scan_segment(directory, descriptor, header, start, row.length, seq)
+            if header.kind == LOG or is_known:
+                summary = summarise(scan)
+            else:
+                # An operation that is known already, and its key gone, was deleted since.
+                entries = list(scan)
+                news.moved = summarise(scan, entries=[entry for entry in entries if entry[2] <= known_seq])
+                news.later = summarise(scan, entries=[entry for entry in entries if entry[2] > known_seq])
+            if scan.end != row.length:
+                raise CorruptionError(
+                    directory.segment_path(row.segment_id),
+                    scan.end,
+                    f"{scan.damage or 'zeros'} in data that was durable",
+                )
+        if summary is not None:
+            if is_known:
+                news.moved = summary
+            else:
+                news.later = summary
+
+    def _read_active(
+        self, news: _News, descriptor: int, header: SegmentHeader, start: int, seq: int, size: int, plan: _Plan
+    ) -> SegmentRow:
+        row, path, files = news.row, self._directory.segment_path(news.row.segment_id), self._directory.files
+        scan = scan_segment(self._directory, descriptor, header, start, size, seq)
+        summary = summarise(scan)
+        if scan.end < row.length:
+            raise CorruptionError(path, scan.end, f"{scan.damage or 'zeros'} in data that was durable")
+        if scan.damage is not None:
+            # An entry that is being written, unless a sync mark behind it says that it was complete.
+            mark = find_sync_mark(
+                lambda count, offset: files.read(descriptor, count, offset, path),
+                scan.end,
+                size,
+                seed_of(header.salt),
+                scan.last_seq,
+            )
+            if mark is not None:
+                raise CorruptionError(
+                    path, scan.end, f"{scan.damage}; a sync mark at offset {mark} says it was durable"
+                )
+        if scan.end > start:
+            news.later = summary
+        plan.last_seq = max(plan.last_seq, scan.last_seq)
+        plan.durable_seq = max(plan.durable_seq, scan.durable_seq)
+        return row._replace(length=scan.end, last_seq=max(scan.last_seq, seq), state=SEALED)
+
+    def _show(self, row: SegmentRow, descriptor: int, size: int, plan: _Plan) -> None:
+        """Open a segment for reading now, so that a compaction of the writer cannot take it away later."""
+        segments = self._segments
+        mine = segments.readers.get(row.segment_id)
+        if mine is not None and segments.reaches(mine[0], row.length):
+            return
+        if len(plan.views) < segments.max_open:
+            try:
+                view = segments.open_view(descriptor, row.segment_id, size)  # with room for what will be appended
+            except StoreIOError:
+                view = segments.open_view(descriptor, row.segment_id, row.length)  # sealed and trimmed just now
+            plan.views[row.segment_id] = view, seed_of(row.salt)
+
+    # --- applying: in memory, under the lock, repeatable ---------------------------------------------
+
+    def _apply(self, plan: _Plan) -> None:
+        keydir, segments, committer = self._keydir, self._segments, self._committer
+        rank = {row.segment_id: number for number, row in enumerate(plan.manifest.segments)}
+        segments.adopt(plan.manifest, plan.views, plan.gone)
+        for news in plan.news:
+            segment, here = news.row.segment_id, rank[news.row.segment_id]
+
+            def is_older(location: int, here: int = here) -> bool:
+                return rank.get(location >> SEGMENT_SHIFT, -1) <= here
+
+            keydir.tombstones[segment] = news.tombstone_bytes
+            if news.moved is not None:
+                keydir.relocate(segment, news.moved, is_older)
+            if news.later is not None:
+                keydir.merge(segment, news.later, is_older)
+        if plan.gone:
+            keydir.forget_segments(plan.gone)
+            segments.retire(sorted(plan.gone), keydir.views)
+            segments.release(keydir.views)
+        committer.seq = plan.last_seq
+        committer.count_again()

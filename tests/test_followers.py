@@ -1,0 +1,558 @@
+"""Readers that follow a writer: a prefix of the operations, whole batches, never backwards, never a false error.
+
+The model knows the content after every operation, by its seq. A reader says with `last_seq` which moment it shows,
+and has to show exactly that.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bytekv
+from bytekv.errors import CorruptionError, StoreClosedError, StoreIOError
+from bytekv.store import Store
+from tests.harness import FakeFiles, crash, damage, open_store, segment_files, snapshot_of
+
+KEYS = [b"k%d" % number for number in range(12)]
+
+
+class Story:
+    """A writer and a reader of the same store, random operations of both, and what the reader has to show."""
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.path = path
+        self.options: dict[str, Any] = {
+            "segment_size_bytes": self.random.choice([400, 1000, 4096]),
+            "sync": self.random.choice(["os", "interval"]),
+            "io": self.random.choice(["mmap", "pread"]),
+        }
+        self.writer = open_store(path, **self.options)
+        self.content: dict[bytes, bytes] = {}
+        self.moments: dict[int, dict[bytes, bytes]] = {0: {}}
+        self.reader = open_store(path, "r", io=self.options["io"])
+        self.snapshots: list[tuple[bytekv.Snapshot, dict[bytes, bytes]]] = []
+
+    def moment(self, content: dict[bytes, bytes]) -> None:
+        self.content = content
+        self.moments[self.writer.last_seq] = content
+
+    def put(self) -> None:
+        key, value = self.random.choice(KEYS), self.random.randbytes(self.random.choice([0, 3, 40, 300]))
+        self.writer[key] = value
+        self.moment({**self.content, key: value})
+
+    def delete(self) -> None:
+        key = self.random.choice(KEYS)
+        self.writer.delete(key)
+        self.moment({kept: value for kept, value in self.content.items() if kept != key})
+
+    def batch(self) -> None:
+        content = dict(self.content)
+        with self.writer.batch() as batch:
+            for key in self.random.choices(KEYS, k=self.random.randrange(1, 6)):
+                if self.random.random() < 0.7:
+                    batch[key] = content[key] = self.random.randbytes(9)
+                else:
+                    batch.delete(key)
+                    content.pop(key, None)
+        self.moment(content)
+
+    def clear(self) -> None:
+        self.writer.clear()
+        self.moment({})
+
+    def compact(self) -> None:
+        self.writer.compact()
+
+    def compact_a_part(self) -> None:
+        uses = self.writer._survey()
+        if uses:
+            first = self.random.randrange(len(uses))
+            last = self.random.randrange(first, len(uses))
+            victims = [use.segment_id for use in uses[first : last + 1]]
+            meanwhile = self.random.choice([[], [self.put, self.delete], [self.delete, self.refresh]])
+
+            def copied(_: int) -> None:
+                for action in meanwhile:
+                    action()
+
+            self.writer._compactor.run(victims, lambda: None, copied)
+
+    def restart_writer(self) -> None:
+        if self.random.random() < 0.5:
+            self.writer.close()
+        else:
+            crash(self.writer)
+        self.writer = open_store(self.path, **self.options)
+
+    def restart_reader(self) -> None:
+        self.reader.close()
+        self.snapshots.clear()
+        self.reader = open_store(self.path, "r", io=self.options["io"])
+        self.expect()
+
+    def refresh(self) -> None:
+        before = self.reader.last_seq
+        changed = self.reader.refresh()
+        assert self.reader.last_seq == self.writer.last_seq
+        assert changed or before == self.reader.last_seq
+        assert not self.reader.refresh()
+        self.expect()
+
+    def expect(self) -> None:
+        wanted = self.moments[self.reader.last_seq]
+        assert dict(self.reader) == wanted
+        assert len(self.reader) == len(wanted)
+        assert {key: self.reader[key] for key in KEYS if key in self.reader} == wanted
+
+    def snapshot(self) -> None:
+        self.snapshots.append((self.reader.snapshot(), self.moments[self.reader.last_seq]))
+
+    def look_at_snapshots(self) -> None:
+        for snapshot, content in self.snapshots:
+            assert dict(snapshot) == content
+            assert len(snapshot) == len(content)
+        if len(self.snapshots) > 2:
+            self.snapshots.pop(0)[0].close()
+
+    def verify(self) -> None:
+        report = self.reader.verify()
+        assert report.ok, report
+
+    def run(self, steps: int) -> None:
+        actions: list[tuple[Callable[[], None], int]] = [
+            (self.put, 45),
+            (self.delete, 15),
+            (self.batch, 8),
+            (self.clear, 2),
+            (self.compact, 5),
+            (self.compact_a_part, 5),
+            (self.restart_writer, 3),
+            (self.restart_reader, 2),
+            (self.refresh, 13),
+            (self.snapshot, 2),
+            (self.look_at_snapshots, 4),
+            (self.verify, 3),
+        ]
+        for action in self.random.choices([do for do, _ in actions], [weight for _, weight in actions], k=steps):
+            action()
+        self.refresh()
+        self.look_at_snapshots()
+        self.reader.close()
+        self.writer.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_reader_shows_a_moment_of_the_writer(path: Path, seed: int) -> None:
+    Story(path, seed).run(250)
+
+
+@pytest.mark.deep
+def test_many_readers_show_moments(tmp_path: Path) -> None:
+    for seed in range(1000, 1500):
+        Story(tmp_path / str(seed), seed).run(400)
+
+
+# --- the same from other processes, at full speed ----------------------------------------------------
+
+_KEYS = 97
+_WRITER = """
+import os, random, sys, bytekv
+path, seconds, seed = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+import time
+end = time.monotonic() + seconds
+rest = random.Random(seed)
+db = bytekv.open(path, segment_size_bytes=64 * 1024, compact_dead_bytes=4096, sync="os")
+db.update({b"%d" % key: b"%d " % key for key in range(97)})
+os.write(1, b"begun\\n")
+n = 97
+while time.monotonic() < end:
+    with db.batch() as batch:  # of 1 to 3 operations; the first number of each is a multiple of 3
+        for n in range(n, n + 3):
+            key = b"%d" % (n % 97)
+            if n % 5 == 4:
+                del batch[key]
+            else:
+                batch[key] = b"%d " % n + b"x" * (n * n % 331)
+    n += 1
+    if n % 30000 == 0:
+        db.compact()
+    if n % 50000 == 2:
+        db.close()
+        db = bytekv.open(path, "w", segment_size_bytes=64 * 1024, compact_dead_bytes=4096, sync="os")
+db.close()
+os.write(1, b"%d\\n" % n)
+"""
+_READER = """
+import os, sys, bytekv
+path, io = sys.argv[1], sys.argv[2]
+reader = bytekv.open(path, "r", io=io)
+looks = moments = seen = 0
+last = sys.argv[3] == "to the end"
+stopping = False
+import signal
+def stop(*_):
+    global stopping
+    stopping = True
+signal.signal(signal.SIGTERM, stop)
+os.write(1, b"begun\\n")
+while True:
+    ending = stopping
+    looks += 1
+    moments += reader.refresh()
+    seq = reader.last_seq
+    assert seq >= seen, f"backwards: {seq} after {seen}"
+    seen = seq
+    assert seq % 3 == 97 % 3, f"half a batch at {seq}"
+    content = {}
+    for n in range(max(0, seq - 97), seq):
+        if n < 97 or n % 5 != 4:
+            content[b"%d" % (n % 97)] = n
+        else:
+            content.pop(b"%d" % (n % 97), None)
+    found = {key: int(value.split(b" ")[0]) for key, value in reader.items()}
+    assert found == content, f"at {seq}: {found} instead of {content}"
+    if ending:
+        break
+os.write(1, f"{looks} {moments} {seen}\\n".encode())
+"""
+
+
+def follow(path: Path, seconds: float, readers: int, seed: int) -> tuple[int, int]:
+    """Let readers follow a writer at full speed; return how often they looked, and saw something new."""
+    environment = os.environ | {"PYTHONPATH": str(Path(bytekv.__file__).parents[1])}
+
+    def start(source: str, *arguments: object) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-c", source, str(path), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        )
+
+    def end(process: subprocess.Popen[bytes]) -> list[int]:
+        out, err = process.communicate(timeout=seconds + 120)
+        assert process.returncode == 0, err.decode()
+        return [int(word) for word in out.split()]
+
+    writer = start(_WRITER, seconds, seed)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"begun\n"
+    processes = [start(_READER, ("mmap", "pread")[number % 2], "to the end") for number in range(readers)]
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    (written,) = end(writer)
+    looks = moments = 0
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+        one, two, seen = end(process)
+        assert seen == written, "a reader that outlives its writer has to have seen everything"
+        looks, moments = looks + one, moments + two
+    return looks, moments
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="made of signals")
+def test_readers_in_other_processes(path: Path) -> None:
+    looks, moments = follow(path, 1.5, 2, 1)
+    assert looks >= moments > 2
+
+
+@pytest.mark.deep
+@pytest.mark.skipif(sys.platform == "win32", reason="made of signals")
+def test_four_readers_for_a_minute(path: Path) -> None:
+    looks, moments = follow(path, float(os.environ.get("BYTEKV_DEEP_SECONDS", "60")), 4, 2)
+    print(f"\n4 readers looked {looks} times and saw {moments} moments, each exact")
+
+
+# --- single cases ----------------------------------------------------------------------------------
+
+
+def test_a_batch_comes_whole(path: Path) -> None:
+    writer, reader = open_store(path), open_store(path, "r")
+    with writer.batch() as batch:
+        batch["a"], batch["b"] = "1", "2"
+    assert dict(reader) == {}
+    assert reader.refresh()
+    assert dict(reader) == {b"a": b"1", b"b": b"2"}
+    assert reader.last_seq == 2
+    writer.close()
+    reader.close()
+
+
+def test_a_key_deleted_before_a_compaction_that_kept_it_stays_deleted(path: Path) -> None:
+    """The output holds the put, a later segment the tombstone, and the reader knows both from before."""
+    writer = open_store(path, segment_size_bytes=400)
+    reader = open_store(path, "r")
+    writer["doomed"] = b"y" * 300
+    writer["filler"] = b"y" * 300
+    first = writer._survey()[-1].segment_id
+
+    def copied(_: int) -> None:
+        writer.delete("doomed")
+        reader.refresh()
+        assert list(reader) == [b"filler"]
+
+    writer._compactor.run([first], lambda: None, copied)
+    assert reader.refresh()
+    assert list(reader) == [b"filler"]
+    reader.close()
+    writer.close()
+
+
+def test_a_tombstone_that_went_with_the_compaction_still_deletes(path: Path) -> None:
+    writer = open_store(path)
+    writer.update({"a": "1", "b": "2"})
+    reader = open_store(path, "r")
+    del writer["a"]
+    writer.compact()
+    assert reader.refresh()
+    assert dict(reader) == {b"b": b"2"}
+    reader.close()
+    writer.close()
+
+
+def test_a_snapshot_of_a_reader_outlives_the_files(path: Path) -> None:
+    writer = open_store(path)
+    writer.update({b"%d" % number: b"old" for number in range(50)})
+    reader = open_store(path, "r")
+    scan = reader.scan()
+    next(scan)
+    with reader.snapshot() as snapshot:
+        writer.update({b"%d" % number: b"new" for number in range(50)})
+        writer.compact()
+        reader.refresh()
+        assert set(snapshot.values()) == {b"old"}
+        assert reader.stats().pinned_bytes > 0
+        assert {value for _, value in scan} == {b"old"}
+        assert set(reader.values()) == {b"new"}
+    assert reader.stats().pinned_bytes == 0
+    reader.close()
+    writer.close()
+
+
+def test_a_reader_with_few_files_moves_on_when_one_is_gone(path: Path) -> None:
+    """More segments than may be open at once: what was compacted away is read where it is now."""
+    writer = open_store(path, segment_size_bytes=400)
+    for number in range(30):
+        writer[b"%d" % number] = b"x" * 300
+    reader = open_store(path, "r", max_open_segments=3)
+    for number in range(0, 30, 2):
+        writer[b"%d" % number] = b"y" * 300
+    writer.compact()
+    assert {reader[b"%d" % number][:1] for number in range(1, 30, 2)} == {b"x"}
+    assert {reader[b"%d" % number][:1] for number in range(0, 30, 2)} == {b"y"}
+    reader.close()
+    writer.close()
+
+
+def test_expired_keys_stay_expired(path: Path) -> None:
+    files = FakeFiles()
+    writer = open_store(path, files=files)
+    reader = open_store(path, "r", files=files)
+    writer.put("short", "1", ttl=10)
+    writer.put("long", "2", ttl=100)
+    reader.refresh()
+    files.sleep(20)
+    assert list(reader) == [b"long"]
+    assert len(reader) == 1
+    writer["other"] = "3"
+    writer.compact()
+    reader.refresh()
+    assert list(reader) == [b"long", b"other"]
+    assert reader.ttl("long") == 80
+    files.sleep(1000)
+    writer.compact()
+    reader.refresh()
+    assert list(reader) == [b"other"]
+    assert reader.verify().ok
+    reader.close()
+    writer.close()
+
+
+def test_a_reader_leaves_no_trace(path: Path) -> None:
+    writer = open_store(path)
+    writer["a"] = "1"
+    writer.close()
+    before = snapshot_of(path)
+    with open_store(path, "r") as reader:
+        reader.refresh()
+        assert reader["a"] == b"1"
+    assert snapshot_of(path) == before
+
+
+def test_a_reader_started_before_the_writer(path: Path) -> None:
+    open_store(path).close()
+    reader = open_store(path, "r")
+    writer = open_store(path, "w")
+    writer["a"] = "1"
+    reader.refresh()
+    assert reader["a"] == b"1"
+    writer.close()
+    assert not reader.refresh() or dict(reader) == {b"a": b"1"}
+    reader.close()
+
+
+def test_another_store_in_its_place_is_said(path: Path) -> None:
+    writer = open_store(path)
+    writer["a"] = "1"
+    reader = open_store(path, "r")
+    writer.close()
+    open_store(path, "n").close()
+    with pytest.raises(StoreIOError, match="another store") as raised:
+        reader.refresh()
+    assert raised.value.errno == errno.ESTALE
+    assert reader["a"] == b"1"
+    reader.close()
+
+
+def test_operations_that_a_power_cut_took_back_are_said(path: Path) -> None:
+    """The reader has seen what was not durable; the store that comes back must not pass for a continuation."""
+    writer = open_store(path, sync="os")
+    writer["a"] = "1"
+    writer.sync()
+    length = writer._segments.writer.end  # type: ignore[union-attr]
+    for number in range(5):
+        writer[b"%d" % number] = "lost"
+    reader = open_store(path, "r")
+    crash(writer)
+    (segment,) = segment_files(path)
+    content = segment.read_bytes()
+    segment.write_bytes(content[:length] + bytes(len(content) - length))
+    again = open_store(path, "w")
+    again["b"] = "2"
+    with pytest.raises(StoreIOError, match="did not survive") as raised:
+        reader.refresh()
+    assert raised.value.errno == errno.ESTALE
+    again.close()
+    reader.close()
+
+
+def test_damage_is_said_and_changes_nothing(path: Path) -> None:
+    writer = open_store(path)
+    writer["a"] = "1"
+    reader = open_store(path, "r")
+    writer["b"] = "2"
+    offset = writer._segments.writer.end - 3  # type: ignore[union-attr]
+    writer.sync()
+    writer["c"] = "3"
+    writer.sync()
+    (segment,) = segment_files(path)
+    damage(segment, offset)
+    with pytest.raises(CorruptionError):
+        reader.refresh()
+    assert dict(reader) == {b"a": b"1"}
+    damage(segment, offset)
+    assert reader.refresh()
+    assert dict(reader) == {b"a": b"1", b"b": b"2", b"c": b"3"}
+    reader.close()
+    writer.close()
+
+
+def test_an_entry_under_way_is_not_yet_there(path: Path) -> None:
+    writer = open_store(path)
+    writer["a"] = "1"
+    reader = open_store(path, "r")
+    end = writer._segments.writer.end  # type: ignore[union-attr]
+    writer["b"] = "2"
+    (segment,) = segment_files(path)
+    damage(segment, end + 25)
+    assert not reader.refresh()
+    assert dict(reader) == {b"a": b"1"}
+    damage(segment, end + 25)
+    assert reader.refresh()
+    assert reader["b"] == b"2"
+    reader.close()
+    writer.close()
+
+
+def test_durable_seq_of_a_reader_is_what_the_writer_vouches_for(path: Path) -> None:
+    writer = open_store(path, sync="os")
+    writer["a"] = "1"
+    reader = open_store(path, "r")
+    assert (reader.last_seq, reader.durable_seq) == (1, 0)
+    writer.sync()
+    writer["b"] = "2"
+    reader.refresh()
+    assert (reader.last_seq, reader.durable_seq) == (2, 1)
+    writer.close()
+    reader.refresh()
+    assert (reader.last_seq, reader.durable_seq) == (2, 2)
+    reader.close()
+
+
+def test_a_writer_has_nothing_to_refresh(open_store: Callable[..., Store]) -> None:
+    db = open_store()
+    db["a"] = "1"
+    assert db.refresh() is False
+    db.close()
+    with pytest.raises(StoreClosedError):
+        db.refresh()
+
+
+def test_following_by_itself(path: Path) -> None:
+    writer = open_store(path)
+    reader = open_store(path, "r", follow=0.001)
+    writer["a"] = "1"
+    seen = threading.Event()
+    deadline = time.monotonic() + 30
+    while "a" not in reader and time.monotonic() < deadline:
+        seen.wait(0.001)
+    assert reader["a"] == b"1"
+    assert reader.stats().background_error is None
+    reader.close()
+    writer.close()
+
+
+def test_what_keeps_it_from_following_is_said(path: Path) -> None:
+    open_store(path).close()
+    reader = open_store(path, "r", follow=0.001)
+    open_store(path, "n").close()
+    deadline = time.monotonic() + 30
+    while reader.stats().background_error is None and time.monotonic() < deadline:
+        threading.Event().wait(0.001)
+    assert "another store" in (reader.stats().background_error or "")
+    reader.close()
+
+
+def test_follow_is_for_readers(path: Path) -> None:
+    with pytest.raises(ValueError, match="flag 'r'"):
+        bytekv.open(path, follow=1.0)
+    assert not path.exists()
+
+
+def test_an_interrupted_refresh_is_finished_by_the_next_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = open_store(path)
+    reader = open_store(path, "r")
+    writer.update({b"%d" % number: b"1" for number in range(20)})
+    put, calls = reader._keydir.put, 0
+
+    def interrupted(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise KeyboardInterrupt
+        put(*arguments)
+
+    monkeypatch.setattr(reader._keydir, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reader.refresh()
+    assert reader.get(b"19") == b"1"
+    assert len(reader) == 20
+    assert reader.last_seq == 20
+    assert reader.verify().ok
+    reader.close()
+    writer.close()
