@@ -8,11 +8,13 @@ b'blue'
 """
 
 from .batch import Batch
+from .changes import Change
 from .check import Damage, Report
 from .compactor import Compaction, Progress
 from .errors import (
     AccessDeniedError,
     BytekvError,
+    ChangesLostError,
     ConflictError,
     CorruptionError,
     DiskFullError,
@@ -40,6 +42,8 @@ __all__ = [
     "AccessDeniedError",
     "Batch",
     "BytekvError",
+    "Change",
+    "ChangesLostError",
     "Compaction",
     "ConflictError",
     "CorruptionError",

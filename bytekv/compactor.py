@@ -118,6 +118,7 @@ def choose(uses: list[Use], options: Options) -> list[int]:
     First the dead: the run with most to reclaim whose every segment passes both thresholds. Then the
     small: neighbours that are many and all small become one.
     """
+    uses = _without_newest(uses, options.keep_changes_bytes)
     best: list[int] = []
     most = 0
     for run in _runs(uses, lambda use, oldest: _is_worth(use, oldest, options)):
@@ -127,6 +128,15 @@ def choose(uses: list[Use], options: Options) -> list[int]:
     if best:
         return best
     return choose_small(uses, options, options.compact_small_files)
+
+
+def _without_newest(uses: list[Use], keep_bytes: int) -> list[Use]:
+    """Leave out the newest segments that together hold the last ``keep_bytes`` of the log."""
+    count = len(uses)
+    while count and keep_bytes > 0:
+        count -= 1
+        keep_bytes -= uses[count].length
+    return uses[:count]
 
 
 def choose_small(uses: list[Use], options: Options, at_least: int) -> list[int]:

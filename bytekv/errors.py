@@ -15,6 +15,7 @@
     ├── ReentryError (RuntimeError)              a signal handler or finaliser interrupted a write
     ├── StoreFailedError                         an earlier sync failed; reopen
     ├── ConflictError                            if_seq did not match
+    ├── ChangesLostError                         the feed does not reach back that far
     ├── LimitError (ValueError)                  too long for the format
     └── StoreIOError (OSError)                   the operating system reported an error
         └── DiskFullError                        no space left; nothing was changed
@@ -31,6 +32,7 @@ import os
 __all__ = [
     "AccessDeniedError",
     "BytekvError",
+    "ChangesLostError",
     "ConflictError",
     "CorruptionError",
     "DiskFullError",
@@ -145,6 +147,26 @@ class ConflictError(BytekvError):
 
     def __reduce__(self) -> tuple[type[ConflictError], tuple[bytes, int, int]]:
         return type(self), (self.key, self.expected, self.seq)
+
+
+class ChangesLostError(BytekvError):
+    """Raised when changes that were asked for have been compacted away.
+
+    ``first_seq`` is the smallest ``since_seq`` for which there still is a feed. Who needs more begins with a
+    snapshot, whose ``seq`` is where the feed goes on.
+    """
+
+    def __init__(self, path: str, since_seq: int, first_seq: int) -> None:
+        self.path = path
+        self.since_seq = since_seq
+        self.first_seq = first_seq
+        super().__init__(
+            f"{path}: the changes since seq {since_seq} have been compacted away up to seq {first_seq}; "
+            "copy a snapshot and go on from its seq"
+        )
+
+    def __reduce__(self) -> tuple[type[ChangesLostError], tuple[str, int, int]]:
+        return type(self), (self.path, self.since_seq, self.first_seq)
 
 
 class LimitError(BytekvError, ValueError):

@@ -262,7 +262,10 @@ class Files:
         with _translated(path):
             if os.fstat(descriptor).st_size < size:
                 raise OSError(errno.EIO, f"file is shorter than {size} bytes")
-            return mmap.mmap(descriptor, size, access=mmap.ACCESS_WRITE if write else mmap.ACCESS_READ)
+            try:
+                return mmap.mmap(descriptor, size, access=mmap.ACCESS_WRITE if write else mmap.ACCESS_READ)
+            except ValueError:  # cut short in this very moment, by a writer that seals it
+                raise OSError(errno.EIO, f"file is shorter than {size} bytes") from None
 
     def populate(self, mapping: mmap.mmap, start: int, stop: int) -> None:
         """Take the page faults of a range now, in one call, instead of one by one while writing.

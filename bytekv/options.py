@@ -78,6 +78,11 @@ class Options:
     #: Sealed neighbours, each smaller than a quarter of ``segment_size_bytes``, that are merged into one.
     compact_small_files: int = 8
 
+    #: Bytes at the end of the log that background compaction leaves alone, so that ``changes()`` reaches back
+    #: that far: as much as is written in the longest time that a reader of the feed may be away. 0: whatever
+    #: happens not to be worth a compaction. ``compact()`` rewrites everything all the same.
+    keep_changes_bytes: int = 0
+
     #: Seconds for which an expired entry stays on disk before a compaction may drop it for good,
     #: so that a clock set wrong for a moment destroys nothing.
     expiry_grace_s: float = 60.0
@@ -118,6 +123,7 @@ class Options:
         self._number("compact_dead_ratio", 0.01, 1.0)
         self._number("compact_dead_bytes", 0, 1 << 40)
         self._number("compact_small_files", 2, 1 << 20)
+        self._number("keep_changes_bytes", 0, 1 << 50)
         self._number("expiry_grace_s", 0.0, 1e9)
         if self.follow is not None:
             self._number("follow", 0.001, 86_400.0)

@@ -11,8 +11,10 @@ a view in a reader's hands stays valid. A reader that finds no entry comes here 
 from __future__ import annotations
 
 import errno
+import itertools
 import threading
-from collections.abc import Container, Iterable
+import weakref
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 
 from .codec import (
@@ -43,7 +45,22 @@ from .errors import (
 from .options import Options
 from .segment import FileView, View, Writer, header_for, open_segment
 
-__all__ = ["SegmentManager", "header_of"]
+__all__ = ["Pin", "SegmentManager", "header_of"]
+
+
+class Pin:
+    """The segments of one moment, whose files stay until this is closed or dropped."""
+
+    __slots__ = ("__weakref__", "_release", "lengths", "rows")
+
+    def __init__(self, rows: tuple[SegmentRow, ...], lengths: list[int], release: Callable[[Pin], None]) -> None:
+        self.rows = rows
+        self.lengths = lengths  # of each; the active segment is longer than its row says
+        self._release = release
+
+    def close(self) -> None:
+        """Let the files go; again does nothing."""
+        self._release(self)
 
 
 class SegmentManager:
@@ -61,7 +78,9 @@ class SegmentManager:
         self.writer: Writer | None = None
         self.readers: dict[int, tuple[View, int]] = {}
         self.retiring: dict[int, SegmentRow] = {}
-        self._pinned: list[tuple[list[int], set[int]]] = []  # retired segments, the views that may need them
+        self._pinned: list[tuple[list[int], set[int]]] = []  # retired segments, the views and pins that may need them
+        self._pins: dict[int, weakref.ref[Pin]] = {}  # numbered below 0: views have the numbers above
+        self._pin_numbers = itertools.count(-1, -1)
         self.hinted: dict[int, int] = {}  # segment -> how many of its bytes a hint file speaks for, or was tried to
         self.publishing: Manifest | None = None  # set while a manifest is being replaced
         self.changing: tuple[Writer | None, Writer | None] | None = None  # (old, new) likewise
@@ -346,14 +365,27 @@ class SegmentManager:
         self.manifest = manifest
 
     def retire(self, victims: list[int], views: Iterable[int]) -> None:
-        """Remove the files of victims once every view that was open when they were replaced is closed."""
-        self._pinned.append((victims, set(views)))
+        """Remove the files of victims once every view and pin that was open when they were replaced is closed."""
+        self._pinned.append((victims, {*views, *self._pins}))
+
+    def pin(self, release: Callable[[], None]) -> Pin:
+        """Keep the files of this moment; ``release`` is called when they are let go. Under the lock."""
+        pins, number = self._pins, next(self._pin_numbers)
+
+        def let_go(_: object) -> None:
+            if pins.pop(number, None) is not None:
+                release()
+
+        lengths = self.lengths()
+        pin = Pin(self.manifest.segments, [lengths[row.segment_id] for row in self.manifest.segments], let_go)
+        pins[number] = weakref.ref(pin, let_go)  # one that leaks closes itself
+        return pin
 
     def release(self, open_views: Container[int]) -> None:
         """Remove the files that no open view can need any more; what cannot be removed now waits for the next call."""
         for item in list(self._pinned):
             victims, views = item
-            if not any(view in open_views for view in views):
+            if not any(view in open_views or view in self._pins for view in views):
                 with suppress(BytekvError):  # they are listed nowhere; at the latest the next open sweeps them
                     self._unlink(victims)
                     self._pinned.remove(item)

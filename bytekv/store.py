@@ -28,6 +28,7 @@ from types import TracebackType
 
 from . import check, compactor, log, recovery
 from .batch import Batch
+from .changes import Change, ChangeLog
 from .codec import (
     CLEAR,
     PREFIX,
@@ -212,6 +213,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._locations: Any = keydir.locations
         self._readers: Any = segments.readers
         self._commit = Committer(segments, keydir, options, self.recovery.last_seq, self._worker.wake)
+        self._changes = ChangeLog(segments, self._check_open)
         if self._readonly:
             path = self._path
             self._commit.refusal = lambda: ReadOnlyError(f"{path}: opened with flag 'r'")
@@ -406,6 +408,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _close_view(self, view: View) -> None:
         self._keydir.close_view(view)
+        self._release()
+
+    def _release(self) -> None:
+        """Remove the files that nobody can need any more."""
         # From a finaliser in the middle of this thread's own write it is left to the next who comes.
         if not self._commit.is_entered and self._segments.has_pinned:
             with self._commit.lock:
@@ -682,6 +688,42 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         Complexity: O(1).
         """
         return Snapshot(self, self._open_view(), self._close_view)
+
+    def changes(self, since_seq: int = 0) -> Iterator[Change]:
+        """Iterate over the operations above ``since_seq`` in their order, up to those of the moment of the call.
+
+        Call it again with the last seq that came to go on from there. Beside a writer, call `refresh` first.
+        What is read stays on disk until the iterator has ended or is dropped. A key's expiry is no change.
+
+        Raises `ChangesLostError` if a compaction has rewritten some of them (the option
+        ``keep_changes_bytes`` keeps it off the end of the log), `LimitError` for a seq that is not there yet.
+        Complexity: O(operations), 1 µs each; to begin, O(size of one segment) at most.
+
+        >>> import bytekv, tempfile
+        >>> with bytekv.open(tempfile.mkdtemp()) as db:
+        ...     db["a"] = "1"
+        ...     del db["a"]
+        ...     [(change.seq, change.op, change.key) for change in db.changes()]
+        [(1, 'put', b'a'), (2, 'delete', b'a')]
+        """
+        if isinstance(since_seq, bool) or not isinstance(since_seq, int):
+            raise TypeError(f"since_seq must be an int, not {type(since_seq).__name__}")
+        self._check_open()
+        self._commit.settle()
+        for _ in range(2):
+            with self._commit.lock:
+                last_seq = self._commit.visible_seq
+                pin = self._segments.pin(self._release)
+            if not 0 <= since_seq <= last_seq:
+                raise LimitError(f"since_seq must lie between 0 and {last_seq}, the last seq, not {since_seq}")
+            try:
+                return self._changes.feed(pin, since_seq, last_seq)
+            except StoreIOError as error:
+                pin.close()
+                # Beside a writer that has compacted a segment away: the feed of now may reach far enough.
+                if not self._readonly or error.errno != errno.ENOENT or not self.refresh():
+                    raise
+        return self._changes.feed(pin, since_seq, last_seq)
 
     def batch(self) -> Batch:
         """Return a batch: writes that become visible and durable together. See `Batch`."""

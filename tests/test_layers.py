@@ -33,6 +33,7 @@ LAYERS = [
     "commit",
     "compactor",
     "follower",
+    "changes",
     "check",
     "mapping",
     "batch",

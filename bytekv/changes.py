@@ -1,0 +1,142 @@
+"""The log as a feed: every operation above a seq, in order, as far back as compaction has kept it.
+
+A log segment holds its operations without a gap. A compaction keeps only the newest entry of each key, so
+what it has rewritten is no feed any more: a feed begins above the last seq of the newest output, or says
+that it cannot. Where the last feeds ended is remembered, so that asking again for what came since does not
+read the segment from its beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from .codec import (
+    CLEAR,
+    CONTINUES,
+    CRC_SIZE,
+    FIXED_SIZE,
+    KIND,
+    LOG,
+    PUT,
+    SEGMENT_HEADER_SIZE,
+    SegmentHeader,
+    SegmentRow,
+    decode_segment_header,
+)
+from .errors import ChangesLostError, CorruptionError
+from .record import NamedTuple
+from .segment import Scan
+from .segment_manager import Pin, SegmentManager
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Literal
+
+__all__ = ["Change", "ChangeLog"]
+
+_REMEMBERED: Final = 64
+
+
+class Change(NamedTuple):
+    """One operation of the log; ``expires`` in seconds since 1970.
+
+    ``op`` "clear" deletes every key and has none itself. ``more`` says that the next change belongs to the same
+    batch: who applies changes elsewhere applies both together.
+    """
+
+    seq: int
+    op: Literal["put", "delete", "clear"]
+    key: bytes
+    value: bytes
+    expires: float | None
+    more: bool
+
+
+class _Part(NamedTuple):
+    """What a feed reads of one segment."""
+
+    row: SegmentRow
+    header: SegmentHeader
+    stop: int
+
+
+class ChangeLog:
+    """Read the operations of one store in order."""
+
+    def __init__(self, segments: SegmentManager, check_open: Callable[[], None]) -> None:
+        self._segments = segments
+        self._check_open = check_open
+        self._places: dict[int, tuple[int, int]] = {}  # seq -> segment and offset behind its entry
+
+    def feed(self, pin: Pin, since_seq: int, last_seq: int) -> Iterator[Change]:
+        """Yield the changes above ``since_seq`` up to ``last_seq`` from the segments that a pin keeps.
+
+        Raises `ChangesLostError`, at once, if some of them have been compacted away.
+        """
+        parts: list[_Part] = []
+        reached = since_seq
+        for row, length in zip(pin.rows, pin.lengths, strict=True):
+            if row.last_seq <= since_seq and length == row.length:
+                continue
+            view, _ = self._segments.view(row.segment_id)
+            path = self._segments.directory.segment_path(row.segment_id)
+            header = decode_segment_header(view[0:SEGMENT_HEADER_SIZE], path)
+            if header.kind != LOG or header.previous_seq > reached:
+                parts.clear()
+                reached = max(reached, header.previous_seq if header.kind == LOG else row.last_seq)
+            if header.kind == LOG:
+                parts.append(_Part(row, header, length))
+                reached = max(reached, row.last_seq if length == row.length else last_seq)
+        if reached < last_seq:
+            parts.clear()
+        oldest = parts[0].header.previous_seq if parts else last_seq
+        if oldest > since_seq and last_seq > since_seq:
+            raise ChangesLostError(self._segments.directory.path, since_seq, oldest)
+        return self._walk(pin, parts, since_seq, last_seq)
+
+    def _walk(self, pin: Pin, parts: list[_Part], since_seq: int, last_seq: int) -> Iterator[Change]:
+        seq = since_seq
+        try:
+            for part in parts:
+                self._check_open()
+                scan = self._scan(part, since_seq)
+                try:
+                    for flags, key, seq, expires_ms, _, raw in scan:
+                        if seq > last_seq:
+                            return
+                        if seq <= since_seq:
+                            continue
+                        kind = flags & KIND
+                        self._check_open()
+                        yield Change(
+                            seq,
+                            "put" if kind == PUT else "clear" if kind == CLEAR else "delete",
+                            key,
+                            raw[FIXED_SIZE[flags] + len(key) : -CRC_SIZE],
+                            expires_ms / 1000 if expires_ms else None,
+                            bool(flags & CONTINUES),
+                        )
+                finally:
+                    self._remember(part, scan)
+                if scan.end != part.stop and scan.last_seq < last_seq:
+                    raise CorruptionError(
+                        self._segments.directory.segment_path(part.row.segment_id),
+                        scan.end,
+                        f"{scan.damage or 'zeros'} in the log",
+                    )
+        finally:
+            pin.close()
+
+    def _scan(self, part: _Part, since_seq: int) -> Scan:
+        view, seed = self._segments.view(part.row.segment_id)
+        start, seq = SEGMENT_HEADER_SIZE, part.header.previous_seq
+        for known, (segment_id, offset) in list(self._places.items()):
+            if segment_id == part.row.segment_id and seq < known <= since_seq and offset <= part.stop:
+                start, seq = offset, known
+        return Scan(lambda size, at: view[at : at + size], start, part.stop, seed, seq)
+
+    def _remember(self, part: _Part, scan: Scan) -> None:
+        self._places.pop(scan.last_seq, None)
+        self._places[scan.last_seq] = part.row.segment_id, scan.end
+        while len(self._places) > _REMEMBERED:
+            self._places.pop(next(iter(self._places)), None)
