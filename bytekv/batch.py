@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from .errors import BytekvError
-from .mapping import Bytes, key_of, value_of
+from .mapping import Bytes, Expiry, expiry_of, key_of, value_of
 
 __all__ = ["Batch"]
 
@@ -28,19 +28,19 @@ class Batch:
     {b'from': b'90', b'to': b'110'}
     """
 
-    def __init__(self, commit: Callable[[dict[bytes, tuple[bytes, float | None] | None]], int | None]) -> None:
+    def __init__(self, commit: Callable[[dict[bytes, tuple[bytes, Expiry] | None]], int | None]) -> None:
         self._commit = commit
-        self._writes: dict[bytes, tuple[bytes, float | None] | None] = {}
+        self._writes: dict[bytes, tuple[bytes, Expiry] | None] = {}
         self._done = False
         #: seq of the last operation once committed; None before, or if there was nothing to do.
         self.seq: int | None = None
 
-    def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None) -> None:
-        """Store ``value`` under ``key`` when the batch is committed; ``ttl`` in seconds from then on."""
+    def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None, expires: float | None = None) -> None:
+        """Store ``value`` under ``key`` when the batch is committed; ``ttl`` counts from then on."""
         self._check_open()
-        key, value = key_of(key), value_of(value)
+        key, value, expiry = key_of(key), value_of(value), expiry_of(ttl, expires)
         self._writes.pop(key, None)  # so that it takes its place at the end
-        self._writes[key] = value, ttl
+        self._writes[key] = value, expiry
 
     def delete(self, key: Bytes) -> None:
         """Delete ``key`` when the batch is committed; no error if it is not there then."""

@@ -16,9 +16,11 @@ from .record import NamedTuple
 __all__ = [
     "Bytes",
     "Entry",
+    "Expiry",
     "OrderedMapping",
     "Range",
     "entry_of",
+    "expiry_of",
     "key_of",
     "limit_of",
     "range_of",
@@ -84,6 +86,33 @@ def ttl_to_ms(ttl: float) -> int:
     if not 0 < ttl < MAX_EXPIRES_MS / 2000:  # NaN fails, too
         raise LimitError(f"a ttl must be more than 0 seconds and finite, not {ttl}")
     return -int(-ttl * 1000 // 1)  # rounded up
+
+
+class Expiry(NamedTuple):
+    """When a key will be gone, in milliseconds: so long after the write, or at a time; 0 and 0: never."""
+
+    ttl_ms: int
+    expires_ms: int
+
+    def at(self, now_ms: int) -> int:
+        """Return the time since 1970 for a write that happens now, 0 for never."""
+        return now_ms + self.ttl_ms if self.ttl_ms else self.expires_ms
+
+
+def expiry_of(ttl: float | None, expires: float | None) -> Expiry:
+    """Return when a key is to be gone that is written with these arguments; raise `TypeError` or `LimitError`."""
+    if expires is None:
+        return _NEVER if ttl is None else Expiry(ttl_to_ms(ttl), 0)
+    if ttl is not None:
+        raise TypeError("give either ttl or expires, not both")
+    if isinstance(expires, bool) or not isinstance(expires, (int, float)):
+        raise TypeError(f"expires must be a number of seconds since 1970, not {type(expires).__name__}")
+    if not 0 < expires < MAX_EXPIRES_MS / 2000:
+        raise LimitError(f"expires must be a time after 1970 and finite, not {expires}")
+    return Expiry(0, max(1, round(expires * 1000)))
+
+
+_NEVER = Expiry(0, 0)
 
 
 def _successor(prefix: bytes) -> bytes | None:

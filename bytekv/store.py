@@ -61,7 +61,19 @@ from .errors import (
 from .files import Files
 from .follower import Follower, try_again
 from .keydir import Keydir, View
-from .mapping import Bytes, Entry, OrderedMapping, Range, entry_of, key_of, to_bytes, ttl_to_ms, value_of
+from .mapping import (
+    Bytes,
+    Entry,
+    Expiry,
+    OrderedMapping,
+    Range,
+    entry_of,
+    expiry_of,
+    key_of,
+    to_bytes,
+    ttl_to_ms,
+    value_of,
+)
 from .options import Options
 from .record import NamedTuple
 from .recovery import Recovery
@@ -500,10 +512,19 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         else:
             self._commit.apply([Operation(PUT, key_of(key), value_of(value))])
 
-    def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None, if_seq: int | None = None) -> int:
+    def put(
+        self,
+        key: Bytes,
+        value: Bytes,
+        *,
+        ttl: float | None = None,
+        expires: float | None = None,
+        if_seq: int | None = None,
+    ) -> int:
         """Store ``value`` under ``key`` and return the seq of this write.
 
-        ``ttl``: seconds after which the key is gone; None: it stays. ``if_seq``: only if the key's entry
+        ``ttl``: seconds after which the key is gone; or ``expires``: the time in seconds since 1970 at which it
+        is (at once, if that has passed); None: it stays. ``if_seq``: only if the key's entry
         has this seq, 0: only if there is none (`ConflictError` otherwise; `entry` tells the seq).
 
         Raises `LimitError` (key over 65,535 bytes, value over 1 GiB), `DiskFullError` (nothing changed),
@@ -519,10 +540,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         ...
         bytekv.errors.ConflictError: key b'page': expected seq 1, found 2
         """
-        if ttl is None and if_seq is None and type(key) is bytes and type(value) is bytes:
+        if ttl is None and if_seq is None and expires is None and type(key) is bytes and type(value) is bytes:
             return self._commit.put(key, value)
-        key, value = key_of(key), value_of(value)
-        ttl_ms = 0 if ttl is None else ttl_to_ms(ttl)
+        key, value, expiry = key_of(key), value_of(value), expiry_of(ttl, expires)
         if if_seq is not None and (isinstance(if_seq, bool) or not isinstance(if_seq, int)):
             raise TypeError(f"if_seq must be an int, not {type(if_seq).__name__}")
 
@@ -530,15 +550,18 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             actual = 0 if found is None else found.seq
             if if_seq is not None and actual != if_seq:
                 raise ConflictError(key, if_seq, actual)
-            return [Operation(PUT, key, value, self._expiry(ttl_ms))]
+            return [Operation(PUT, key, value, expiry.at(self._files.now_ms()))]
 
         return self._change(key, decide, reads=if_seq is not None)[1]
 
     def add(self, key: Bytes, value: Bytes, *, ttl: float | None = None) -> bool:
         """Store ``value`` only if ``key`` does not exist; tell whether it was stored."""
-        key, value = key_of(key), value_of(value)
-        ttl_ms = 0 if ttl is None else ttl_to_ms(ttl)
-        found, _ = self._change(key, lambda found: [] if found else [Operation(PUT, key, value, self._expiry(ttl_ms))])
+        key, value, expiry = key_of(key), value_of(value), expiry_of(ttl, None)
+
+        def decide(found: StoredEntry | None) -> Sequence[Operation]:
+            return [] if found else [Operation(PUT, key, value, expiry.at(self._files.now_ms()))]
+
+        found, _ = self._change(key, decide)
         return found is None
 
     def delete(self, key: Bytes) -> bool:
@@ -587,10 +610,12 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def expire(self, key: Bytes, ttl: float) -> bool:
         """Let ``key`` be gone ``ttl`` seconds from now; False if it does not exist. Writes the value again."""
-        key, ttl_ms = key_of(key), ttl_to_ms(ttl)
-        found, _ = self._change(
-            key, lambda found: [Operation(PUT, key, found.value, self._expiry(ttl_ms))] if found else []
-        )
+        key, expiry = key_of(key), Expiry(ttl_to_ms(ttl), 0)
+
+        def decide(found: StoredEntry | None) -> Sequence[Operation]:
+            return [Operation(PUT, key, found.value, expiry.at(self._files.now_ms()))] if found else []
+
+        found, _ = self._change(key, decide)
         return found is not None
 
     def persist(self, key: Bytes) -> bool:
@@ -732,21 +757,15 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _commit_batch(self, writes: Writes, gate_owner: object = None) -> int | None:
         commit = self._commit
-        prepared = [
-            (key, None if write is None else write[0], 0 if write is None or write[1] is None else ttl_to_ms(write[1]))
-            for key, write in writes.items()
-        ]
         operations: list[Operation] = []
 
         def decide() -> Sequence[Operation]:
             nonlocal operations
             now_ms = self._files.now_ms()
             operations = [
-                Operation(TOMBSTONE, key)
-                if value is None
-                else Operation(PUT, key, value, now_ms + ttl_ms if ttl_ms else 0)
-                for key, value, ttl_ms in prepared
-                if value is not None or commit.newest(key, now_ms) is not None
+                Operation(TOMBSTONE, key) if write is None else Operation(PUT, key, write[0], write[1].at(now_ms))
+                for key, write in writes.items()
+                if write is not None or commit.newest(key, now_ms) is not None
             ]
             return operations
 
@@ -774,9 +793,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         seq = self._commit.change(decide_on_newest)
         return found, seq
-
-    def _expiry(self, ttl_ms: int) -> int:
-        return self._files.now_ms() + ttl_ms if ttl_ms else 0
 
     def _check_writable(self) -> None:
         if self._commit.refusal is not None:

@@ -12,7 +12,7 @@ from heapq import merge
 from types import TracebackType
 
 from .errors import BytekvError
-from .mapping import Bytes, OrderedMapping, Range, key_of, to_bytes, value_of
+from .mapping import Bytes, Expiry, OrderedMapping, Range, expiry_of, key_of, to_bytes, value_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Transaction"]
 
-Writes = dict[bytes, tuple[bytes, float | None] | None]
+Writes = dict[bytes, tuple[bytes, Expiry] | None]
 
 
 class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
@@ -91,12 +91,12 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
             raise KeyError(key)
         return value
 
-    def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None) -> None:
-        """Store ``value`` under ``key``; ``ttl`` in seconds from the commit on."""
+    def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None, expires: float | None = None) -> None:
+        """Store ``value`` under ``key``; ``ttl`` counts from the commit on."""
         self._check()
-        key, value = key_of(key), value_of(value)
+        key, value, expiry = key_of(key), value_of(value), expiry_of(ttl, expires)
         self._writes.pop(key, None)
-        self._writes[key] = value, ttl
+        self._writes[key] = value, expiry
 
     __setitem__ = put
 

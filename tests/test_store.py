@@ -358,6 +358,46 @@ def test_a_plain_write_takes_the_expiry_away_and_incr_keeps_it(open_store):
     assert list(db) == [b"a"]
 
 
+def test_a_time_of_expiry_is_kept_to_the_millisecond(open_store):
+    """Copying a store, and EXPIREAT, need the very time: a ttl computed before drifts."""
+    clock = FakeFiles(now_s=1000.0)
+    db = open_store(files=clock)
+    db.put("put", "1", expires=1010.123)
+    with db.batch() as batch:
+        batch.put("batch", "2", expires=1010.123)
+        clock.sleep(5)
+    with db.transaction() as tx:
+        tx.put("transaction", "3", expires=1010.123)
+        clock.sleep(5)
+    assert {key: db.entry(key).expires for key in db} == dict.fromkeys((b"put", b"batch", b"transaction"), 1010.123)
+    clock.sleep(0.123)
+    assert dict(db) == {}
+
+
+def test_a_time_of_expiry_that_has_passed_takes_the_key_away_for_good(open_store):
+    clock = FakeFiles(now_s=1000.0)
+    db = open_store(files=clock)
+    db["k"] = "old"
+    with db.snapshot() as before:
+        assert db.put("k", "new", expires=0.0001) == 2
+        assert (db.get("k"), len(db), list(db), "k" in db) == (None, 0, [], False)
+        assert dict(before) == {b"k": b"old"}
+    crash(db)
+    db = open_store(files=clock)
+    assert dict(db) == {}
+
+
+@pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), 1e300, "5", True])
+def test_a_time_of_expiry_must_be_a_time(open_store, bad: object):
+    db = open_store()
+    for put in (db.put, db.batch().put):
+        with pytest.raises((bytekv.LimitError, TypeError)):
+            put("k", "1", expires=bad)
+        with pytest.raises(TypeError, match="either"):
+            put("k", "1", ttl=1, expires=2e9)
+    assert dict(db) == {}
+
+
 @pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), 1e300, "5", True, None])
 def test_a_ttl_must_be_a_positive_finite_number(open_store, bad: object):
     db = open_store()
