@@ -7,6 +7,7 @@
 b'blue'
 """
 
+from .backup import BackupReport
 from .batch import Batch
 from .changes import Change
 from .check import Damage, Report
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AccessDeniedError",
+    "BackupReport",
     "Batch",
     "BytekvError",
     "Change",

@@ -274,6 +274,7 @@ MANIFEST_HEADER: Final = Struct("<8sHHIII16sQQQI")  # 8+2+2+4+4+4+16+8+8+8+4 = 6
 MANIFEST_ROW: Final = Struct("<QQQQI")  # 8+8+8+8+4 = 36
 SEALED: Final = 0
 ACTIVE: Final = 1
+BACKUP: Final = 1  # a compatible flag: made by a backup, and not written to since
 
 
 class SegmentRow(NamedTuple):
@@ -294,6 +295,7 @@ class Manifest(NamedTuple):
     last_seq: int  # at least; the active segment may hold more
     generation: int = 0  # +1 at each replacement
     segments: tuple[SegmentRow, ...] = ()
+    flags: int = 0  # the compatible ones
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -302,7 +304,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         MANIFEST_MAGIC,
         FORMAT_VERSION,
         0,
-        0,
+        manifest.flags,
         0,
         0,
         manifest.store_uuid,
@@ -317,8 +319,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(data: bytes, path: str, *, for_writing: bool = False) -> Manifest:
     """Decode a manifest; raise ``CorruptionError`` or ``UnsupportedFormatError``."""
     _check_file("manifest", data, MANIFEST_MAGIC, MANIFEST_HEADER.size + CRC_SIZE, path)
-    _, version, _, _, readonly, incompatible, uuid, next_id, last_seq, generation, count = MANIFEST_HEADER.unpack_from(
-        data
+    _, version, _, flags, readonly, incompatible, uuid, next_id, last_seq, generation, count = (
+        MANIFEST_HEADER.unpack_from(data)
     )
     _check_version("manifest", version, readonly, incompatible, path, for_writing=for_writing)
     if len(data) != MANIFEST_HEADER.size + count * MANIFEST_ROW.size + CRC_SIZE:
@@ -337,7 +339,7 @@ def decode_manifest(data: bytes, path: str, *, for_writing: bool = False) -> Man
         or seqs != sorted(seqs)
     ):
         raise CorruptionError(path, MANIFEST_HEADER.size, "manifest rows contradict each other")
-    return Manifest(uuid, next_id, last_seq, generation, rows)
+    return Manifest(uuid, next_id, last_seq, generation, rows, flags)
 
 
 # --- the hint file -----------------------------------------------------------------------------

@@ -6,6 +6,8 @@ name                      losing it
 ``LOCK``                  harmless while no writer runs; never unlinked, or two could hold it
 ``MANIFEST``              the store refuses to open (it would otherwise seem empty)
 ``MANIFEST.new``          harmless: a manifest that was not yet published
+``BACKUP.unfinished``     there is no store yet: a first backup has not come to its end
+``segment.new``           harmless: a segment that a backup has not finished
 ``NNNNNNNNNN.seg``        the entries of that segment; the store refuses to open
 ``NNNNNNNNNN.hint``       harmless: rebuilt from its segment
 ``quarantine/``           what recovery cut off or set aside, for a person to look at
@@ -41,6 +43,8 @@ _LOCK = "LOCK"
 _MANIFEST = "MANIFEST"
 _MANIFEST_NEW = "MANIFEST.new"
 _QUARANTINE = "quarantine"
+_UNFINISHED = "BACKUP.unfinished"
+_SEGMENT_NEW = "segment.new"
 
 # A manifest of the most segments that the format allows takes 36 MiB; nothing larger is read.
 _MAX_MANIFEST_SIZE = 64 << 20
@@ -97,6 +101,11 @@ class Directory:
         """Return the path of the manifest."""
         return os.path.join(self.path, _MANIFEST)
 
+    @property
+    def segment_new_path(self) -> str:
+        """Return the path under which a backup makes a segment."""
+        return os.path.join(self.path, _SEGMENT_NEW)
+
     def sync(self) -> None:
         """Make the names in the directory durable."""
         self.files.sync_directory(self.path)
@@ -106,6 +115,8 @@ class Directory:
     def find(self, *, lost_manifest_allowed: bool = False) -> None:
         """Check that a store is here; raise the error that says what is here instead."""
         names = self.files.list(self.path)
+        if _UNFINISHED in names and _MANIFEST not in names:
+            raise NotAStoreError(f"{self.path}: an unfinished backup; make it once more")
         if _MANIFEST in names or self._has_lost_its_manifest(names, allowed=lost_manifest_allowed):
             return
         raise NotAStoreError(f"{self.path}: a directory without a store (it has no {_MANIFEST})")
@@ -124,6 +135,8 @@ class Directory:
                 error.errno, "the parent directory does not exist; create it first", self.path
             ) from error
         names = set(self.files.list(self.path))
+        if _UNFINISHED in names and _MANIFEST not in names:
+            raise NotAStoreError(f"{self.path}: an unfinished backup; make it once more")
         if _MANIFEST in names or self._has_lost_its_manifest(names, allowed=lost_manifest_allowed):
             return False
         if strangers := names - {_LOCK, _MANIFEST_NEW}:
@@ -131,6 +144,29 @@ class Directory:
                 f"{self.path}: a directory with other files ({min(strangers)!r}) but no store; use an empty or new one"
             )
         return True
+
+    def make_for_backup(self) -> bool:
+        """Check that a backup may be written here, mark the directory if it is the first; True if it is."""
+        if self.files.make_directory(self.path):
+            self._sync_parent()
+        names = set(self.files.list(self.path))
+        if _MANIFEST in names:
+            return False
+        ours = {_LOCK, _MANIFEST_NEW, _SEGMENT_NEW, _UNFINISHED}
+        if _UNFINISHED in names:
+            ours |= {name for name in names if parse_name(name)}
+        if strangers := names - ours:
+            raise NotAStoreError(
+                f"{self.path}: a directory with other files ({min(strangers)!r}); use an empty or new one for a backup"
+            )
+        self.files.close(self.files.open(os.path.join(self.path, _UNFINISHED), write=True, create=True))
+        self.sync()
+        return True
+
+    def finish_backup(self) -> None:
+        """Take the mark of an unfinished backup away; its manifest is durable."""
+        if self.files.unlink(os.path.join(self.path, _UNFINISHED)):
+            self.sync()
 
     def _has_lost_its_manifest(self, names: Iterable[str], *, allowed: bool) -> bool:
         if not any(parse_name(name) for name in names):
@@ -264,7 +300,7 @@ class Directory:
         removed: list[str] = []
         for name in sorted(self.files.list(self.path)):
             parsed = parse_name(name)
-            if name == _MANIFEST_NEW or (parsed and parsed[0] not in listed):
+            if name in (_MANIFEST_NEW, _SEGMENT_NEW) or (parsed and parsed[0] not in listed):
                 with suppress(BytekvError):  # a directory of that name, say: not ours, and not in the way
                     self.files.unlink(os.path.join(self.path, name))
                     removed.append(name)

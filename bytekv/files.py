@@ -128,6 +128,17 @@ class Files:
         with _translated(target):
             os.replace(source, target)
 
+    def link(self, source: str, target: str) -> bool:
+        """Give a file a second name, in place of what bears it; False where the file system has no such thing."""
+        self.unlink(target)
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except FileNotFoundError as error:
+            raise from_os_error(error, source) from error
+        except (OSError, NotImplementedError):  # another device, too many names, not supported, not allowed
+            return False
+        return True
+
     def unlink(self, path: str) -> bool:
         """Remove a name; False if there is none (an interrupted removal, repeated)."""
         try:

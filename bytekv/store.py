@@ -27,6 +27,7 @@ from contextlib import suppress
 from types import TracebackType
 
 from . import check, compactor, log, recovery
+from .backup import BackupReport, Moment, back_up, rows_of
 from .batch import Batch
 from .changes import Change, ChangeLog
 from .codec import (
@@ -34,6 +35,7 @@ from .codec import (
     PREFIX,
     PUT,
     RESIDUE,
+    SEALED,
     TOMBSTONE,
     Manifest,
     checksum,
@@ -57,6 +59,7 @@ from .errors import (
     StoreClosedError,
     StoreFailedError,
     StoreIOError,
+    StoreNotFoundError,
 )
 from .files import Files
 from .follower import Follower, try_again
@@ -77,7 +80,7 @@ from .mapping import (
 from .options import Options
 from .record import NamedTuple
 from .recovery import Recovery
-from .segment_manager import SegmentManager
+from .segment_manager import Pin, SegmentManager
 from .snapshot import Snapshot
 from .transaction import Transaction, Writes
 from .worker import Worker, start_no_more
@@ -897,6 +900,72 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 commit.sync_what_waits()  # it is in the files and not yet in the keydir
             commit.count_if_due()
             return check.verify(self._segments, self._keydir, progress)
+
+    def backup(
+        self, dest: str | os.PathLike[str], *, progress: Callable[[Progress], object] | None = None
+    ) -> BackupReport:
+        """Copy the store as it is now into the directory ``dest``, while others go on reading and writing.
+
+        ``dest``: a new or empty directory, or an earlier backup of this store, which is brought up to date: what it
+        has is not copied again. The result is a store that opens by itself. On the same file system sealed
+        segments are shared as hard links, which protects from whatever happens to the store, but not to the disk.
+        ``progress`` is called with a `Progress` now and then.
+
+        Raises `NotAStoreError` if ``dest`` holds anything else, or a backup that is newer than the store,
+        `DiskFullError`, `StoreLockedError` while somebody writes to it; an earlier backup is as before then.
+        Durability: the backup is durable on return. Complexity: O(bytes that are copied).
+
+        >>> import bytekv, os, tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with bytekv.open(os.path.join(folder, "store")) as db:
+        ...     db["a"] = "1"
+        ...     db.backup(os.path.join(folder, "copy")).seq
+        1
+        >>> dict(bytekv.open(os.path.join(folder, "copy"), "r"))
+        {b'a': b'1'}
+        """
+        self._check_open()
+        path = os.path.abspath(os.fsdecode(dest))
+        here, there = os.path.realpath(self._path), os.path.realpath(path)
+        if there == here or there.startswith(here + os.sep):
+            raise ValueError(f"{path}: a backup cannot lie in the store that it is made of")
+        target = Directory(path, self._files)
+        while True:
+            pin, moment = self._moment()
+            try:
+                return back_up(self._directory, moment, target, progress)
+            except StoreNotFoundError:
+                # Beside a writer that has compacted a file away: there is a newer moment.
+                if not self._readonly or not self.refresh():
+                    raise
+            finally:
+                pin.close()
+
+    def _moment(self) -> tuple[Pin, Moment]:
+        commit, segments = self._commit, self._segments
+        self._check_open()
+        if self._readonly:
+            sealed = {
+                (row.segment_id, row.length)
+                for row in self._directory.load(for_writing=False).segments
+                if row.state == SEALED
+            }
+            commit.settle()
+        else:
+            commit.sync()
+        with commit.sync_lock, commit.lock:
+            if not self._readonly:
+                commit.sync_what_waits()  # a backup holds nothing that a power cut could take from the store
+                sealed = {(row.segment_id, row.length) for row in segments.sealed()}
+            seq, manifest, pin = commit.seq, segments.manifest, segments.pin(self._release)
+        rows = rows_of(pin.rows, pin.lengths, seq)
+        return pin, Moment(
+            manifest.store_uuid,
+            manifest.next_id,
+            seq,
+            rows,
+            {row.segment_id for row in rows if (row.segment_id, row.length) in sealed},
+        )
 
     def stats(self) -> Stats:
         """Return counts of keys and bytes. Complexity: O(number of segments)."""

@@ -35,6 +35,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "chmod": ("chmod", "fchmod"),
     "close": ("close",),
     "duplicate": ("dup",),
+    "link": ("link",),
     "list": ("listdir",),
     "lock": ("flock",),
     "map": ("mmap",),

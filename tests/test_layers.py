@@ -34,6 +34,7 @@ LAYERS = [
     "compactor",
     "follower",
     "changes",
+    "backup",
     "check",
     "mapping",
     "batch",

@@ -1,0 +1,463 @@
+"""Backups: whole, of one moment, cheap when repeated, and never over anything that is not one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bytekv
+from bytekv.compactor import Progress
+from bytekv.errors import (
+    BytekvError,
+    NotAStoreError,
+    StoreClosedError,
+    StoreFailedError,
+    StoreIOError,
+    StoreLockedError,
+    StoreNotFoundError,
+)
+from bytekv.store import Store
+from tests.fault_files import KINDS, SystemCalls
+from tests.harness import FakeFiles, open_store, segment_files, snapshot_of
+
+
+@pytest.fixture
+def dest(path: Path) -> Path:
+    return path.parent / "backup"
+
+
+def fill(db: Store, count: int = 40) -> None:
+    for number in range(count):
+        db[b"%d" % number] = b"x" * (number * 7 % 200)
+
+
+def expect(dest: Path, content: dict[bytes, bytes]) -> None:
+    """Open the backup as a reader, and see that it holds exactly this and is whole."""
+    with open_store(dest, "r") as copy:
+        assert dict(copy) == content
+        report = copy.verify()
+        assert report.ok, report
+
+
+@pytest.mark.parametrize("sync", ["interval", "always", "os"])
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+def test_it_holds_everything(path: Path, dest: Path, sync: str, io: str) -> None:
+    with open_store(path, segment_size_bytes=1000, sync=sync, io=io) as db:
+        fill(db)
+        report = db.backup(dest)
+        assert report.seq == db.last_seq
+        assert report.segments == len(db.stats().segments) == report.linked + 1
+        assert report.kept == 0
+        assert report.copied_bytes == db.stats().segments[-1].length_bytes
+        content = dict(db)
+        db["later"] = "1"
+        assert db.verify().ok
+    expect(dest, content)
+    with open_store(dest, "w") as copy:
+        assert copy.last_seq == report.seq
+        assert copy.recovery.clean
+
+
+def test_an_empty_store(path: Path, dest: Path) -> None:
+    with open_store(path) as db:
+        assert db.backup(dest).segments == 0
+        db["a"] = "1"
+        del db["a"]
+        db.compact()
+        assert db.backup(dest).seq == 2
+    expect(dest, {})
+    with open_store(dest, "w") as copy:
+        assert copy.put("b", "2") == 3
+
+
+def test_repeated_it_takes_what_is_new(path: Path, dest: Path) -> None:
+    with open_store(path, segment_size_bytes=1000) as db:
+        fill(db)
+        first = db.backup(dest)
+        again = db.backup(dest)
+        assert (again.kept, again.linked, again.copied_bytes) == (first.segments, 0, 0)
+        fill(db)
+        second = db.backup(dest)
+        assert second.kept == first.linked
+        assert second.linked > 0
+        expect(dest, dict(db))
+        db.compact()
+        third = db.backup(dest)
+        assert (third.kept + third.linked, third.copied_bytes) == (third.segments, 0)
+        expect(dest, dict(db))
+        names = {file.name for file in segment_files(dest)}
+        assert names == {file.name for file in segment_files(path)}
+
+
+def test_files_are_shared_only_where_nothing_is_appended(path: Path, dest: Path) -> None:
+    db = open_store(path, segment_size_bytes=1000)
+    fill(db)
+    db.backup(dest)
+    shared = [file.name for file in segment_files(dest) if file.stat().st_nlink == 2]
+    assert shared == [file.name for file in segment_files(path)][:-1]
+    before = snapshot_of(path)
+    with open_store(dest, "w", segment_size_bytes=1000) as copy:
+        fill(copy)
+        copy.compact()
+        copy.clear()
+        copy.compact()
+    assert snapshot_of(path) == before
+    db.close()
+
+
+def test_on_another_file_system_it_copies(path: Path, tmp_path: Path) -> None:
+    if path.parent.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("both directories lie on one file system")
+    with open_store(path, segment_size_bytes=1000) as db:
+        fill(db)
+        report = db.backup(tmp_path / "backup")
+        assert report.linked == 0
+        assert report.copied_bytes == db.stats().total_bytes
+        content = dict(db)
+    expect(tmp_path / "backup", content)
+
+
+def test_files_are_private(path: Path, dest: Path) -> None:
+    before = os.umask(0)
+    try:
+        with open_store(path) as db:
+            fill(db)
+            db.backup(dest)
+    finally:
+        os.umask(before)
+    assert dest.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in dest.iterdir()} == {0o600}
+
+
+def test_what_expires_expires_there(path: Path, dest: Path) -> None:
+    files = FakeFiles()
+    with open_store(path, files=files) as db:
+        db.put("short", "1", ttl=10)
+        db["long"] = "2"
+        db.backup(dest)
+    files.sleep(20)
+    with open_store(dest, "r", files=files) as copy:
+        assert list(copy) == [b"long"]
+
+
+def test_progress_is_told(path: Path, dest: Path) -> None:
+    told: list[Progress] = []
+    with open_store(path, segment_size_bytes=1000) as db:
+        fill(db)
+        db.backup(dest, progress=told.append)
+        assert [item.done_bytes for item in told] == sorted(item.done_bytes for item in told)
+        assert told[-1] == (db.stats().total_bytes, db.stats().total_bytes)
+
+
+def test_an_error_in_the_callback_leaves_the_earlier_backup(path: Path, dest: Path) -> None:
+    with open_store(path, segment_size_bytes=1000) as db:
+        fill(db)
+        db.backup(dest)
+        content = dict(db)
+        fill(db, 10)
+        db["new"] = "1"
+
+        def tell(progress: Progress) -> None:
+            db["written by the callback"] = "1"
+            if progress.done_bytes == progress.total_bytes:
+                raise ValueError("enough")
+
+        with pytest.raises(ValueError, match="enough"):
+            db.backup(dest, progress=tell)
+        expect(dest, content)
+        db.backup(dest)
+        expect(dest, dict(db))
+
+
+# --- what is never overwritten ---------------------------------------------------------------------
+
+
+def test_another_directory_of_files(path: Path, dest: Path) -> None:
+    dest.mkdir()
+    (dest / "diary.txt").write_text("dear diary")
+    with open_store(path) as db:
+        before = snapshot_of(dest)
+        with pytest.raises(NotAStoreError, match=r"diary\.txt"):
+            db.backup(dest)
+        assert snapshot_of(dest) == before
+
+
+def test_another_store(path: Path, dest: Path) -> None:
+    with open_store(dest) as other:
+        other["precious"] = "1"
+    with open_store(path) as db:
+        db["a"] = "1"
+        with pytest.raises(NotAStoreError, match="another store"):
+            db.backup(dest)
+    expect(dest, {b"precious": b"1"})
+
+
+def test_a_backup_that_was_written_to(path: Path, dest: Path) -> None:
+    with open_store(path) as db:
+        db["a"] = "1"
+        db.backup(dest)
+        open_store(dest, "w").close()  # opened, and left as it was
+        db.backup(dest)
+        with open_store(dest, "w") as copy:
+            copy["precious"] = "1"
+        with pytest.raises(NotAStoreError, match="written to since"):
+            db.backup(dest)
+    expect(dest, {b"a": b"1", b"precious": b"1"})
+
+
+def test_a_backup_that_is_newer(path: Path, dest: Path) -> None:
+    with open_store(path) as db:
+        db["a"] = "1"
+        db.backup(path.parent / "older")
+        db["b"] = "2"
+        db.backup(dest)
+    with open_store(path.parent / "older", "w") as restored, pytest.raises(NotAStoreError, match="up to seq 2"):
+        restored.backup(dest)
+    expect(dest, {b"a": b"1", b"b": b"2"})
+
+
+@pytest.mark.parametrize("name", [".", "inside", "inside/deeper", "../store"])
+def test_the_store_itself(path: Path, name: str) -> None:
+    with open_store(path) as db:
+        before = snapshot_of(path)
+        with pytest.raises(ValueError, match="cannot lie in the store"):
+            db.backup(path / name)
+        assert snapshot_of(path) == before
+        assert not (path / "inside").exists()
+
+
+def test_the_store_itself_by_a_link(path: Path) -> None:
+    with open_store(path) as db:
+        (path.parent / "link").symlink_to(path)
+        with pytest.raises(ValueError, match="cannot lie in the store"):
+            db.backup(path.parent / "link")
+
+
+def test_somebody_else_is_at_it(path: Path, dest: Path) -> None:
+    with open_store(path) as db:
+        db.backup(dest)
+        with open_store(dest, "w"), pytest.raises(StoreLockedError):
+            db.backup(dest)
+
+
+def test_no_parent(path: Path) -> None:
+    with open_store(path) as db, pytest.raises(StoreNotFoundError):
+        db.backup(path.parent / "missing" / "backup")
+
+
+def test_closed(path: Path, dest: Path) -> None:
+    db = open_store(path)
+    db.close()
+    with pytest.raises(StoreClosedError):
+        db.backup(dest)
+    assert not dest.exists()
+
+
+def test_a_failed_store_makes_none(path: Path, dest: Path) -> None:
+    db = open_store(path)
+    db["a"] = "1"
+    db._commit.fail(OSError(errno.EIO, "as if"))
+    with pytest.raises(StoreFailedError):
+        db.backup(dest)
+    assert not dest.exists()
+    with pytest.raises(StoreFailedError):
+        db.close()
+
+
+# --- unfinished ones -------------------------------------------------------------------------------
+
+
+def test_an_unfinished_first_one_is_no_store(path: Path, dest: Path) -> None:
+    with open_store(path, segment_size_bytes=1000) as db:
+        fill(db)
+
+        def tell(progress: Progress) -> None:
+            if progress.done_bytes > 2000:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            db.backup(dest, progress=tell)
+        for flag in "rwc":
+            with pytest.raises(NotAStoreError, match="unfinished backup"):
+                open_store(dest, flag)
+        assert db.backup(dest).segments
+        expect(dest, dict(db))
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["first", "repeated"])
+@pytest.mark.parametrize("kind", ["any", *sorted(KINDS)])
+@pytest.mark.parametrize("for_ever", [False, True], ids=["once", "for ever"])
+def test_every_call_fails(path: Path, dest: Path, kind: str, earlier: bool, for_ever: bool) -> None:
+    """Whatever fails: the earlier backup or the new one is there, the store is well, and the next attempt succeeds."""
+    number = struck = 0
+    with SystemCalls() as calls:
+        while True:
+            number += 1
+            calls.lift()
+            store, copy = path.parent / f"store {number}", path.parent / f"backup {number}"
+            db = open_store(store, segment_size_bytes=400, files=FakeFiles())
+            fill(db, 8)
+            before = dict(db)
+            if earlier:
+                db.backup(copy)
+            fill(db, 6)
+            db["new"] = "1"
+            db.sync()
+            content = dict(db)
+            calls.fail(kind, number, errno.EIO, for_ever=for_ever)
+            try:
+                db.backup(copy)
+                failed = False
+            except BytekvError:
+                failed = True
+            calls.lift()
+            struck += calls.struck
+            if not failed:
+                expect(copy, content)
+            elif earlier:
+                with open_store(copy, "r") as there:
+                    assert dict(there) in (before, content)
+                    assert there.verify().ok
+            assert dict(db) == content
+            if db.failure is None:
+                db.backup(copy)
+                expect(copy, content)
+                assert db.verify().ok
+                db.close()
+            else:
+                with pytest.raises(StoreFailedError):
+                    db.close()
+            if not calls.struck:
+                break
+    assert struck or kind in ("allocate", "chmod", "duplicate", "link", "lock", "map", "mkdir", "truncate", "unlink")
+
+
+def test_a_target_that_cannot_be_synced_does_not_poison_the_store(path: Path, dest: Path) -> None:
+    with SystemCalls() as calls, open_store(path) as db:
+        db["a"] = "1"
+        db.sync()
+        calls.fail("sync", 3, errno.EIO)
+        with pytest.raises(StoreIOError, match="not durable"):
+            db.backup(dest)
+        calls.lift()
+        db["b"] = "2"
+
+
+# --- while others go on ----------------------------------------------------------------------------
+
+
+def under_load(path: Path, dest: Path, backups: int, new_every: int) -> int:
+    """Back up while a thread overwrites, deletes and compacts; each must equal the moment that its seq names."""
+    moments: dict[int, dict[bytes, bytes]] = {}
+    stop = threading.Event()
+    failed: list[BaseException] = []
+    db = open_store(path, segment_size_bytes=4096, compact_dead_bytes=1024, auto_compact=True)
+
+    def write() -> None:
+        content: dict[bytes, bytes] = {}
+        number = 0
+        try:
+            while not stop.is_set():
+                number += 1
+                key = b"%d" % (number * 7919 % 61)
+                new = dict(content)
+                with db.batch() as batch:
+                    if number % 5 == 4:
+                        batch.delete(key)
+                        new.pop(key, None)
+                    else:
+                        batch[key] = new[key] = b"%d" % number * (number % 40)
+                    batch["count"] = new[b"count"] = b"%d" % number
+                content = new
+                moments[batch.seq or 0] = content
+                if number % 3000 == 0:
+                    db.compact()
+                while len(moments) > 20_000 and not stop.is_set():
+                    moments.pop(next(iter(moments)))
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    kept = 0
+    try:
+        for number in range(backups):
+            target = dest.parent / f"{dest.name} {number // new_every}"
+            report = db.backup(target)
+            kept += report.kept
+            with open_store(target, "r") as copy:
+                found = dict(copy)
+                assert copy.verify().ok
+                assert copy.last_seq == report.seq
+            while report.seq and report.seq not in moments and thread.is_alive():
+                stop.wait(0.001)  # the writer has written it, and not yet told the model
+            assert report.seq == 0 or found == moments[report.seq]
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed, failed
+    assert db.verify().ok
+    db.close()
+    return kept
+
+
+def test_under_load(path: Path, dest: Path) -> None:
+    under_load(path, dest, 20, 7)
+
+
+@pytest.mark.deep
+def test_a_thousand_under_load(path: Path, dest: Path) -> None:
+    kept = under_load(path, dest, 1000, 50)
+    print(f"\n1,000 backups under load, {kept} segments kept from earlier ones, each equal to the moment of its seq")
+
+
+def test_beside_a_writer(path: Path, dest: Path) -> None:
+    """The reader's files are compacted away before it makes its backup: it takes a newer moment."""
+    writer = open_store(path, segment_size_bytes=1000)
+    fill(writer)
+    reader = open_store(path, "r")
+    report = reader.backup(dest)
+    assert report.linked == report.segments - 1, "the active segment must not be shared"
+    expect(dest, dict(writer))
+    fill(writer, 10)
+    writer["new"] = "1"
+    writer.compact()
+    reader.backup(dest)
+    expect(dest, dict(writer))
+    assert reader.last_seq == writer.last_seq
+    fill(writer, 3)
+    reader.refresh()
+    reader.backup(dest)
+    expect(dest, dict(reader))
+    writer.close()
+    reader.close()
+
+
+def test_a_closed_store_lends_its_files(path: Path, dest: Path) -> None:
+    """A read-only store and no writer: the last segment is complete, but may be continued by the next writer."""
+    with open_store(path, segment_size_bytes=1000) as db:
+        fill(db)
+        content = dict(db)
+    with open_store(path, "r") as reader:
+        reader.backup(dest)
+    with open_store(path, "w", segment_size_bytes=1000) as db:
+        db["more"] = "1"
+    expect(dest, content)
+
+
+def test_the_public_name() -> None:
+    assert bytekv.BackupReport._fields == ("seq", "segments", "kept", "linked", "copied_bytes")
+
+
+def test_nothing_is_pinned_afterwards(open_store: Callable[..., Any], path: Path, dest: Path) -> None:
+    db = open_store(segment_size_bytes=1000)
+    fill(db)
+    db.backup(dest)
+    db.compact()
+    assert db.stats().pinned_bytes == 0
