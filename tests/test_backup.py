@@ -428,8 +428,8 @@ def test_beside_a_writer(path: Path, dest: Path) -> None:
     fill(writer, 10)
     writer["new"] = "1"
     writer.compact()
-    reader.backup(dest)
-    expect(dest, dict(writer))
+    reader.backup(path.parent / "second")
+    expect(path.parent / "second", dict(writer))
     assert reader.last_seq == writer.last_seq
     fill(writer, 3)
     reader.refresh()
