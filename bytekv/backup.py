@@ -88,7 +88,7 @@ def back_up(
             _tell(progress, done, total)
         target.sync()
         manifest = Manifest(
-            moment.store_uuid, moment.next_id, moment.seq, old.generation + 1, tuple(moment.rows), flags=BACKUP
+            moment.store_uuid, moment.next_id, moment.seq, old.generation + 1, tuple(moment.rows), compat_flags=BACKUP
         )
         target.save(manifest)
         target.finish_backup()
@@ -108,7 +108,7 @@ def _tell(progress: Callable[[Progress], object] | None, done: int, total: int) 
 def _check_target(target: Directory, old: Manifest, moment: Moment) -> None:
     if old.store_uuid != moment.store_uuid:
         raise NotAStoreError(f"{target.path}: holds another store, or a backup of another; use an empty directory")
-    if not old.flags & BACKUP:
+    if not old.compat_flags & BACKUP:
         raise NotAStoreError(
             f"{target.path}: was a backup of this store and has been written to since; use an empty directory"
         )

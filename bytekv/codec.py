@@ -295,7 +295,7 @@ class Manifest(NamedTuple):
     last_seq: int  # at least; the active segment may hold more
     generation: int = 0  # +1 at each replacement
     segments: tuple[SegmentRow, ...] = ()
-    flags: int = 0  # the compatible ones
+    compat_flags: int = 0
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -304,7 +304,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         MANIFEST_MAGIC,
         FORMAT_VERSION,
         0,
-        manifest.flags,
+        manifest.compat_flags,
         0,
         0,
         manifest.store_uuid,

@@ -209,7 +209,7 @@ class SegmentManager:
             generation=old.generation + 1,
             next_id=old.next_id if next_id is None else next_id,
             last_seq=old.last_seq if last_seq is None else max(last_seq, old.last_seq),
-            flags=0,  # whoever writes makes a store of its own of a backup
+            compat_flags=0,  # whoever writes makes a store of its own of a backup
         )
         if len(manifest.segments) > MAX_SEGMENTS:
             raise LimitError(
