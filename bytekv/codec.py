@@ -339,7 +339,7 @@ def decode_manifest(data: bytes, path: str, *, for_writing: bool = False) -> Man
         or seqs != sorted(seqs)
     ):
         raise CorruptionError(path, MANIFEST_HEADER.size, "manifest rows contradict each other")
-    return Manifest(uuid, next_id, last_seq, generation, rows, flags)
+    return Manifest(uuid, next_id, last_seq, generation, rows, flags & BACKUP)
 
 
 # --- the hint file -----------------------------------------------------------------------------

@@ -407,6 +407,11 @@ def test_the_directory_table_names_every_file_that_a_store_makes(path):
         for number in range(3):
             db[str(number)] = bytes(66_000)
         db.sync()
+        unfinished: set[str] = set()
+        copy = path.parent / "copy"
+        db.backup(copy, progress=lambda _: unfinished.update(file.name for file in copy.iterdir()))
     found = {re.sub("[0-9]{10}", "N" * 10, file.name) for file in path.iterdir()}
     assert found == {"LOCK", "MANIFEST", "NNNNNNNNNN.seg", "NNNNNNNNNN.hint"}
-    assert named == {*found, "MANIFEST.new", "quarantine"}
+    of_backups = unfinished - {file.name for file in copy.iterdir()}
+    assert of_backups == {"BACKUP.unfinished", "segment.new"}
+    assert named == {*found, *of_backups, "MANIFEST.new", "quarantine"}

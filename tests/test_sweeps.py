@@ -276,7 +276,7 @@ def hints_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("recovery", "compactor"):
         monkeypatch.setattr(f"bytekv.{module}.HINT_FROM", 1)
     monkeypatch.setattr("bytekv.worker.Worker.wake", lambda self: True)
-    monkeypatch.setattr("bytekv.store._READER_TRIES", 2)
+    monkeypatch.setattr("bytekv.follower._TRIES", 2)
 
 
 def sweep(path: Path, story: str, step: int, rounds: int = 2, **options: Any) -> None:
