@@ -1,173 +1,198 @@
-"""Time bytekv beside its peers: ``python -m tests.benchmarks --help``.
-
-Each engine runs in a process of its own, engines in turn, several rounds; what is printed are medians
-and, below them, the ratios bytekv/peer (below 1: bytekv is faster). Workloads, in this order:
-
-put        random 16-byte keys into an empty store, one at a time
-get        every key once, in random order
-overwrite  every key once, in another random order
-scan       all entries in key order
-reopen     close, then open again: keys per second (bytekv: with hint files)
-delete     every key, in random order
-heap       bytes of Python heap per key besides the key itself (bytekv and dict only)
-"""
+"""Measure bytekv beside its peers: ``python -m tests.benchmarks --help``."""
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import os
-import platform
-import random
-import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-import tracemalloc
-from collections.abc import Callable, Iterable
-from typing import Any
+import textwrap
+from pathlib import Path
 
-from .engines import DURABILITY, ENGINES, installed
+from . import report, runner
+from .engines import ENGINES
+from .results import Results, describe_machine
+from .runner import Plan
+from .workloads import WORKLOADS
 
-COLUMNS = ("put", "get", "overwrite", "scan", "delete")
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "benchmarks.md"
 
+#: Names for several workloads.
+SETS = {
+    "targets": ("put", "get", "delete", "batch_put", "scan"),
+    "durable": ("durable_put_1", "durable_put_8", "durable_put_32"),
+    "mixed": ("ycsb_a", "ycsb_b", "ycsb_c", "ycsb_e"),
+    "space": ("heap", "memory", "disk"),
+    "stalls": ("put_while_compacting", "gil_while_compacting"),
+    "segments": tuple(name for name in WORKLOADS if name.startswith("segments_")),
+    "growth": ("put", "get", "scan", "open", "open_no_hints", "memory"),
+}
+SETS["standard"] = tuple(name for name in WORKLOADS if name not in SETS["segments"] + SETS["stalls"])
+SETS["core"] = tuple(name for name in SETS["standard"] if name not in (*SETS["durable"], "put_sequential", "disk"))
+SETS["sizes"] = ("batch_put", "put", "get", "overwrite", "scan_before", "compact", "scan", "delete", "disk")
 
-def _per_call(calls: int, work: Callable[[], Any]) -> float:
-    gc.collect()
-    began = time.perf_counter()
-    work()
-    return (time.perf_counter() - began) / calls * 1e6
+_EXAMPLES = """
+examples:
+  python -m tests.benchmarks --quick                         a minute: 10,000 keys, one round
+  python -m tests.benchmarks                                 100,000 keys, all engines
+  python -m tests.benchmarks --workloads targets --keys 100000 1000000 --engines bytekv lmdb lmdb-writemap
+  python -m tests.benchmarks --growth --json growth.json     10 thousand to 10 million keys, 1 to 1,000 segments
+  python -m tests.benchmarks --write-docs                    everything, then docs/explanation/benchmarks.md
+  python -m tests.benchmarks --write-docs --from a.json b.json    the page again from earlier figures
 
-
-def _each(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> None:
-    for argument in arguments:
-        function(*argument)
-
-
-def run_one(name: str, keys: int, value_size: int, folder: str, seed: int) -> dict[str, float]:
-    """Run every workload on one engine; µs per operation, but keys/s for reopen and bytes for heap."""
-    source = random.Random(seed)
-    names = [source.randbytes(16) for _ in range(keys)]
-    value = source.randbytes(value_size)
-    shuffled = source.sample(names, keys)
-    again = source.sample(names, keys)
-    path = os.path.join(folder, name)
-    make = ENGINES[name][0]
-    result: dict[str, float] = {}
-    engine = make(path)
-    put, get, delete = engine.put, engine.get, engine.delete
-
-    # Plain loops, written out: a call of a helper for each operation would cost as much as the operation.
-    def put_all() -> None:
-        for key in names:
-            put(key, value)
-
-    def get_all() -> None:
-        for key in shuffled:
-            get(key)
-
-    def overwrite_all() -> None:
-        for key in again:
-            put(key, value)
-
-    def scan_all() -> None:
-        assert sum(1 for _ in engine.scan()) == keys
-
-    def delete_all() -> None:
-        for key in shuffled:
-            delete(key)
-
-    result["put"] = _per_call(keys, put_all)
-    result["get"] = _per_call(keys, get_all)
-    result["overwrite"] = _per_call(keys, overwrite_all)
-    result["scan"] = _per_call(keys, scan_all)
-    engine.close()
-    began = time.perf_counter()
-    engine = make(path)
-    result["reopen"] = keys / (time.perf_counter() - began)
-    put, get, delete = engine.put, engine.get, engine.delete
-    if name != "dict":
-        result["delete"] = _per_call(keys, delete_all)
-    engine.close()
-    if name in ("bytekv", "dict"):
-        tracemalloc.start()
-        engine = make(path + "-heap")
-        gc.collect()
-        before = tracemalloc.get_traced_memory()[0]
-        _each(engine.put, ((key, value) for key in names))
-        gc.collect()
-        result["heap"] = (tracemalloc.get_traced_memory()[0] - before) / keys
-        tracemalloc.stop()
-        engine.close()
-    return result
+workloads:
+"""
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    width = 100
+    listed = [
+        textwrap.fill(f"{name}: {about.text}", width, initial_indent="  ", subsequent_indent="      ")
+        for name, about in WORKLOADS.items()
+    ]
+    listed += [
+        textwrap.fill(f"{name} = {' '.join(each)}", width, initial_indent="  ", subsequent_indent="      ")
+        for name, each in SETS.items()
+    ]
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tests.benchmarks",
+        description=__doc__,
+        epilog=_EXAMPLES + "\n".join(listed),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--keys", type=int, default=100_000)
-    parser.add_argument("--value-size", type=int, default=100, metavar="BYTES")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--engines", nargs="*", choices=sorted(ENGINES), default=list(ENGINES))
-    parser.add_argument("--dir", default=tempfile.gettempdir(), help="where the stores are made")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    folder = tempfile.mkdtemp(prefix="bytekv-benchmark-", dir=options.dir)
-    try:
-        if options.one:
-            print(json.dumps(run_one(options.one, options.keys, options.value_size, folder, options.seed)))
-            return
-        _compare(options)
-    finally:
-        shutil.rmtree(folder)
+    add = parser.add_argument
+    add("--engines", nargs="+", choices=list(ENGINES), metavar="NAME", help=f"of {', '.join(ENGINES)}")
+    add("--workloads", nargs="+", choices=[*WORKLOADS, *SETS], default=["standard"], metavar="NAME", help="see below")
+    add("--keys", nargs="+", type=int, default=[100_000], metavar="N", help="numbers of keys (100000)")
+    add("--values", nargs="+", type=int, default=[100], metavar="BYTES", help="sizes of values, 8 at least (100)")
+    add("--rounds", type=int, default=3, metavar="N")
+    add("--quick", action="store_true", help="10,000 keys, one round, short durable runs")
+    add(
+        "--growth",
+        action="store_true",
+        help="10 thousand to 10 million keys, 1 to 1,000 segments; needs 8 GB of memory",
+    )
+    add(
+        "--max-gb", type=float, default=1.0, metavar="GB", help="cut the number of keys so that a store stays below (1)"
+    )
+    add("--seconds", type=float, default=2.0, metavar="S", help="for workloads that run for a time (2)")
+    add("--budget", type=float, default=60.0, metavar="S", help="after which reading and deleting is cut short (60)")
+    add("--clock", choices=("wall", "cpu"), default="wall", help="which time the tables show (wall)")
+    add("--dir", default=tempfile.gettempdir(), help="where the stores are made")
+    add("--json", metavar="FILE", help="keep every figure there, written anew after each workload")
+    add("--from", dest="earlier", nargs="+", metavar="FILE", help="measure nothing, show what --json has kept")
+    add("--write-docs", action="store_true", help="write docs/explanation/benchmarks.md with its plots")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or min(options.keys) < 1 or min(options.values) < 8 or options.budget <= 0:
+        parser.error("--rounds and --keys must be 1 at least, --values 8 at least, --budget more than 0")
+    return options
 
 
-def _compare(options: argparse.Namespace) -> None:
-    print(
-        f"{options.keys:,} random 16-byte keys, {options.value_size}-byte values, {options.rounds} rounds; "
-        f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}"
-    )
-    results: dict[str, list[dict[str, float]]] = {}
-    for number in range(options.rounds):
-        for name in options.engines:
-            if not installed(name):
-                if number == 0:
-                    print(f"  {name}: skipped, pip install {ENGINES[name][1]}")
-                continue
-            command = [sys.executable, "-m", "tests.benchmarks", "--one", name, "--seed", str(number)]
-            command += ["--keys", str(options.keys), "--value-size", str(options.value_size), "--dir", options.dir]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                sys.exit(f"{name} failed:\n{done.stderr}")
-            results.setdefault(name, []).append(json.loads(done.stdout))
-    medians = {
-        name: {column: statistics.median(run[column] for run in runs) for column in runs[0]}
-        for name, runs in results.items()
-    }
-    print(f"\n{'µs per operation':16}" + "".join(f"{column:>11}" for column in COLUMNS) + "     reopen  heap/key")
-    for name, row in medians.items():
-        cells = "".join(f"{row[column]:11.2f}" if column in row else f"{'':11}" for column in COLUMNS)
-        heap = f"{row['heap']:8.0f} B" if "heap" in row else ""
-        print(f"{name:16}{cells}{row['reopen'] / 1e6:8.2f} M/s{heap}   {DURABILITY[name]}")
-    if "bytekv" in medians:
-        print("\nbytekv / peer (paired by round, median; below 1 bytekv is faster)")
-        for name, runs in results.items():
-            if name == "bytekv":
-                continue
-            pairs = list(zip(results["bytekv"], runs, strict=True))
-            cells = "".join(
-                f"{statistics.median(ours[column] / theirs[column] for ours, theirs in pairs):11.2f}"
-                if column in runs[0]
-                else f"{'':11}"
-                for column in COLUMNS
-            )
-            print(f"{name:16}{cells}")
+def plans(options: argparse.Namespace) -> list[Plan]:
+    """Turn the command line into what is to be measured."""
+    named = tuple(options.engines or ENGINES)
+    installed = tuple(name for name in named if ENGINES[name].version() is not None)
+    fast = tuple(name for name in installed if options.engines or not ENGINES[name].is_slow)
+    growing = tuple(name for name in ("bytekv", "lmdb-writemap", "leveldb", "dict") if name in installed)
+    growth = [
+        *(Plan(keys, 100, SETS["growth"], growing, rounds) for keys, rounds in ((10_000, 5), (10_000_000, 1))),
+        Plan(100_000, 100, SETS["segments"], ("bytekv",), 3),
+    ]
+    if options.write_docs:
+        return [
+            Plan(100_000, 100, SETS["standard"], installed, 5),
+            Plan(1_000_000, 100, SETS["core"], fast, 3),
+            Plan(100_000, 1024, SETS["sizes"], fast, 3),
+            Plan(10_000, 65_536, SETS["sizes"], fast, 3),
+            Plan(1_000_000, 100, SETS["stalls"], ("bytekv",), 2),
+            *growth,
+        ]
+    if options.growth:
+        return [
+            Plan(100_000, 100, SETS["growth"], growing, 3),
+            Plan(1_000_000, 100, SETS["growth"], growing, 2),
+            *growth,
+        ]
+    wanted = {name for given in options.workloads for name in SETS.get(given, (given,))}
+    workloads = tuple(name for name in WORKLOADS if name in wanted)
+    keys, rounds = ([10_000], 1) if options.quick else (options.keys, options.rounds)
+    found = []
+    for value_size in options.values:
+        most = max(100, int(options.max_gb * 1e9) // value_size)
+        for count in dict.fromkeys(min(each, most) for each in keys):
+            engines = installed if count <= runner.SLOW_ABOVE else fast
+            found.append(Plan(count, value_size, workloads, engines, rounds))
+    return found
+
+
+def say(text: str) -> None:
+    """Tell what is going on."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def show_progress(text: str) -> None:
+    """Tell what is going on, on one line where that is possible."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    else:
+        say(text)
+
+
+def measure(options: argparse.Namespace) -> tuple[Results, list[str]]:
+    """Measure everything that was asked for; return it and what failed."""
+    for name in options.engines or ENGINES:
+        if ENGINES[name].version() is None:
+            say(f"{name}: skipped, it is not installed (pip install {ENGINES[name].package})")
+    results = Results(describe_machine(options.dir) | {"command": " ".join(sys.argv[1:])})
+    failures: list[str] = []
+
+    def keep(record: runner.Record) -> None:
+        results.records.append(record)
+        if options.json:
+            results.save(options.json)
+
+    for plan in plans(options):
+        left_out = [name for name in ENGINES if plan.keys > runner.SLOW_ABOVE and ENGINES[name].is_slow]
+        if left_out and not options.engines:
+            say(f"{plan.keys:,} keys: {' and '.join(left_out)} left out; name them with --engines if you have the time")
+        failures += runner.measure(
+            plan,
+            options.dir,
+            seconds=0.2 if options.quick else options.seconds,
+            budget_s=options.budget,
+            tell=show_progress,
+            keep=keep,
+        )
+    if sys.stderr.isatty():
+        say("")
+    return results, failures
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure or read, then show, then write the page if asked to."""
+    options = parse(arguments)
+    failures: list[str] = []
+    if options.write_docs:
+        from . import plots  # first, so that a missing matplotlib is known before hours of measuring
+
+        options.json = options.json or str(PAGE.with_suffix(".json"))
+    if options.earlier:
+        results = Results.load(options.earlier)
+    else:
+        results, failures = measure(options)
+    print(report.about(results))
+    for table in report.tables(results, options.clock):
+        print("\n" + table.as_text())
+    if options.write_docs:
+        folder = PAGE.with_suffix("")
+        os.makedirs(folder, exist_ok=True)
+        report.write_page(results, PAGE, plots.draw(results, folder))
+        say(f"wrote {PAGE}")
+    for failure in failures:
+        say("FAILED: " + failure)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

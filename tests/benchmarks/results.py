@@ -1,0 +1,232 @@
+"""What was measured, kept and compared: records, medians, ratios, targets.
+
+Knows the records of a run, the machine they come from and the targets that bytekv has set itself. Knows nothing
+of how they are shown.
+
+A ratio is bytekv's figure divided by the peer's, taken within each round and then the median over the rounds: what
+both were slowed down by cancels out. Below 1, bytekv is faster.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from .engines import ENGINES
+from .runner import Record
+from .workloads import Figures
+
+#: Ratios that bytekv has to stay below, at 100,000 and at a million keys with values of 100 bytes.
+RATIO_TARGETS: Final[dict[str, dict[str, float]]] = {
+    "put": {"lmdb-writemap": 0.85, "lmdb": 0.3, "leveldb": 0.75, "rocksdb": 0.5, "sqlite": 0.06, "semidbm": 0.7},
+    "get": {"lmdb-writemap": 0.95, "lmdb": 0.95, "leveldb": 0.5, "rocksdb": 0.6, "sqlite": 0.2, "semidbm": 0.6},
+    "delete": {"lmdb-writemap": 0.8, "lmdb": 0.3, "leveldb": 0.85, "rocksdb": 0.7, "sqlite": 0.08, "semidbm": 0.85},
+    "batch_put": {"lmdb-writemap": 0.7, "lmdb": 0.35, "leveldb": 0.95, "rocksdb": 0.55, "sqlite": 0.05},
+    "scan": {"lmdb-writemap": 2.5, "lmdb": 2.5, "leveldb": 1.0, "rocksdb": 0.8, "sqlite": 1.2, "semidbm": 0.25},
+}
+RATIO_TARGET_SIZES: Final = ((100_000, 100), (1_000_000, 100))
+
+
+class Size(NamedTuple):
+    """How many keys, and how long their values."""
+
+    keys: int
+    value_size: int
+
+    def __str__(self) -> str:
+        size = f"{self.value_size // 1024} KiB" if self.value_size % 1024 == 0 else f"{self.value_size} B"
+        return f"{self.keys:,} keys, values of {size}"
+
+
+class Goal(NamedTuple):
+    """A target that is not one of the ratios, and what was measured."""
+
+    text: str
+    wanted: str
+    measured: str
+    is_met: bool
+
+
+class Results:
+    """All records of one or several runs, with what is known about them."""
+
+    def __init__(self, about: dict[str, Any], records: Iterable[Record] = ()) -> None:
+        self.about = about
+        self.records = list(records)
+
+    # --- files ---------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, paths: Sequence[str]) -> Results:
+        """Read what `save` has written; several files become one, described as the last of them."""
+        about: dict[str, Any] = {}
+        records: dict[tuple[str, str, int, int, int], Record] = {}
+        for path in paths:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            about = content["about"]
+            for row in content["records"]:
+                record = Record(**row)
+                records[record[:5]] = record
+        return cls(about, records.values())
+
+    def save(self, path: str) -> None:
+        """Write everything as JSON, one record a line."""
+        rows = ",\n".join(json.dumps(record._asdict()) for record in self.records)
+        about = json.dumps(self.about, indent=1, ensure_ascii=False)
+        temporary = Path(path + ".tmp")
+        temporary.write_text(f'{{"about": {about},\n"records": [\n{rows}\n]}}\n', encoding="utf-8")
+        temporary.replace(path)
+
+    # --- figures -------------------------------------------------------------------------------
+
+    def sizes(self, workloads: Iterable[str] | None = None) -> list[Size]:
+        """List the sizes that were measured, the smallest values first."""
+        wanted = None if workloads is None else set(workloads)
+        found = {Size(r.keys, r.value_size) for r in self.records if wanted is None or r.workload in wanted}
+        return sorted(found, key=lambda size: (size.value_size, size.keys))
+
+    def engines(self, size: Size | None = None) -> list[str]:
+        """List the engines that were measured, in the usual order."""
+        found = {r.engine for r in self.records if size is None or (r.keys, r.value_size) == size}
+        return [name for name in ENGINES if name in found]
+
+    def figures(self, workload: str, engine: str, size: Size) -> Figures | None:
+        """Return the medians over all rounds, None if it was not measured."""
+        rounds = list(self._rounds(workload, engine, size).values())
+        if not rounds:
+            return None
+        return {name: statistics.median(each[name] for each in rounds if name in each) for name in rounds[0]}
+
+    def ratio(self, workload: str, peer: str, size: Size, clock: str = "wall") -> float | None:
+        """Return bytekv's time divided by a peer's, None if they were not measured in the same round."""
+        ours, theirs = self._rounds(workload, "bytekv", size), self._rounds(workload, peer, size)
+        pairs = [
+            ours[number][clock] / theirs[number][clock]
+            for number in ours.keys() & theirs.keys()
+            if clock in ours[number]
+        ]
+        return statistics.median(pairs) if pairs else None
+
+    def _rounds(self, workload: str, engine: str, size: Size) -> dict[int, Figures]:
+        return {
+            r.round: r.figures
+            for r in self.records
+            if (r.workload, r.engine, r.keys, r.value_size) == (workload, engine, *size)
+        }
+
+    # --- targets -------------------------------------------------------------------------------
+
+    def goals(self) -> list[Goal]:
+        """Compare with the targets that are not ratios, as far as they were measured; the largest size counts."""
+        return [
+            *self._rates("open", "opening with hints", 3e6),
+            *self._rates("open_no_hints", "replaying a log without hints", 1e6),
+            *self._heap(),
+            *self._durable(),
+            *self._stalls(),
+        ]
+
+    def _largest(self, workload: str) -> tuple[Size, Figures] | None:
+        measured = [size for size in self.sizes([workload]) if self.figures(workload, "bytekv", size)]
+        if not measured:
+            return None
+        size = max(measured, key=lambda size: (size.value_size == 100, size.keys))
+        return size, self.figures(workload, "bytekv", size) or {}
+
+    def _rates(self, workload: str, text: str, wanted: float) -> list[Goal]:
+        for keys in (1_000_000, 100_000):
+            figures = self.figures(workload, "bytekv", Size(keys, 100))
+            if figures:
+                rate = 1e6 / figures["wall"]
+                return [
+                    Goal(f"{text}, {keys:,} keys", f"≥ {wanted / 1e6:.0f} M/s", f"{rate / 1e6:.2f} M/s", rate >= wanted)
+                ]
+        return []
+
+    def _heap(self) -> list[Goal]:
+        goals = []
+        if found := self._largest("heap"):
+            worst = max(found[1]["written"], found[1]["opened"])
+            goals.append(Goal(f"heap besides the key, {found[0]}", "≤ 90 B", f"{worst:.0f} B", worst <= 90))
+        total = self.figures("memory", "bytekv", Size(10_000_000, 100))
+        if total:
+            gigabytes = total["opened"] * 10_000_000 / 1e9
+            goals.append(
+                Goal("memory of 10 million keys, keys included", "≤ 1.5 GB", f"{gigabytes:.2f} GB", gigabytes <= 1.5)
+            )
+        return goals
+
+    def _durable(self) -> list[Goal]:
+        goals = []
+        for threads, peer, factor in ((1, "leveldb", 1), (8, "leveldb", 1), (32, "leveldb", 1), (32, "sqlite", 5)):
+            name = f"durable_put_{threads}"
+            for size in self.sizes([name])[:1]:
+                ratio = self.ratio(name, peer, size)
+                if ratio:
+                    text = f"durable puts, {threads} thread{'s'[: threads > 1]}, beside {ENGINES[peer].title}"
+                    goals.append(Goal(text, f"≥ {factor}×", f"{1 / ratio:.2f}×", 1 / ratio >= factor))
+        return goals
+
+    def _stalls(self) -> list[Goal]:
+        goals = []
+        if found := self._largest("put_while_compacting"):
+            size, figures = found
+            late, share = figures["p999"] / 1000, figures["throughput"]
+            text = f"compacting {size.keys:,} entries"
+            goals.append(Goal(f"p99.9 of put, {text}", "≤ 2 ms", f"{late:.2f} ms", late <= 2))
+            goals.append(Goal(f"throughput of put, {text}", "≥ 60 %", f"{share:.0%}", share >= 0.6))
+        if found := self._largest("gil_while_compacting"):
+            longest = found[1]["max"] / 1000
+            text = f"GIL held in one go, compacting {found[0].keys:,} entries"
+            goals.append(Goal(text, "≤ 1 ms", f"{longest:.2f} ms", longest <= 1))
+        return goals
+
+
+def describe_machine(folder: str) -> dict[str, Any]:
+    """Tell where and with what the figures were made."""
+    root = Path(__file__).parents[2]
+    git = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": git.stdout.strip(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(_memory_bytes() / 1e9, 1),
+        "file_system": _file_system(folder),
+        "versions": {name: version for name, engine in ENGINES.items() if (version := engine.version())},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _file_system(folder: str) -> str:
+    """Return the type of the file system under a folder, as far as the system tells."""
+    try:
+        rows = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return "unknown"
+    real = os.path.realpath(folder)
+    over = [row for row in rows if real == row[1] or real.startswith(row[1].rstrip("/") + "/")]
+    return max(over, key=lambda row: len(row[1]))[2] if over else "unknown"

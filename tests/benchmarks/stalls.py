@@ -1,0 +1,173 @@
+"""What an application feels of bytekv's background compaction: two workloads.
+
+Only bytekv has these: it compacts in a thread of Python, which competes with the application for the GIL.
+
+A store is prepared that holds every key once alive and twice dead, spread evenly, so that a compaction has to
+rewrite all of its segments and to copy as many entries as there are keys. Then it is opened with the background
+compaction on, which begins at once.
+
+*put while compacting*: a thread puts, each put timed, until every prepared segment is gone; before that, the same
+puts to a copy of the store without compaction.
+
+*GIL while compacting*: a thread reads the clock as fast as it can. When it cannot for a while, and the compaction
+thread used the CPU meanwhile (the lesser of the two counts, so that other processes do not), then the compaction
+thread held the GIL for that long in one go. Once with Python's usual switch interval: what an application sees,
+since the compaction gives the GIL up of its own accord; and once with an interval so short that only what cannot
+be interrupted shows, which is the longest single call of C.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .dataset import DataSet, WrongAnswerError
+from .engines import Bytekv
+from .workloads import Figures, Session, spread, timed_puts, workload
+
+_LOAD_GROUPS = 64
+_PUTS_A_ROUND = 1000
+_SHORT_INTERVAL_S = 1e-5
+_PATIENCE_S = 300.0  # after which a compaction that does not come to its end is reported as unfinished
+_WORTH_COUNTING_NS = 10_000
+
+
+class _Prepared:
+    """A store full of garbage, of which copies can be opened."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.data = session, session.scratch_data()
+        self.original = session.scratch_path()
+        total = 3 * self.data.count * (43 + self.data.value_size)
+        small = max(256, min(64 << 20, total // 8))
+        engine = self._open(self.original, auto_compact=False, segment_size_bytes=small)
+        group = min(1000, self.data.count // _LOAD_GROUPS + 1)  # each version within each segment
+        for start in range(0, self.data.count, group):
+            numbers = range(start, min(start + group, self.data.count))
+            for _ in range(3):
+                engine.put_each(self.data.renew(numbers))
+        self.victims = {row.segment_id for row in engine.db.stats().segments[:-1]}
+        engine.close()
+
+    def _open(self, path: str, **options: Any) -> Bytekv:
+        return Bytekv(path, self.data.value_size, compact_dead_bytes=0, **options)
+
+    @contextmanager
+    def copy(self, *, auto_compact: bool) -> Iterator[Bytekv]:
+        """Open a copy; at the end check that every key has kept its value, and remove it."""
+        path = self.session.scratch_path()
+        shutil.copytree(self.original, path)
+        engine = self._open(path, auto_compact=auto_compact)
+        try:
+            yield engine
+            keys = self.data.keys
+            for chunk in self.session.chunks(range(self.data.count)):
+                self.data.check_values(chunk, engine.get_each([keys[number] for number in chunk]))
+        finally:
+            engine.close()
+            shutil.rmtree(path)
+
+    def is_compacted(self, engine: Bytekv) -> bool:
+        stats = engine.db.stats()
+        if stats.background_error is not None:
+            raise WrongAnswerError(f"the compaction failed: {stats.background_error}")
+        return not any(row.segment_id in self.victims for row in stats.segments)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.original)
+
+
+def _put_until(engine: Bytekv, others: DataSet, until: Any) -> tuple[array[int], float]:
+    """Put in rounds until told to stop; return the times of all puts and how long they took together."""
+    times, elapsed, number = array("Q"), 0.0, 0
+    while True:
+        pairs = others.renew((number + each) % others.count for each in range(_PUTS_A_ROUND))
+        number += _PUTS_A_ROUND
+        began = time.perf_counter()
+        timed_puts(engine, pairs, times)
+        elapsed += time.perf_counter() - began
+        if until():
+            return times, elapsed
+
+
+@workload("put_while_compacting")
+def put_while_compacting(session: Session) -> Figures:
+    prepared = _Prepared(session)
+    figures: Figures = {}
+    rates = {}
+    for compacting in (False, True):
+        others = DataSet(10_000, session.data.value_size, session.data.seed + 1)
+        with prepared.copy(auto_compact=compacting) as engine:
+            began = time.perf_counter()
+            end = began + (_PATIENCE_S if compacting else session.seconds)
+
+            def until(engine: Bytekv = engine, compacting: bool = compacting, end: float = end) -> bool:
+                return time.perf_counter() > end or (compacting and prepared.is_compacted(engine))
+
+            times, elapsed = _put_until(engine, others, until)
+            rates[compacting] = len(times) / elapsed
+            prefix = "" if compacting else "without_"
+            figures |= {prefix + name: figure for name, figure in spread(times).items()}
+            if compacting:
+                figures["compaction_s"] = time.perf_counter() - began
+                figures["finished"] = float(prepared.is_compacted(engine))
+                figures["entries"] = session.data.count
+            others.check_values(range(others.count), engine.get_each(others.keys))
+    prepared.remove()
+    return figures | {"throughput": rates[True] / rates[False]}
+
+
+def _watch_the_gil(worker: threading.Thread, until: Any) -> tuple[array[int], float]:
+    """Return for how long the worker held the GIL each time, in nanoseconds, and for how long it was watched."""
+    assert worker.ident is not None
+    clock, cpu_of = time.perf_counter_ns, time.clock_gettime_ns
+    worker_clock = time.pthread_getcpuclockid(worker.ident)
+    held = array("Q")
+    began = last = clock()
+    last_cpu = cpu_of(worker_clock)
+    next_look = began + 20_000_000
+    while True:
+        cpu = cpu_of(worker_clock)
+        now = clock()
+        if now - last > _WORTH_COUNTING_NS and cpu - last_cpu > _WORTH_COUNTING_NS:
+            held.append(min(now - last, cpu - last_cpu))
+        last, last_cpu = now, cpu
+        if now > next_look:
+            if until():
+                return held, (now - began) / 1e9
+            last, last_cpu = clock(), cpu_of(worker_clock)
+            next_look = last + 20_000_000
+
+
+@workload("gil_while_compacting")
+def gil_while_compacting(session: Session) -> Figures:
+    prepared = _Prepared(session)
+    figures: Figures = {}
+    usual = sys.getswitchinterval()
+    for name, interval in (("", usual), ("short_", _SHORT_INTERVAL_S)):
+        others = set(threading.enumerate())
+        with prepared.copy(auto_compact=True) as engine:
+            worker = next(thread for thread in threading.enumerate() if thread not in others)
+            end = time.perf_counter() + _PATIENCE_S
+
+            def until(engine: Bytekv = engine, end: float = end) -> bool:
+                return time.perf_counter() > end or prepared.is_compacted(engine)
+
+            sys.setswitchinterval(interval)
+            try:
+                held, watched = _watch_the_gil(worker, until)
+            finally:
+                sys.setswitchinterval(usual)
+            long = sum(each for each in held if each > 1_000_000)
+            figures |= {name + key: figure for key, figure in spread(held or [0]).items()}
+            figures[name + "share_over_1ms"] = long / max(1, sum(held))
+            figures[name + "finished"] = float(prepared.is_compacted(engine))
+            figures[name + "watched_s"] = watched
+    prepared.remove()
+    return figures
