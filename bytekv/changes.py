@@ -63,15 +63,15 @@ class _Part(NamedTuple):
 class ChangeLog:
     """Read the operations of one store in order."""
 
-    def __init__(self, segments: SegmentManager, check_open: Callable[[], None]) -> None:
+    def __init__(self, segments: SegmentManager) -> None:
         self._segments = segments
-        self._check_open = check_open
         self._places: dict[int, tuple[int, int]] = {}  # seq -> segment and offset behind its entry
 
-    def feed(self, pin: Pin, since_seq: int, last_seq: int) -> Iterator[Change]:
+    def feed(self, pin: Pin, since_seq: int, last_seq: int, check_open: Callable[[], None]) -> Iterator[Change]:
         """Yield the changes above ``since_seq`` up to ``last_seq`` from the segments that a pin keeps.
 
-        Raises `ChangesLostError`, at once, if some of them have been compacted away.
+        ``check_open`` is called between two changes. Raises `ChangesLostError`, at once, if some of them have been
+        compacted away.
         """
         parts: list[_Part] = []
         reached = since_seq
@@ -92,13 +92,15 @@ class ChangeLog:
         oldest = parts[0].header.previous_seq if parts else last_seq
         if oldest > since_seq and last_seq > since_seq:
             raise ChangesLostError(self._segments.directory.path, since_seq, oldest)
-        return self._walk(pin, parts, since_seq, last_seq)
+        return self._walk(pin, parts, since_seq, last_seq, check_open)
 
-    def _walk(self, pin: Pin, parts: list[_Part], since_seq: int, last_seq: int) -> Iterator[Change]:
+    def _walk(
+        self, pin: Pin, parts: list[_Part], since_seq: int, last_seq: int, check_open: Callable[[], None]
+    ) -> Iterator[Change]:
         seq = since_seq
         try:
             for part in parts:
-                self._check_open()
+                check_open()
                 scan = self._scan(part, since_seq)
                 try:
                     for flags, key, seq, expires_ms, _, raw in scan:
@@ -107,7 +109,7 @@ class ChangeLog:
                         if seq <= since_seq:
                             continue
                         kind = flags & KIND
-                        self._check_open()
+                        check_open()
                         yield Change(
                             seq,
                             "put" if kind == PUT else "clear" if kind == CLEAR else "delete",

@@ -175,15 +175,13 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._worker = Worker(self._work, self._worker_failed, f"bytekv {os.path.basename(path)}")
         directory = Directory(path, files)
         self._directory = directory
-        if flag == "r":
+        if flag in ("r", "w"):
             directory.find()
         else:
-            if flag == "w":
-                directory.find()
-            else:
-                directory.find_or_make(lost_manifest_allowed=options.recover == "salvage")
-            directory.acquire()
+            directory.find_or_make(lost_manifest_allowed=options.recover == "salvage")
         try:
+            if flag != "r":
+                directory.acquire()
             if flag == "r":
                 try_again(self._recover_beside_writer, files.yield_cpu)
             else:
@@ -228,7 +226,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._locations: Any = keydir.locations
         self._readers: Any = segments.readers
         self._commit = Committer(segments, keydir, options, self.recovery.last_seq, self._worker.wake)
-        self._changes = ChangeLog(segments, self._check_open)
+        self._changes = ChangeLog(segments)
         if self._readonly:
             path = self._path
             self._commit.refusal = lambda: ReadOnlyError(f"{path}: opened with flag 'r'")
@@ -745,13 +743,13 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             if not 0 <= since_seq <= last_seq:
                 raise LimitError(f"since_seq must lie between 0 and {last_seq}, the last seq, not {since_seq}")
             try:
-                return self._changes.feed(pin, since_seq, last_seq)
+                return self._changes.feed(pin, since_seq, last_seq, self._check_open)
             except StoreIOError as error:
                 pin.close()
                 # Beside a writer that has compacted a segment away: the feed of now may reach far enough.
                 if not self._readonly or error.errno != errno.ENOENT or not self.refresh():
                     raise
-        return self._changes.feed(pin, since_seq, last_seq)
+        return self._changes.feed(pin, since_seq, last_seq, self._check_open)
 
     def batch(self) -> Batch:
         """Return a batch: writes that become visible and durable together. See `Batch`."""

@@ -61,14 +61,23 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         if self._thread is not None:
             raise BytekvError("a transaction is entered once; begin a new one")
         self._thread = threading.get_ident()
-        self._begin(self)
+        try:
+            self._begin(self)
+        except BaseException:
+            self._end(self, None)  # struck behind the gate, and no __exit__ follows that would open it
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread = 0
-        self.seq = self._end(self, self._writes if kind is None else None)
+        # In the try from the first instruction on: whatever strikes in here must not leave the gate shut.
+        try:
+            self._thread = 0
+            self.seq = self._end(self, self._writes if kind is None else None)
+        except BaseException:
+            self._end(self, None)
+            raise
 
     def _check(self) -> None:
         if self._thread != threading.get_ident():

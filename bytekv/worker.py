@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,25 @@ def start_no_more() -> None:
     _at_exit = True
 
 
+class _Life:
+    """What the thread and its owner tell each other.
+
+    Plain locks that serve as flags, for these are taken and given in one step. An interrupt inside the methods
+    of `threading.Event` or of a thread that starts, which are written in Python, leaves a lock held for ever.
+    """
+
+    __slots__ = ("done", "ended", "ident", "taken", "wanted")
+
+    def __init__(self) -> None:
+        self.wanted = threading.Lock()  # free: the method is to be called
+        self.wanted.acquire()
+        self.taken = threading.Lock()  # held: a thread does the work
+        self.done = threading.Lock()  # free: it does no more
+        self.done.acquire()
+        self.ended = False
+        self.ident = 0
+
+
 class Worker:
     """Run ``method`` of an object in the background.
 
@@ -35,30 +55,32 @@ class Worker:
     """
 
     def __init__(self, method: Callable[[], float | None], failed: Callable[[BaseException], None], name: str) -> None:
-        self._woken = threading.Event()
+        self._life = _Life()
         self._starting = threading.Lock()
+        self._started = False
         self._stopped = False
-        # One thread object for ever: an interrupted start() can then never lead to a second thread.
-        self._thread = threading.Thread(
-            target=_run,
-            args=(weakref.WeakMethod(method), weakref.WeakMethod(failed), self._woken, weakref.ref(self)),
-            name=name,
-            daemon=True,
-        )
+        self._name = name
+        self._arguments = weakref.WeakMethod(method), weakref.WeakMethod(failed), weakref.ref(self), self._life
 
     def wake(self) -> bool:
         """Have the method called soon; False if there can be no thread (the interpreter shuts down)."""
-        if self._thread.ident is None:
+        life = self._life
+        if not self._started:
             with self._starting:
                 if self._stopped or _at_exit:
                     return False
-                if self._thread.ident is None:
+                if not self._started:
                     try:
-                        self._thread.start()
+                        # An interrupted start() may have led to a thread or not; the next call starts another,
+                        # and the first that gets so far does the work.
+                        threading.Thread(target=_run, args=self._arguments, name=self._name, daemon=True).start()
                     except RuntimeError:
                         return False
-        self._woken.set()
-        return self._thread.is_alive()
+                    self._started = True
+        if life.wanted.locked():
+            with suppress(RuntimeError):  # somebody else has said so meanwhile
+                life.wanted.release()
+        return not life.ended
 
     @property
     def is_stopping(self) -> bool:
@@ -68,19 +90,33 @@ class Worker:
     def stop(self) -> None:
         """End the thread and wait until it has, unless it is the caller."""
         self._stopped = True
-        self._woken.set()
+        life = self._life
+        if life.wanted.locked():
+            with suppress(RuntimeError):
+                life.wanted.release()
         with self._starting:
-            started = self._thread.ident is not None
-        if started and self._thread is not threading.current_thread() and not sys.is_finalizing():
-            self._thread.join()  # while the interpreter goes, its daemon threads stand still for ever
+            started = self._started or life.taken.locked()
+        if started and life.ident != threading.get_ident() and not sys.is_finalizing():
+            with life.done:  # while the interpreter goes, its daemon threads stand still for ever
+                pass
 
 
-def _run(method: Any, failed: Any, woken: threading.Event, worker_of: Callable[[], Worker | None]) -> None:
+def _run(method: Any, failed: Any, worker_of: Callable[[], Worker | None], life: _Life) -> None:
+    if not life.taken.acquire(blocking=False):
+        return
+    life.ident = threading.get_ident()
+    try:
+        _work(method, failed, worker_of, life)
+    finally:
+        life.ended = True
+        life.done.release()
+
+
+def _work(method: Any, failed: Any, worker_of: Callable[[], Worker | None], life: _Life) -> None:
     delay: float | None = None
     while True:
         # An owner may vanish unseen, so no wait is endless.
-        woken.wait(60.0 if delay is None else delay)
-        woken.clear()
+        life.wanted.acquire(timeout=60.0 if delay is None else delay)
         call, worker = method(), worker_of()
         if call is None or worker is None or worker.is_stopping:
             return

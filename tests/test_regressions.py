@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -446,3 +447,29 @@ def test_keys_up_to_the_limit_and_no_longer(open_store: Callable[..., Store]) ->
     db = open_store()
     assert db.popitem() == (longest, b"1")
     assert dict(db) == {longest[:-1]: b"2"}
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def test_a_store_that_nobody_has_any_more_is_closed_at_once(path: Path) -> None:
+    """The feed of changes held the store that held it: dropped, it kept the lock until garbage was collected."""
+    gc.disable()
+    try:
+        for turn in range(3):
+            db = harness.open_store(path, segment_size_bytes=400)
+            for number in range(9):
+                db[b"k-%d" % number] = b"%d" % turn * 50
+            with db.transaction() as tx, db.snapshot():
+                tx[b"tx"] = b"1"
+            next(db.scan())
+            next(db.changes(db.last_seq - 1))
+            db.compact()
+            reader = harness.open_store(path, "r")
+            next(reader.changes(db.last_seq - 1), None)
+            reader.refresh()
+            del db, tx, reader
+    finally:
+        gc.enable()
+    with harness.open_store(path) as db:
+        assert db.recovery.clean
