@@ -99,7 +99,7 @@ def times(results: Results) -> Figure | None:
         axes.set_xlim(left, right)
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_title(WORKLOADS[workload].title)
-        axes.xaxis.set_major_locator(LogLocator(numticks=5))
+        axes.xaxis.set_major_locator(LogLocator(numticks=4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(axis="y", visible=False)
@@ -164,13 +164,13 @@ def ratios(results: Results) -> Figure | None:
 
 
 def growth(results: Results) -> Figure | None:
-    """What changes with the number of keys."""
+    """What changes with the number of keys; memory only where fixed costs do not hide it."""
     panels: list[tuple[str, str, Callable[[dict[str, float]], float]]] = [
         ("put", "put [µs]", lambda figures: figures["wall"]),
         ("get", "get [µs]", lambda figures: figures["wall"]),
         ("scan", "scan after compaction [µs/entry]", lambda figures: figures["wall"]),
-        ("open", "open [s]", lambda figures: figures["wall"] / 1e6),
-        ("open_no_hints", "open without hints [s]", lambda figures: figures["wall"] / 1e6),
+        ("open", "open", lambda figures: figures["wall"] / 1e6),
+        ("open_no_hints", "open without hints", lambda figures: figures["wall"] / 1e6),
         ("memory", "memory after open [bytes/key]", lambda figures: figures["opened"]),
     ]
     sizes = [size for size in results.sizes(["get"]) if size.value_size == 100]
@@ -196,8 +196,11 @@ def growth(results: Results) -> Figure | None:
                     zorder=3 if name == "bytekv" else 2,
                 )
         axes.set_xscale("log")
+        axes.set_xlim(sizes[0].keys / 1.5, sizes[-1].keys * 1.5)
         if is_time_of_all:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _microseconds(value * 1e6, _)))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(bottom=0)
         axes.set_title(title)
@@ -207,7 +210,8 @@ def growth(results: Results) -> Figure | None:
     figure.legend(
         handles.values(), [ENGINES[name].title for name in handles], loc="outside lower center", ncols=len(handles)
     )
-    figure.suptitle("From ten thousand to ten million keys, values of 100 B", fontsize=10, x=0.01, ha="left")
+    span = f"From {_keys(sizes[0].keys)} to {_keys(sizes[-1].keys)} keys, values of 100 B"
+    figure.suptitle(span, fontsize=10, x=0.01, ha="left")
     return figure
 
 
@@ -281,7 +285,10 @@ def _keys(count: int) -> str:
 
 
 def _microseconds(value: float, _: object) -> str:
-    return f"{value / 1000:g} ms" if value >= 1000 else f"{value:g} µs"
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if value >= size * 0.999:
+            return f"{value / size:g} {unit}"
+    return f"{value:g} µs"
 
 
 _PLOTS: list[tuple[str, str, Callable[[Results], Figure | None]]] = [

@@ -28,27 +28,31 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     remark: str = ""
+    is_prose: bool = False  # text in its cells, not figures
 
     def as_text(self) -> str:
         """Lay out for a terminal."""
         widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
-        lines = [self.title, *(self._line(row, widths) for row in (self.columns, *self.rows))]
+        side = "<" if self.is_prose else ">"
+        lines = [self.title, *(self._line(row, widths, side) for row in (self.columns, *self.rows))]
         return "\n".join([*lines, *([self.remark] if self.remark else [])])
 
     @staticmethod
-    def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    def _line(row: Sequence[str], widths: Sequence[int], side: str) -> str:
         first, *rest = zip(row, widths, strict=True)
-        return "  ".join([f"{first[0]:{first[1]}}", *(f"{cell:>{width}}" for cell, width in rest)]).rstrip()
+        return "  ".join([f"{first[0]:{first[1]}}", *(f"{cell:{side}{width}}" for cell, width in rest)]).rstrip()
 
     def as_markdown(self) -> str:
         """Lay out for the documentation."""
-        rule = ["---", *["--:"] * (len(self.columns) - 1)]
+        rule = ["---", *["---" if self.is_prose else "--:"] * (len(self.columns) - 1)]
         lines = [f"| {' | '.join(row)} |" for row in (self.columns, rule, *self.rows)]
         return "\n".join([f"**{self.title}**", "", *lines, *(["", self.remark] if self.remark else [])])
 
 
 def _number(value: float) -> str:
     """Round to three digits or so."""
+    if 0 < value < 0.1:
+        return f"{value:.3f}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -113,7 +117,7 @@ def targets(results: Results, size: Size, clock: str) -> Table | None:
                 continue
             is_met = round(ratio, 3) <= limits[peer]
             met, counted = met + is_met, counted + 1
-            cells.append(f"{ratio:.2f} ≤ {limits[peer]:g} {'✓' if is_met else '✗'}")
+            cells.append(f"{_number(ratio)} ≤ {limits[peer]:g} {'✓' if is_met else '✗'}")
         rows.append([WORKLOADS[workload].title, *cells])
     title = f"{size}: targets, bytekv / peer, {'elapsed' if clock == 'wall' else 'CPU'} time: {met} of {counted} met"
     return Table(title, ["", *peers], rows) if counted else None
@@ -217,7 +221,8 @@ def segments(results: Results) -> Table | None:
 def durability(engines: Iterable[str]) -> Table:
     """What each engine was asked for."""
     rows = [[ENGINES[name].title, ENGINES[name].durability, ENGINES[name].durable or "–"] for name in engines]
-    return Table("What survives", ["", "single writes, batches", "durable puts"], rows)
+    remark = "crash: a write that has returned survives the death of the process, and nobody waits for the disk"
+    return Table("What survives", ["", "single writes, batches", "durable puts"], rows, remark, is_prose=True)
 
 
 def about(results: Results) -> str:

@@ -65,16 +65,21 @@ class Results:
 
     @classmethod
     def load(cls, paths: Sequence[str]) -> Results:
-        """Read what `save` has written; several files become one, described as the last of them."""
+        """Read what `save` has written; several files become one, described as the last of them.
+
+        A workload of one size comes whole from the last file that has it: ratios must not pair one run with another.
+        """
         about: dict[str, Any] = {}
-        records: dict[tuple[str, str, int, int, int], Record] = {}
+        measured: dict[tuple[str, int, int], list[Record]] = {}
         for path in paths:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             about = content["about"]
+            newer: dict[tuple[str, int, int], list[Record]] = {}
             for row in content["records"]:
                 record = Record(**row)
-                records[record[:5]] = record
-        return cls(about, records.values())
+                newer.setdefault((record.workload, record.keys, record.value_size), []).append(record)
+            measured |= newer
+        return cls(about, (record for records in measured.values() for record in records))
 
     def save(self, path: str) -> None:
         """Write everything as JSON, one record a line."""

@@ -11,9 +11,10 @@ puts to a copy of the store without compaction.
 
 *GIL while compacting*: a thread reads the clock as fast as it can. When it cannot for a while, and the compaction
 thread used the CPU meanwhile (the lesser of the two counts, so that other processes do not), then the compaction
-thread held the GIL for that long in one go. Once with Python's usual switch interval: what an application sees,
-since the compaction gives the GIL up of its own accord; and once with an interval so short that only what cannot
-be interrupted shows, which is the longest single call of C.
+thread held the GIL for that long in one go. A thread that gives the GIL up and has it back before the other has
+woken up has not given it up. Once with Python's usual switch interval: what an application sees, since the
+compaction gives the GIL up of its own accord (5 ms is where Python itself forces it to); and once with an interval so
+short that only what cannot be interrupted shows, which is the longest single call of C.
 """
 
 from __future__ import annotations

@@ -69,7 +69,11 @@ WORKLOADS: Final[dict[str, About]] = {
     "ycsb_b": About("µs", "YCSB B", "95 % get, 5 % overwrite; up to 100,000 operations, keys by Zipf's law"),
     "ycsb_a": About("µs", "YCSB A", "50 % get, 50 % overwrite; up to 100,000 operations, keys by Zipf's law"),
     "ycsb_e": About("µs", "YCSB E", "95 % scans of 1 to 100 entries, 5 % puts of new keys; up to 10,000 operations"),
-    "open": About("keys/s", "open", "a store that was closed, up to the first get; bytekv with its hint files"),
+    "open": About(
+        "keys/s",
+        "open",
+        "a store that was closed, up to the first get; bytekv with its hint files; many peers leave keys on disk",
+    ),
     "open_no_hints": About("keys/s", "open without hints", "the same with bytekv's hint files deleted"),
     "open_crash": About("keys/s", "open after a crash", "a store whose process was killed after the last put"),
     "durable_put_1": About("ops/s", "durable put, 1 thread", "each put survives a power cut before it returns"),
