@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import ExtensionFileLoader, PathFinder
 from itertools import accumulate, pairwise
 from struct import Struct
@@ -28,7 +28,9 @@ from .record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Final, TypeVar
+
+    T = TypeVar("T")
 
     from crc32c import crc32c
 else:
@@ -376,46 +378,64 @@ def _little_endian(column: array[int]) -> array[int]:
     return column
 
 
-def _encode_keys(keys: Sequence[bytes]) -> tuple[int, bytes]:
-    """Return the common key size (or _MIXED) and the columns: sizes if mixed, then all keys."""
-    sizes = set(map(len, keys))
-    if len(sizes) == 1:
-        return sizes.pop(), b"".join(keys)
-    return _MIXED, _little_endian(array("H", map(len, keys))).tobytes() + b"".join(keys)
+_HINT_PIECE: Final = 4096  # entries; encoding so many takes less than a millisecond
 
 
-def encode_hint(summary: Summary, header: SegmentHeader) -> bytes:
-    """Encode a hint file for the segment with this header."""
-    put_size, put_keys = _encode_keys(summary.keys)
-    order = {key: number for number, key in enumerate(summary.keys)} if summary.expires else {}
-    columns = [
-        HINT_HEADER.pack(
-            HINT_MAGIC,
-            FORMAT_VERSION,
-            HINT_CLEARS if summary.clears else 0,
-            put_size,
-            header.store_uuid,
-            header.segment_id,
-            header.salt,
-            summary.length,
-            summary.last_seq,
-            summary.live_bytes,
-            summary.tombstone_bytes,
-            len(summary.keys),
-            len(summary.expires),
-            len(summary.tombstones),
-        ),
-        _little_endian(array("Q", summary.places)).tobytes(),
-        _little_endian(array("I", (order[key] for key in summary.expires))).tobytes(),
-        _little_endian(array("Q", summary.expires.values())).tobytes(),
-        _little_endian(array("H", map(len, summary.tombstones))).tobytes(),
-        b"".join(summary.tombstones),
-        put_keys,
-    ]
+def _slices(column: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (column[at : at + _HINT_PIECE] for at in range(0, len(column), _HINT_PIECE))
+
+
+def _common_size(keys: Sequence[bytes]) -> int:
+    """Return the size that all keys have, _MIXED if there is none."""
+    sizes = {len(key) for key in keys[:1]}
+    for some in _slices(keys):
+        sizes.update(map(len, some))
+        if len(sizes) > 1:
+            return _MIXED
+    return sizes.pop() if sizes else _MIXED
+
+
+def encode_hint(summary: Summary, header: SegmentHeader) -> Iterator[bytes]:
+    """Encode a hint file for the segment with this header, in pieces that take less than a millisecond."""
     crc = 0
-    for column in columns:
-        crc = crc32c(column, crc)
-    return b"".join([*columns, CRC.pack(crc)])
+    for piece in _hint_columns(summary, header):
+        crc = crc32c(piece, crc)
+        yield piece
+    yield CRC.pack(crc)
+
+
+def _hint_columns(summary: Summary, header: SegmentHeader) -> Iterator[bytes]:
+    put_size = _common_size(summary.keys)
+    order: dict[bytes, int] = {}
+    if summary.expires:
+        for some in _slices(summary.keys):
+            order.update(zip(some, range(len(order), len(order) + len(some)), strict=True))
+            yield b""
+    expiring, expires_ms = list(summary.expires), list(summary.expires.values())
+    yield HINT_HEADER.pack(
+        HINT_MAGIC,
+        FORMAT_VERSION,
+        HINT_CLEARS if summary.clears else 0,
+        put_size,
+        header.store_uuid,
+        header.segment_id,
+        header.salt,
+        summary.length,
+        summary.last_seq,
+        summary.live_bytes,
+        summary.tombstone_bytes,
+        len(summary.keys),
+        len(summary.expires),
+        len(summary.tombstones),
+    )
+    yield from (_little_endian(array("Q", some)).tobytes() for some in _slices(summary.places))
+    yield from (_little_endian(array("I", map(order.__getitem__, some))).tobytes() for some in _slices(expiring))
+    yield from (_little_endian(array("Q", some)).tobytes() for some in _slices(expires_ms))
+    yield from (_little_endian(array("H", map(len, some))).tobytes() for some in _slices(summary.tombstones))
+    yield from map(b"".join, _slices(summary.tombstones))
+    if put_size == _MIXED:
+        yield from (_little_endian(array("H", map(len, some))).tobytes() for some in _slices(summary.keys))
+    yield from map(b"".join, _slices(summary.keys))
 
 
 class _Columns:

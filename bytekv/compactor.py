@@ -58,7 +58,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Compaction", "Compactor", "Output", "Progress", "choose", "choose_all"]
 
-_SLICE: Final = 200  # entries, about 200 µs, between two chances for other threads
+_SLICE: Final = 32  # entries, less than 200 µs, between two chances for other threads
+_LONGEST_RUN: Final = 8  # victims of a compaction in the background: what it needs besides, until they can go
 _FLUSH: Final = 1 << 20
 
 Pause = Callable[[], None]
@@ -115,19 +116,28 @@ def choose(uses: list[Use], options: Options) -> list[int]:
     """Return the run that an automatic compaction should take next; empty if nothing is worth it.
 
     Only what will really go counts, so that a compaction is never chosen twice for the same bytes.
-    First the dead: the run with most to reclaim whose every segment passes both thresholds. Then the
-    small: neighbours that are many and all small become one.
+    First the dead: the run with most to reclaim whose every segment passes both thresholds. Then, if the
+    oldest segments together are worth it, all of these: only there do tombstones go, which a queue leaves by
+    the million. Then the small: neighbours that are many and all small become one.
     """
     uses = _without_newest(uses, options.keep_changes_bytes)
     best: list[int] = []
     most = 0
     for run in _runs(uses, lambda use, oldest: _is_worth(use, oldest, options)):
-        gain = sum(use.dead + (use.dead_if_oldest if run[0] is uses[0] else 0) for use in run)
+        gain = sum(use.dead + (use.dead_if_oldest if run[0] is uses[0] else 0) for use in run[:_LONGEST_RUN])
         if gain > most:
-            best, most = [use.segment_id for use in run], gain
-    if best:
-        return best
-    return choose_small(uses, options, options.compact_small_files)
+            best, most = [use.segment_id for use in run[:_LONGEST_RUN]], gain
+    return best or _oldest_together(uses, options) or choose_small(uses, options, options.compact_small_files)
+
+
+def _oldest_together(uses: list[Use], options: Options) -> list[int]:
+    """Return the longest run from the oldest segment on that passes the thresholds as a whole."""
+    gain = length = count = 0
+    for number, use in enumerate(uses):
+        gain, length = gain + use.dead + use.dead_if_oldest, length + use.length
+        if gain >= options.compact_dead_bytes and gain >= options.compact_dead_ratio * length:
+            count = number + 1
+    return [use.segment_id for use in uses[:count]]
 
 
 def _without_newest(uses: list[Use], keep_bytes: int) -> list[Use]:
@@ -226,7 +236,7 @@ class Output:
         self._flushed += len(self._buffer)
         self._buffer = bytearray()
 
-    def finish(self, last_seq: int) -> SegmentRow:
+    def finish(self, last_seq: int, pause: Pause = lambda: None) -> SegmentRow:
         """Make the file durable and return its row."""
         self._flush()
         assert self._descriptor is not None
@@ -245,7 +255,7 @@ class Output:
                 self.tombstone_bytes,
             )
             with suppress(BytekvError):  # only a cache
-                save_hint(self._directory, self.header, summary)
+                save_hint(self._directory, self.header, summary, pause)
         return SegmentRow(self.header.segment_id, self.header.salt, self.end, last_seq, SEALED)
 
     @property
@@ -296,6 +306,7 @@ class Compactor:
         self._files = committer.segments.directory.files
         self._limit = options.segment_size_bytes
         self._job: _Job | None = None
+        self.read_bytes = 0  # of victims, ever, for whoever limits the rate
 
     def run(self, victims: list[int], pause: Pause, advance: Callable[[int], None]) -> Compaction:
         """Replace one run of victims; ``advance`` is told the bytes read, ``pause`` is called between slices.
@@ -334,7 +345,7 @@ class Compactor:
         outputs: list[Output] = []
         try:
             self._copy(rows, first == 0, previous, outputs, job, pause, advance)
-            new_rows = [output.finish(rows[-1].last_seq) for output in outputs]
+            new_rows = [output.finish(rows[-1].last_seq, pause) for output in outputs]
             if outputs:
                 segments.directory.sync()
             # Newer entries decided what is dead; they must not be lost where the old ones are gone.
@@ -383,6 +394,7 @@ class Compactor:
         for row in rows:
             for flags, key, expires_ms, location, raw in self._entries(row):
                 slices += 1
+                self.read_bytes += len(raw)
                 if slices % _SLICE == 0:
                     pause()
                 kind = flags & KIND
@@ -410,8 +422,13 @@ class Compactor:
             self._output(outputs, previous, len(clear[1])).append(clear[0], b"", 0, clear[1])
         # Last, for only now it is known which is a key's newest. A key that was copied needs no tombstone,
         # though it be deleted meanwhile: the copy hides as much, and so a key has one entry here.
-        copied = {move[0] for move in job.moves} if tombstones else set()
-        for key, (flags, raw) in tombstones.items():
+        copied: set[bytes] = set()
+        for at in range(0, len(job.moves) if tombstones else 0, _SLICE):
+            copied.update(move[0] for move in job.moves[at : at + _SLICE])
+            pause()
+        for number, (key, (flags, raw)) in enumerate(tombstones.items()):
+            if number % _SLICE == 0:
+                pause()
             if key not in locations and key not in expired and key not in copied:
                 self._output(outputs, previous, len(raw)).append(flags, key, 0, raw)
 

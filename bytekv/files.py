@@ -377,6 +377,10 @@ class Files:
         """Return seconds of a clock that never jumps, for intervals."""
         return time.monotonic()
 
+    def pause(self, seconds: float) -> None:
+        """Let other threads run for a moment."""
+        time.sleep(seconds)
+
     def yield_cpu(self) -> None:
         """Let another thread have the GIL."""
         time.sleep(0)

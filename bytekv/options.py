@@ -78,6 +78,11 @@ class Options:
     #: Sealed neighbours, each smaller than a quarter of ``segment_size_bytes``, that are merged into one.
     compact_small_files: int = 8
 
+    #: Bytes of segments that background compaction may read a second; None: as many as it can beside the
+    #: application, which it slows down only when dead bytes outgrow the live ones. With a limit that is too
+    #: low for what is written the store grows beyond that.
+    compact_rate_bytes_s: int | None = None
+
     #: Bytes at the end of the log that background compaction leaves alone, so that ``changes()`` reaches back
     #: that far: as much as is written in the longest time that a reader of the feed may be away. 0: whatever
     #: happens not to be worth a compaction. ``compact()`` rewrites everything all the same.
@@ -125,6 +130,8 @@ class Options:
         self._number("compact_small_files", 2, 1 << 20)
         self._number("keep_changes_bytes", 0, 1 << 50)
         self._number("expiry_grace_s", 0.0, 1e9)
+        if self.compact_rate_bytes_s is not None:
+            self._number("compact_rate_bytes_s", 1, 1 << 50)
         if self.follow is not None:
             self._number("follow", 0.001, 86_400.0)
         if self.max_open_segments is not None:

@@ -265,7 +265,7 @@ def find_entry(read: Read, start: int, stop: int, seed: int, seqs: range) -> int
 
 
 def summarise(scan: Scan, pause: Callable[[], None] | None = None, entries: Iterable[Scanned] | None = None) -> Summary:
-    """Exhaust a scan and return the newest entry of each key; ``pause`` is called every 200 entries.
+    """Exhaust a scan and return the newest entry of each key; ``pause`` is called every 32 entries.
 
     ``entries``: what of an exhausted scan counts, if not everything.
     """
@@ -276,7 +276,7 @@ def summarise(scan: Scan, pause: Callable[[], None] | None = None, entries: Iter
     clears = False
     live = clear_size = 0
     for number, (flags, key, _, expires_ms, offset, raw) in enumerate(scan if entries is None else entries):
-        if pause is not None and number % 200 == 0:
+        if pause is not None and number % 32 == 0:
             pause()
         size = len(raw)
         kind = flags & KIND
@@ -343,18 +343,29 @@ def load_hint(directory: Directory, header: SegmentHeader, length: int) -> Summa
     return summary if SEGMENT_HEADER_SIZE <= summary.length <= length else None
 
 
-def save_hint(directory: Directory, header: SegmentHeader, summary: Summary) -> None:
-    """Write a segment's hint file. Not synced: a half-written one fails its CRC and is ignored."""
+def save_hint(
+    directory: Directory, header: SegmentHeader, summary: Summary, pause: Callable[[], None] = lambda: None
+) -> None:
+    """Write a segment's hint file. Not synced: a half-written one fails its CRC and is ignored.
+
+    ``pause`` is called between pieces that take less than a millisecond.
+    """
     path = directory.hint_path(header.segment_id)
     files = directory.files
-    piece = encode_hint(summary, header)
-    if files.free_bytes(directory.path) < len(piece) + _SPARE:
+    pieces = []
+    for piece in encode_hint(summary, header):
+        pieces.append(piece)
+        pause()
+    if files.free_bytes(directory.path) < sum(map(len, pieces)) + _SPARE:
         return  # the last blocks of a disk are for deletes and manifests
     try:
         descriptor = files.open(path, write=True, create=True)
         try:
             files.truncate(descriptor, 0, path)
-            files.write(descriptor, piece, 0, path)
+            offset = 0
+            for piece in pieces:
+                files.write(descriptor, piece, offset, path)
+                offset += len(piece)
         finally:
             files.close(descriptor)
     except BytekvError:

@@ -83,7 +83,7 @@ from .recovery import Recovery
 from .segment_manager import Pin, SegmentManager
 from .snapshot import Snapshot
 from .transaction import Transaction, Writes
-from .worker import Worker, start_no_more
+from .worker import Pacer, StopWork, Worker, start_no_more
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -139,10 +139,6 @@ class _Gone:
         raise self._refuse()
 
 
-class _StopWork(Exception):
-    """End background work because the store is being closed."""
-
-
 # --- the store ---------------------------------------------------------------------------------
 
 
@@ -173,6 +169,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._background_error: str | None = None
         self._may_compact = options.auto_compact and flag != "r"
         self._worker = Worker(self._work, self._worker_failed, f"bytekv {os.path.basename(path)}")
+        self._pacer = Pacer(self._worker, files, options.compact_rate_bytes_s)
+        self._paced_bytes = 0
         directory = Directory(path, files)
         self._directory = directory
         if flag in ("r", "w"):
@@ -227,6 +225,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._readers: Any = segments.readers
         self._commit = Committer(segments, keydir, options, self.recovery.last_seq, self._worker.wake)
         self._changes = ChangeLog(segments)
+        self._commit.drags = self._may_compact and options.compact_rate_bytes_s is None
         if self._readonly:
             path = self._path
             self._commit.refusal = lambda: ReadOnlyError(f"{path}: opened with flag 'r'")
@@ -1042,21 +1041,23 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         try:
             self._sync_if_due()
             try:
-                while self._build_a_hint() or self._compact_a_run():
+                while self._compact_a_run() or self._build_a_hint():
                     self._background_error = None
+                self._commit.drags = self._may_compact and self._options.compact_rate_bytes_s is None
             except CorruptionError as error:
                 # Reported, not repeated: the damage stays until someone looks at it.
                 self._background_error = str(error)
-                self._may_compact = False
+                self._may_compact = self._commit.drags = False
                 log.error("compaction stopped, nothing was changed: %s", str(error))
             except (StoreFailedError, StoreClosedError):
                 raise
             except BytekvError as error:
                 self._background_error = str(error)
+                self._commit.drags = False  # waiting for it would be in vain
                 log.warning("compaction put off until the next segment is full: %s", str(error))
             self._commit.flush_notes()
             return self._sync_if_due()
-        except (_StopWork, StoreFailedError, StoreClosedError):
+        except (StopWork, StoreFailedError, StoreClosedError):
             return None  # a failed sync is known to every writer already
 
     def _build_a_hint(self) -> bool:
@@ -1090,10 +1091,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         return self._options.sync_interval_s
 
     def _pause(self) -> None:
-        if self._worker.is_stopping:
-            raise _StopWork
-        self._files.yield_cpu()
-        self._sync_if_due()
+        read, self._paced_bytes = self._compactor.read_bytes - self._paced_bytes, self._compactor.read_bytes
+        while self._pacer.rest(read):
+            self._sync_if_due()
+            read = 0
 
     def _victims(self) -> list[int]:
         return compactor.choose(self._survey(), self._options)

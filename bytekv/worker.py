@@ -1,7 +1,8 @@
 """A daemon thread that calls one method when it is woken or when a delay is over.
 
 It starts at the first `wake`, so that a short script never has one, and holds its owner weakly, so
-that an owner that nobody uses any more can go. It knows nothing of what the method does.
+that an owner that nobody uses any more can go. It knows nothing of what the method does, only how
+to do it in slices that nobody feels.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from contextlib import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Final
 
-__all__ = ["Worker", "start_no_more"]
+    from .files import Files
 
+__all__ = ["Pacer", "StopWork", "Worker", "start_no_more"]
+
+
+_SLICE_S: Final = 0.0007  # of work in one go: a put that waits for it stays below a millisecond
+_BREAK_S: Final = 0.00005  # the shortest sleep that another thread can use
 
 _at_exit = False
 
@@ -99,6 +105,42 @@ class Worker:
         if started and life.ident != threading.get_ident() and not sys.is_finalizing():
             with life.done:  # while the interpreter goes, its daemon threads stand still for ever
                 pass
+
+
+class StopWork(Exception):
+    """End background work because its owner is being closed."""
+
+
+class Pacer:
+    """Divide work into slices, so that other threads have the interpreter in between.
+
+    A thread that gives the interpreter up for nothing has it back before anybody wakes; so a slice ends in a
+    sleep. Threads that are busy then keep it for `sys.getswitchinterval`, 5 ms: the work has a share of one
+    eighth beside them, and none of them waits for it longer than a slice.
+    """
+
+    def __init__(self, worker: Worker, files: Files, rate_bytes_s: int | None) -> None:
+        self._worker, self._files, self._rate_bytes_s = worker, files, rate_bytes_s
+        self._slice_ends = self._paid_until = 0.0
+
+    def rest(self, worked_bytes: int) -> bool:
+        """Sleep if it is time to, and tell whether it was; to be asked until it was not, every few dozen µs of work.
+
+        ``worked_bytes`` since the last call count against the rate. Raises `StopWork` once the worker is to stop.
+        """
+        now = self._files.monotonic()
+        ahead_s = 0.0
+        if self._rate_bytes_s is not None:
+            # Time is paid for with bytes; a tenth of a second may be paid in advance.
+            self._paid_until = max(self._paid_until, now) + worked_bytes / self._rate_bytes_s
+            ahead_s = self._paid_until - now - 0.1
+        if now < self._slice_ends and ahead_s <= 0:
+            return False
+        if self._worker.is_stopping:
+            raise StopWork
+        self._files.pause(min(max(ahead_s, _BREAK_S), 0.05))
+        self._slice_ends = self._files.monotonic() + _SLICE_S
+        return True
 
 
 def _run(method: Any, failed: Any, worker_of: Callable[[], Worker | None], life: _Life) -> None:

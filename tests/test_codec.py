@@ -39,7 +39,6 @@ from bytekv.codec import (
     decode_manifest,
     decode_segment_header,
     encode_entry,
-    encode_hint,
     encode_manifest,
     encode_segment_header,
     entry_size,
@@ -75,6 +74,10 @@ u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 keys = st.binary(max_size=40) | st.sampled_from([b"", bytes(MAX_KEY_SIZE), b"\xff" * 256])
 values = st.binary(max_size=80) | st.just(bytes(100_000))
+
+
+def hint_of(summary, header):
+    return b"".join(codec.encode_hint(summary, header))
 
 
 def entry(flags: int = PUT, key: bytes = b"key", value: bytes = b"value", seq: int = 42, expires_ms: int = 0) -> bytes:
@@ -164,7 +167,7 @@ def same(left: Summary, right: Summary) -> bool:
 @bounded
 @given(summaries())
 def test_hints_come_back(summary):
-    assert same(decode_hint(encode_hint(summary, HEADER), HEADER, "p"), summary)
+    assert same(decode_hint(hint_of(summary, HEADER), HEADER, "p"), summary)
 
 
 @bounded
@@ -243,9 +246,9 @@ SAMPLES = {
     "empty key and value": Sample(entry(key=b"", value=b""), "entry"),
     "segment header": Sample(encode_segment_header(HEADER), "segment header"),
     "manifest": Sample(encode_manifest(MANIFEST), "manifest"),
-    "hint, equal keys": Sample(encode_hint(SUMMARY, HEADER), "hint"),
+    "hint, equal keys": Sample(hint_of(SUMMARY, HEADER), "hint"),
     "hint, mixed keys": Sample(
-        encode_hint(
+        hint_of(
             Summary(200, 9, False, [b"a", b"bcd"], [pack_place(80, 40), pack_place(120, 40)], [], {}, 80, 0), HEADER
         ),
         "hint",
@@ -373,7 +376,7 @@ HINT_COUNTS = {"key size": 12, "puts": 80, "expiring puts": 84, "tombstones": 88
 
 @pytest.mark.parametrize("column", HINT_COUNTS)
 def test_no_other_count_of_a_hint_is_believed(column):
-    raw = encode_hint(SUMMARY, HEADER)
+    raw = hint_of(SUMMARY, HEADER)
     offset = HINT_COUNTS[column]
     (right,) = struct.unpack_from("<I", raw, offset)
     tracemalloc.start()
@@ -392,7 +395,7 @@ def test_no_other_count_of_a_hint_is_believed(column):
 
 @pytest.mark.parametrize("number", [3, 4, 2**31, 2**32 - 1])
 def test_a_hint_cannot_say_when_a_put_expires_that_it_does_not_have(number):
-    body = bytearray(encode_hint(SUMMARY, HEADER)[:-CRC_SIZE])
+    body = bytearray(hint_of(SUMMARY, HEADER)[:-CRC_SIZE])
     struct.pack_into("<I", body, codec.HINT_HEADER.size + 3 * 8, number)
     with pytest.raises(CorruptionError, match="contradict"):
         decode_hint(sealed_with_crc(bytes(body)), HEADER, "p")
@@ -403,7 +406,7 @@ def test_a_hint_cannot_say_when_a_put_expires_that_it_does_not_have(number):
 def test_hints_of_any_content_decode_or_are_refused(noise, counts, bits):
     """A hint with a CRC that fits and nonsense in it: an error of bytekv's own, or a summary that hangs together."""
     small = [count >> bits * 8 for count in counts]
-    body = bytearray(encode_hint(SUMMARY, HEADER)[: codec.HINT_HEADER.size])
+    body = bytearray(hint_of(SUMMARY, HEADER)[: codec.HINT_HEADER.size])
     for offset, count in zip(HINT_COUNTS.values(), small, strict=True):
         struct.pack_into("<I", body, offset, count)
     try:
@@ -418,7 +421,7 @@ def test_hints_of_any_content_decode_or_are_refused(noise, counts, bits):
     "other", [{"store_uuid": bytes(16)}, {"segment_id": 8}, {"salt": 1}], ids=lambda one: next(iter(one))
 )
 def test_a_hint_of_another_segment_is_refused(other):
-    raw = encode_hint(SUMMARY, HEADER)
+    raw = hint_of(SUMMARY, HEADER)
     with pytest.raises(CorruptionError, match="another segment"):
         decode_hint(raw, HEADER._replace(**other), "p")
 
@@ -465,7 +468,7 @@ def test_other_versions_are_refused_as_such(version, what):
 
 
 def test_a_hint_of_another_version_or_with_unknown_flags_is_refused():
-    raw = encode_hint(SUMMARY, HEADER)
+    raw = hint_of(SUMMARY, HEADER)
     for offset, value in ((8, 2), (10, 3), (11, 0x80)):
         with pytest.raises(UnsupportedFormatError):
             decode_hint(changed(raw, offset, value), HEADER, "p")

@@ -244,7 +244,7 @@ def test_hint_columns_come_in_the_order_and_size_of_the_table(mixed):
     places = [codec.pack_place(80, 40), codec.pack_place(120, 9000), codec.pack_place(9120, 50)]
     expires = {keys[2]: 5, keys[0]: Y2100_MS}
     summary = Summary(9200, 17, True, keys, places, [b"gone", b""], expires, 9090, 99)
-    hint = codec.encode_hint(summary, SegmentHeader(UUID, 3, 4, codec.LOG, 2, 1))
+    hint = b"".join(codec.encode_hint(summary, SegmentHeader(UUID, 3, 4, codec.LOG, 2, 1)))
     sizes = {
         "8 × puts": 8 * 3,
         "4 × expiring puts": 4 * 2,
