@@ -85,8 +85,9 @@ _ENTERED: Final = ()  # a writer is inside the lock and has not yet changed anyt
 _PATIENCE_S: Final = 0.1  # a waiter looks for himself after this long
 _JOIN_BELOW: Final = 64 * 1024
 _LOOK_SELDOM: Final = 1024 * 1024  # bytes between two looks at what is dead
-_LOOK_OFTEN: Final = 64 * 1024
-_DRAG_S: Final = 0.004
+_LOOK_OFTEN: Final = 32 * 1024
+_DRAG_S: Final = 0.001
+_LONGEST_DRAG_S: Final = 0.1
 
 _pack_entry = ENTRY.pack
 _pack_crc = CRC.pack
@@ -529,17 +530,18 @@ class Committer:
     def _look_at_debt(self, writer: Writer) -> None:
         """Owe the worker time if there is more to compact than it gets done beside the writers.
 
-        The store is to stay below twice its live bytes; the two segments more are the one that is being written
-        and the one that is being compacted. A writer pays little and often: 1 put in 500 takes 2 ms at most.
+        The store is to stay at about twice its live bytes; what is slack are the segment that is being written and
+        the one that is being compacted. A writer pays little and often, one put in 250 up to a millisecond; only
+        where that does not help, steeply more.
         """
         if writer.end < self._next_look <= writer.end + _LOOK_SELDOM:
             writer.fast_end = min(writer.fast_end, self._next_look)
             return
         dead = sum(self.keydir.dead.values()) + sum(self.keydir.tombstones.values())
-        allowed = sum(self.segments.lengths().values()) - dead + self._slack_bytes
-        debt = (dead - allowed) / allowed
+        live = sum(self.segments.lengths().values()) - dead
+        debt = (dead - self._slack_bytes - 0.7 * live) / (0.3 * live + self._slack_bytes)
         self._next_look = writer.end + (_LOOK_SELDOM if debt < 0 else _LOOK_OFTEN)
-        self._drag_s = min(max(0.0, debt * _DRAG_S), _DRAG_S / 2)
+        self._drag_s = 0.0 if debt < 0 else _DRAG_S * debt if debt < 1 else min(_DRAG_S * debt**4, _LONGEST_DRAG_S)
         writer.fast_end = min(writer.fast_end, self._next_look)
 
     def _roll(self) -> Writer:

@@ -29,17 +29,18 @@ from .codec import (
     CRC,
     CRC_SIZE,
     KIND,
+    OFFSET_SHIFT,
     OUTPUT,
     PUT,
     SEALED,
     SEGMENT_HEADER_SIZE,
     SEGMENT_SHIFT,
+    SIZE_MASK,
     TOMBSTONE,
     SegmentRow,
     Summary,
     checksum,
     encode_segment_header,
-    pack_place,
     seed_of,
 )
 from .commit import Committer
@@ -49,7 +50,7 @@ from .keydir import Keydir
 from .options import Options
 from .record import NamedTuple
 from .recovery import HINT_FROM
-from .segment import header_for, open_new, save_hint, scan_segment
+from .segment import Scan, header_for, open_new, save_hint, scan_segment
 from .segment_manager import SegmentManager, header_of
 
 TYPE_CHECKING = False
@@ -60,7 +61,9 @@ __all__ = ["Compaction", "Compactor", "Output", "Progress", "choose", "choose_al
 
 _SLICE: Final = 32  # entries, less than 200 µs, between two chances for other threads
 _LONGEST_RUN: Final = 8  # victims of a compaction in the background: what it needs besides, until they can go
-_FLUSH: Final = 1 << 20
+_FLUSH: Final = 1 << 18  # joining so much takes 50 µs
+
+_pack_crc = CRC.pack
 
 Pause = Callable[[], None]
 
@@ -198,43 +201,55 @@ class Output:
         self.path = self._directory.segment_path(header.segment_id)
         self._descriptor: int | None = open_new(self._files, self.path)
         self._seed = seed_of(header.salt)
-        self._base = header.segment_id << SEGMENT_SHIFT
-        self._buffer = bytearray(encode_segment_header(header))
+        self.base = header.segment_id << SEGMENT_SHIFT
+        self._parts = [encode_segment_header(header)]
         self._flushed = 0
-        self.end = len(self._buffer)
-        self._keys: list[bytes] = []
-        self._places: list[int] = []
+        self.end = SEGMENT_HEADER_SIZE
+        #: Of the puts, in the order in which they were copied: key, where it was, where in this file it is.
+        self.keys: list[bytes] = []
+        self.originals: list[int] = []
+        self.places: list[int] = []
         self._tombstones: list[bytes] = []
         self._expires: dict[bytes, int] = {}
         self._clears = False
         self._live_bytes = 0
 
-    def append(self, flags: int, key: bytes, expires_ms: int, raw: bytes) -> int:
-        """Copy one entry under this file's seed and return its new location."""
-        body = bytes((flags & ~CONTINUES,)) + raw[1:-CRC_SIZE]
-        self._buffer += body
-        self._buffer += CRC.pack(checksum(body, self._seed))
-        place = pack_place(self.end, len(raw))
-        self.end += len(raw)
-        if flags & KIND == PUT:
-            self._keys.append(key)
-            self._places.append(place)
-            self._live_bytes += len(raw)
-            if expires_ms:
-                self._expires[key] = expires_ms
-        elif flags & KIND == TOMBSTONE:
+    def put(self, flags: int, key: bytes, expires_ms: int, raw: bytes, original: int = 0) -> None:
+        """Copy one put under this file's seed."""
+        size = len(raw)
+        self.keys.append(key)
+        self.originals.append(original)
+        self.places.append(self.end << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0))
+        self._live_bytes += size
+        if expires_ms:
+            self._expires[key] = expires_ms
+        self._append(flags, raw)
+
+    def append(self, flags: int, key: bytes, expires_ms: int, raw: bytes) -> None:
+        """Copy one entry of any kind."""
+        kind = flags & KIND
+        if kind == PUT:
+            self.put(flags, key, expires_ms, raw)
+            return
+        if kind == TOMBSTONE:
             self._tombstones.append(key)
         else:
             self._clears = True
-        if len(self._buffer) >= _FLUSH:
+        self._append(flags, raw)
+
+    def _append(self, flags: int, raw: bytes) -> None:
+        body = bytes((flags & ~CONTINUES,)) + raw[1:-CRC_SIZE] if flags & CONTINUES else raw[:-CRC_SIZE]
+        self._parts.append(body)
+        self._parts.append(_pack_crc(checksum(body, self._seed)))
+        self.end += len(raw)
+        if self.end - self._flushed >= _FLUSH:
             self._flush()
-        return self._base | place
 
     def _flush(self) -> None:
         assert self._descriptor is not None
-        self._files.write(self._descriptor, memoryview(self._buffer), self._flushed, self.path)
-        self._flushed += len(self._buffer)
-        self._buffer = bytearray()
+        self._files.write(self._descriptor, b"".join(self._parts), self._flushed, self.path)
+        self._flushed = self.end
+        self._parts.clear()
 
     def finish(self, last_seq: int, pause: Pause = lambda: None) -> SegmentRow:
         """Make the file durable and return its row."""
@@ -247,8 +262,8 @@ class Output:
                 self.end,
                 last_seq,
                 self._clears,
-                self._keys,
-                self._places,
+                self.keys,
+                self.places,
                 self._tombstones,
                 self._expires,
                 self._live_bytes,
@@ -284,16 +299,26 @@ class Output:
 class _Job:
     """A published compaction whose victims are not retired yet."""
 
-    __slots__ = ("dropped", "hinted", "moved", "moves", "recounts", "tombstones", "victims")
+    __slots__ = ("dropped", "hinted", "moved", "outputs", "recounts", "tombstones", "victims")
 
     def __init__(self, victims: list[int]) -> None:
         self.victims = victims
+        self.outputs: list[Output] = []
         self.tombstones: dict[int, int] = {}  # of the outputs, by segment
         self.hinted: dict[int, int] = {}
-        self.moves: list[tuple[bytes, int, int, int]] = []  # key, old location, new, size
         self.dropped: list[tuple[bytes, int]] = []  # expired keys whose entry is gone
-        self.moved = 0
+        self.moved = 0  # keys of the first of the outputs that the keydir points at already
         self.recounts = 0
+
+
+class _Graves:
+    """What a run says is gone: the newest clear, and the tombstones above it. Raw, with their flags."""
+
+    __slots__ = ("clear", "tombstones")
+
+    def __init__(self) -> None:
+        self.clear: tuple[int, bytes] | None = None
+        self.tombstones: dict[bytes, tuple[int, bytes]] = {}
 
 
 class Compactor:
@@ -342,9 +367,9 @@ class Compactor:
             )
         previous = (all_rows[first - 1].segment_id, all_rows[first - 1].last_seq) if first else (0, 0)
         job = _Job(victims)
-        outputs: list[Output] = []
+        outputs = job.outputs
         try:
-            self._copy(rows, first == 0, previous, outputs, job, pause, advance)
+            self._copy(rows, first == 0, previous, job, pause, advance)
             new_rows = [output.finish(rows[-1].last_seq, pause) for output in outputs]
             if outputs:
                 segments.directory.sync()
@@ -381,77 +406,115 @@ class Compactor:
         rows: list[SegmentRow],
         oldest: bool,
         previous: tuple[int, int],
-        outputs: list[Output],
         job: _Job,
         pause: Pause,
         advance: Callable[[int], None],
     ) -> None:
-        keydir, now_ms = self._keydir, self._files.now_ms()
-        locations, expired = keydir.locations, keydir.expired
-        tombstones: dict[bytes, tuple[int, bytes]] = {}
-        clear: tuple[int, bytes] | None = None
-        slices = 0
+        graves = _Graves()
+        now_ms = self._files.now_ms()
+        directory = self._segments.directory
         for row in rows:
-            for flags, key, expires_ms, location, raw in self._entries(row):
-                slices += 1
-                self.read_bytes += len(raw)
-                if slices % _SLICE == 0:
-                    pause()
-                kind = flags & KIND
-                if kind == PUT:
-                    if locations.get(key) != location:  # first this, then `expired`: see Keydir.purge
-                        if expired.get(key) != location:
-                            continue
-                        if oldest and keydir.is_droppable(key, now_ms):
-                            job.dropped.append((key, location))
-                            continue
-                    if clear:
-                        # Whatever lives is newer than any clear, so this comes before the first copy.
-                        self._output(outputs, previous, len(clear[1])).append(clear[0], b"", 0, clear[1])
-                        clear = None
-                    output = self._output(outputs, previous, len(raw))
-                    job.moves.append((key, location, output.append(flags, key, expires_ms, raw), len(raw)))
-                elif not oldest:
-                    if kind == CLEAR:
-                        clear = flags, raw
-                        tombstones.clear()
-                    else:
-                        tombstones[key] = flags, raw
-            advance(row.length)
-        if clear:
-            self._output(outputs, previous, len(clear[1])).append(clear[0], b"", 0, clear[1])
-        # Last, for only now it is known which is a key's newest. A key that was copied needs no tombstone,
-        # though it be deleted meanwhile: the copy hides as much, and so a key has one entry here.
-        copied: set[bytes] = set()
-        for at in range(0, len(job.moves) if tombstones else 0, _SLICE):
-            copied.update(move[0] for move in job.moves[at : at + _SLICE])
-            pause()
-        for number, (key, (flags, raw)) in enumerate(tombstones.items()):
-            if number % _SLICE == 0:
-                pause()
-            if key not in locations and key not in expired and key not in copied:
-                self._output(outputs, previous, len(raw)).append(flags, key, 0, raw)
-
-    def _entries(self, row: SegmentRow) -> Iterator[tuple[int, bytes, int, int, bytes]]:
-        segments = self._segments
-        directory = segments.directory
-        descriptor, header = header_of(directory, row, segments.manifest.store_uuid, for_writing=True)
-        try:
-            scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, row.length, header.previous_seq)
-            base = row.segment_id << SEGMENT_SHIFT
-            for flags, key, _, expires_ms, offset, raw in scan:
-                yield flags, key, expires_ms, base | pack_place(offset, len(raw)), raw
+            descriptor, header = header_of(directory, row, self._segments.manifest.store_uuid, for_writing=True)
+            try:
+                scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, row.length, header.previous_seq)
+                self._copy_segment(scan, row.segment_id, oldest, now_ms, previous, graves, job, pause)
+            finally:
+                directory.files.close(descriptor)
             if scan.end != row.length:
                 raise CorruptionError(
                     directory.segment_path(row.segment_id),
                     scan.end,
                     f"{scan.damage or 'zeros'}; the compaction stopped and changed nothing",
                 )
-        finally:
-            directory.files.close(descriptor)
+            advance(row.length)
+        if not oldest:
+            self._copy_graves(graves, previous, job, pause)
 
-    def _output(self, outputs: list[Output], previous: tuple[int, int], size: int) -> Output:
+    def _copy_segment(
+        self,
+        scan: Scan,
+        segment_id: int,
+        oldest: bool,
+        now_ms: int,
+        previous: tuple[int, int],
+        graves: _Graves,
+        job: _Job,
+        pause: Pause,
+    ) -> None:
+        """Copy the live puts of one segment and gather its tombstones.
+
+        `pack_place` and the look at a full output are written out here: 1.9 µs a live entry instead of 3.7.
+        """
+        keydir, limit, every = self._keydir, self._limit, _SLICE
+        locate, expired = keydir.locations.get, keydir.expired
+        base = segment_id << SEGMENT_SHIFT
+        output = job.outputs[-1] if job.outputs else None
+        count = read = 0
+        for flags, key, _, expires_ms, offset, raw in scan:
+            size = len(raw)
+            count += 1
+            read += size
+            if count == every:
+                self.read_bytes += read
+                count = read = 0
+                pause()
+            kind = flags & KIND
+            if kind == PUT:
+                location = base | offset << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0)
+                if locate(key) != location:  # first this, then `expired`: see Keydir.purge
+                    if expired.get(key) != location:
+                        continue
+                    if oldest and keydir.is_droppable(key, now_ms):
+                        job.dropped.append((key, location))
+                        continue
+                if graves.clear is not None:
+                    # Whatever lives is newer than any clear, so this comes before the first copy.
+                    output = self._copy_clear(graves, previous, job)
+                if output is None or output.end + size > limit:
+                    output = self._output(previous, job, size)
+                output.put(flags, key, expires_ms, raw, location)
+            elif oldest:
+                pass  # nothing older is left that it could hide
+            elif kind == CLEAR:
+                graves.clear = flags, raw
+                graves.tombstones.clear()
+            else:
+                graves.tombstones[key] = flags, raw
+        self.read_bytes += read
+
+    def _copy_clear(self, graves: _Graves, previous: tuple[int, int], job: _Job) -> Output:
+        assert graves.clear is not None
+        flags, raw = graves.clear
+        output = self._output(previous, job, len(raw))
+        output.append(flags, b"", 0, raw)
+        graves.clear = None
+        return output
+
+    def _copy_graves(self, graves: _Graves, previous: tuple[int, int], job: _Job, pause: Pause) -> None:
+        """Copy what hides older entries. Last, for only now it is known which is a key's newest.
+
+        A key that was copied needs no tombstone, though it be deleted meanwhile: the copy hides as much, and so a
+        key has one entry here.
+        """
+        if graves.clear is not None:
+            self._copy_clear(graves, previous, job)
+        if not graves.tombstones:
+            return
+        copied: set[bytes] = set()
+        for output in job.outputs:
+            for at in range(0, len(output.keys), _SLICE):
+                copied.update(output.keys[at : at + _SLICE])
+                pause()
+        locations, expired = self._keydir.locations, self._keydir.expired
+        for number, (key, (flags, raw)) in enumerate(graves.tombstones.items()):
+            if number % _SLICE == 0:
+                pause()
+            if key not in locations and key not in expired and key not in copied:
+                self._output(previous, job, len(raw)).append(flags, key, 0, raw)
+
+    def _output(self, previous: tuple[int, int], job: _Job, size: int) -> Output:
         """Return the file to append to, a new one if the last is full."""
+        outputs = job.outputs
         if not outputs or (outputs[-1].end + size > self._limit and outputs[-1].end > SEGMENT_HEADER_SIZE):
             with self._committer.lock:
                 segment_id = self._segments.reserve_ids(1)
@@ -502,18 +565,25 @@ class Compactor:
     # what an enclosing `with` protects, and an interrupt there would leave the lock held for ever.
 
     def _move_all(self, job: _Job, pause: Pause) -> None:
-        while job.moved < len(job.moves):
+        while job.outputs:
             self._committer.check_reentry()
             with self._committer.lock:
                 self._move_some(job)
             pause()
 
     def _move_some(self, job: _Job) -> None:
-        keydir = self._keydir
-        for key, old, new, size in job.moves[job.moved : job.moved + _SLICE]:
-            if not keydir.move(key, old, new):
-                keydir.bury(new >> SEGMENT_SHIFT, size)
-        job.moved += _SLICE
+        keydir, output = self._keydir, job.outputs[0]
+        locations, base, part = keydir.locations, output.base, slice(job.moved, job.moved + _SLICE)
+        for key, old, place in zip(output.keys[part], output.originals[part], output.places[part], strict=True):
+            if locations.get(key) == old:  # written out of `Keydir.move`
+                locations[key] = base | place
+            elif not keydir.move(key, old, base | place):
+                keydir.bury(output.header.segment_id, place & SIZE_MASK or self._segments.entry_size(base | place))
+        if part.stop < len(output.keys):
+            job.moved = part.stop
+        else:
+            job.moved = 0  # first this: interrupted in between, the same keys are looked at once more
+            del job.outputs[0]
 
     def _retire(self, job: _Job) -> None:
         keydir = self._keydir

@@ -169,7 +169,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._background_error: str | None = None
         self._may_compact = options.auto_compact and flag != "r"
         self._worker = Worker(self._work, self._worker_failed, f"bytekv {os.path.basename(path)}")
-        self._pacer = Pacer(self._worker, files, options.compact_rate_bytes_s)
+        self._pacer = Pacer(files, options.compact_rate_bytes_s)
         self._paced_bytes = 0
         directory = Directory(path, files)
         self._directory = directory
@@ -830,7 +830,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         return result
 
     def _compact_all(self, progress: Callable[[Progress], object] | None) -> Compaction:
-        commit, pause = self._commit, self._files.yield_cpu
+        commit, pause = self._commit, Pacer(self._files).go_on
         done = total = 0
 
         def advance(size: int) -> None:
@@ -1093,6 +1093,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def _pause(self) -> None:
         read, self._paced_bytes = self._compactor.read_bytes - self._paced_bytes, self._compactor.read_bytes
         while self._pacer.rest(read):
+            if self._worker.is_stopping:
+                raise StopWork
             self._sync_if_due()
             read = 0
 

@@ -119,14 +119,14 @@ class Pacer:
     eighth beside them, and none of them waits for it longer than a slice.
     """
 
-    def __init__(self, worker: Worker, files: Files, rate_bytes_s: int | None) -> None:
-        self._worker, self._files, self._rate_bytes_s = worker, files, rate_bytes_s
+    def __init__(self, files: Files, rate_bytes_s: int | None = None) -> None:
+        self._files, self._rate_bytes_s = files, rate_bytes_s
         self._slice_ends = self._paid_until = 0.0
 
     def rest(self, worked_bytes: int) -> bool:
         """Sleep if it is time to, and tell whether it was; to be asked until it was not, every few dozen µs of work.
 
-        ``worked_bytes`` since the last call count against the rate. Raises `StopWork` once the worker is to stop.
+        ``worked_bytes`` since the last call count against the rate.
         """
         now = self._files.monotonic()
         ahead_s = 0.0
@@ -136,11 +136,16 @@ class Pacer:
             ahead_s = self._paid_until - now - 0.1
         if now < self._slice_ends and ahead_s <= 0:
             return False
-        if self._worker.is_stopping:
-            raise StopWork
         self._files.pause(min(max(ahead_s, _BREAK_S), 0.05))
         self._slice_ends = self._files.monotonic() + _SLICE_S
         return True
+
+    def go_on(self) -> None:
+        """Let whoever waits come in, where the work is what the caller waits for."""
+        now = self._files.monotonic()
+        if now >= self._slice_ends:
+            self._files.yield_cpu()
+            self._slice_ends = self._files.monotonic() + _SLICE_S
 
 
 def _run(method: Any, failed: Any, worker_of: Callable[[], Worker | None], life: _Life) -> None:

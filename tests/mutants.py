@@ -166,8 +166,8 @@ MUTANTS = [
     _mutant(
         "an interrupted write is not rolled forward",
         "commit",
-        "        pending = self.pending\n        if isinstance(pending, _Pending):",
-        "        pending, self.pending = self.pending, None\n        if False:",
+        "        if callable(pending):\n            pending()\n        elif isinstance(pending, _Pending):",
+        "        self.pending = None\n        if callable(pending):\n            pending()\n        elif False:",
         "tests/test_interrupts.py",
     ),
     # --- compaction ----------------------------------------------------------------------------
@@ -192,8 +192,8 @@ MUTANTS = [
     _mutant(
         "a partial compaction drops tombstones",
         "compactor",
-        "                elif not oldest:",
-        "                elif False:",
+        "            elif oldest:",
+        "            elif True:",
     ),
     _mutant(
         "a partial compaction drops expired entries",
@@ -204,7 +204,7 @@ MUTANTS = [
     _mutant(
         "a partial compaction drops a clear",
         "compactor",
-        "                        clear = flags, raw\n",
+        "                graves.clear = flags, raw\n",
         "",
     ),
     _mutant(
