@@ -51,7 +51,7 @@ from .options import Options
 from .record import NamedTuple
 from .recovery import HINT_FROM
 from .segment import Scan, header_for, open_new, save_hint, scan_segment
-from .segment_manager import SegmentManager, header_of
+from .segment_manager import Retired, SegmentManager, header_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -558,7 +558,8 @@ class Compactor:
             raise
         committer.check_reentry()
         with committer.lock:
-            self._retire(job)
+            free = self._retire(job)
+        self._segments.remove(free)
         self._segments.directory.sync()
 
     # The loops below have functions of their own: from Python 3.12 on a loop's jump back may lie outside
@@ -585,7 +586,7 @@ class Compactor:
             job.moved = 0  # first this: interrupted in between, the same keys are looked at once more
             del job.outputs[0]
 
-    def _retire(self, job: _Job) -> None:
+    def _retire(self, job: _Job) -> list[Retired]:
         keydir = self._keydir
         for key, location in job.dropped:
             keydir.forget_expired(key, location)
@@ -593,6 +594,6 @@ class Compactor:
         if keydir.recounts != job.recounts:
             self._committer.count_again()  # somebody counted while half of the keys had been moved
         self._segments.retire(job.victims, keydir.views)
-        self._segments.release(keydir.views)
         self._segments.hinted.update(job.hinted)
         self._job = None
+        return self._segments.release(keydir.views)

@@ -270,6 +270,6 @@ class Follower:
         if plan.gone:
             keydir.forget_segments(plan.gone)
             segments.retire(sorted(plan.gone), keydir.views)
-            segments.release(keydir.views)
+            segments.remove(segments.release(keydir.views))
         committer.seq = plan.last_seq
         committer.count_again()

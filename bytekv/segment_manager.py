@@ -43,9 +43,17 @@ from .errors import (
     StoreNotFoundError,
 )
 from .options import Options
+from .record import NamedTuple
 from .segment import FileView, View, Writer, header_for, open_segment
 
-__all__ = ["Pin", "SegmentManager", "header_of"]
+__all__ = ["Pin", "Retired", "SegmentManager", "header_of"]
+
+
+class Retired(NamedTuple):
+    """Segments that are no longer listed, and the views and pins that may need them."""
+
+    segments: list[int]
+    views: set[int]
 
 
 class Pin:
@@ -78,7 +86,7 @@ class SegmentManager:
         self.writer: Writer | None = None
         self.readers: dict[int, tuple[View, int]] = {}
         self.retiring: dict[int, SegmentRow] = {}
-        self._pinned: list[tuple[list[int], set[int]]] = []  # retired segments, the views and pins that may need them
+        self._pinned: list[Retired] = []
         self._pins: dict[int, weakref.ref[Pin]] = {}  # numbered below 0: views have the numbers above
         self._pin_numbers = itertools.count(-1, -1)
         self.hinted: dict[int, int] = {}  # segment -> how many of its bytes a hint file speaks for, or was tried to
@@ -367,7 +375,7 @@ class SegmentManager:
 
     def retire(self, victims: list[int], views: Iterable[int]) -> None:
         """Remove the files of victims once every view and pin that was open when they were replaced is closed."""
-        self._pinned.append((victims, {*views, *self._pins}))
+        self._pinned.append(Retired(victims, {*views, *self._pins}))
 
     def pin(self, release: Callable[[], None]) -> Pin:
         """Keep the files of this moment; ``release`` is called when they are let go. Under the lock."""
@@ -382,13 +390,28 @@ class SegmentManager:
         pins[number] = weakref.ref(pin, let_go)  # one that leaks closes itself
         return pin
 
-    def release(self, open_views: Container[int]) -> None:
-        """Remove the files that no open view can need any more; what cannot be removed now waits for the next call."""
-        for item in list(self._pinned):
-            victims, views = item
-            if not any(view in open_views or view in self._pins for view in views):
-                with suppress(BytekvError):  # they are listed nowhere; at the latest the next open sweeps them
-                    self._unlink(victims)
+    def release(self, open_views: Container[int]) -> list[Retired]:
+        """Forget the segments that no open view can need any more, and return those whose files may go now."""
+        free = [
+            item for item in self._pinned if not any(view in open_views or view in self._pins for view in item.views)
+        ]
+        for item in free:
+            for segment_id in item.segments:
+                self.readers.pop(segment_id, None)
+                self.retiring.pop(segment_id, None)
+                self.hinted.pop(segment_id, None)
+        return free
+
+    def remove(self, free: list[Retired]) -> None:
+        """Remove files that `release` has returned; without the lock, for a large file takes milliseconds.
+
+        What cannot be removed now waits for the next call.
+        """
+        for item in free:
+            with suppress(BytekvError):  # they are listed nowhere; at the latest the next open sweeps them
+                if not self._readonly:
+                    self._unlink(item.segments)
+                with suppress(ValueError):  # another thread was at it, too
                     self._pinned.remove(item)
 
     @property
@@ -399,18 +422,14 @@ class SegmentManager:
     @property
     def pinned_bytes(self) -> int:
         """Return how many bytes of retired segments wait for a view to be closed."""
-        pinned = {victim for victims, _ in self._pinned for victim in victims}
+        pinned = {segment_id for item in self._pinned for segment_id in item.segments}
         return sum(row.length for victim, row in self.retiring.items() if victim in pinned)
 
     def _unlink(self, victims: list[int]) -> None:
         """Remove retired segments, oldest first, so that no put outlives the tombstone that deleted it."""
         for segment_id in victims:
-            if not self._readonly:
-                self.directory.files.unlink(self.directory.segment_path(segment_id))
-                self.directory.files.unlink(self.directory.hint_path(segment_id))
-            self.readers.pop(segment_id, None)
-            self.retiring.pop(segment_id, None)
-            self.hinted.pop(segment_id, None)
+            self.directory.files.unlink(self.directory.segment_path(segment_id))
+            self.directory.files.unlink(self.directory.hint_path(segment_id))
 
     def close(self, last_seq: int) -> None:
         """Write a clean end: the active segment synced, trimmed, and its length published.

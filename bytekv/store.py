@@ -427,7 +427,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         # From a finaliser in the middle of this thread's own write it is left to the next who comes.
         if not self._commit.is_entered and self._segments.has_pinned:
             with self._commit.lock:
-                self._segments.release(self._keydir.views)
+                free = self._segments.release(self._keydir.views)
+            self._segments.remove(free)
 
     def find_in(self, view: View, key: bytes) -> StoredEntry | None:
         """Return the checked entry that a key had at the moment of a view, None if there was none."""
@@ -1170,7 +1171,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                     for row in self._segments.manifest.segments:
                         if recovery.needs_hint(self._segments, row):
                             recovery.build_hint(self._segments, row, lambda: None)
-            self._segments.release(())  # iterators and snapshots end with the store
+            self._segments.remove(self._segments.release(()))  # iterators and snapshots end with the store
         finally:
             refuse = lambda: StoreClosedError(f"{path}: this store was closed")  # noqa: E731
             commit.refusal = refuse
