@@ -348,6 +348,18 @@ def test_what_fails_is_told_and_the_others_go_on(path):
     assert not list(path.iterdir())
 
 
+def test_an_interrupted_run_leaves_neither_processes_nor_stores(path):
+    path.mkdir()
+    plan = Plan(KEYS, VALUE_SIZE, ("put", "get"), ("bytekv", "sqlite"), 1)
+
+    def interrupt(record: Record) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(plan, str(path), seconds=0.1, budget_s=1, tell=lambda _: None, keep=interrupt)
+    assert not list(path.iterdir())
+
+
 def test_sets_name_workloads_and_plans_fit_the_machine():
     for names in SETS.values():
         assert set(names) <= set(WORKLOADS)

@@ -156,14 +156,18 @@ def measure(options: argparse.Namespace) -> tuple[Results, list[str]]:
         left_out = [name for name in ENGINES if plan.keys > runner.SLOW_ABOVE and ENGINES[name].is_slow]
         if left_out and not options.engines:
             say(f"{plan.keys:,} keys: {' and '.join(left_out)} left out; name them with --engines if you have the time")
-        failures += runner.measure(
-            plan,
-            options.dir,
-            seconds=0.2 if options.quick else options.seconds,
-            budget_s=options.budget,
-            tell=show_progress,
-            keep=keep,
-        )
+        try:
+            failures += runner.measure(
+                plan,
+                options.dir,
+                seconds=0.2 if options.quick else options.seconds,
+                budget_s=options.budget,
+                tell=show_progress,
+                keep=keep,
+            )
+        except KeyboardInterrupt:
+            failures.append("interrupted: what had been measured by then is shown")
+            break
     if sys.stderr.isatty():
         say("")
     return results, failures
@@ -181,6 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
         results = Results.load(options.earlier)
     else:
         results, failures = measure(options)
+        options.write_docs = options.write_docs and not failures
     print(report.about(results))
     for table in report.tables(results, options.clock):
         print("\n" + table.as_text())

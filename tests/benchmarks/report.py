@@ -118,7 +118,8 @@ def targets(results: Results, size: Size, clock: str) -> Table | None:
             is_met = round(ratio, 3) <= limits[peer]
             met, counted = met + is_met, counted + 1
             cells.append(f"{_number(ratio)} ≤ {limits[peer]:g} {'✓' if is_met else '✗'}")
-        rows.append([WORKLOADS[workload].title, *cells])
+        if set(cells) - {"–", ""}:
+            rows.append([WORKLOADS[workload].title, *cells])
     title = f"{size}: targets, bytekv / peer, {'elapsed' if clock == 'wall' else 'CPU'} time: {met} of {counted} met"
     return Table(title, ["", *peers], rows) if counted else None
 
@@ -244,7 +245,7 @@ def tables(results: Results, clock: str) -> list[Table]:
     found: list[Table | None] = [durability(results.engines())]
     for size in results.sizes():
         found += [times(results, size, clock), ratios(results, size)]
-        if size in RATIO_TARGET_SIZES or len(results.sizes()) == 1:
+        if size in RATIO_TARGET_SIZES or (len(results.sizes()) == 1 and size.value_size == 100):
             found.append(targets(results, size, clock))
         found += [latencies(results, size), space(results, size)]
     found += [stalls(results), growth(results), segments(results), goals(results)]

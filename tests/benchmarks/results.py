@@ -112,11 +112,8 @@ class Results:
     def ratio(self, workload: str, peer: str, size: Size, clock: str = "wall") -> float | None:
         """Return bytekv's time divided by a peer's, None if they were not measured in the same round."""
         ours, theirs = self._rounds(workload, "bytekv", size), self._rounds(workload, peer, size)
-        pairs = [
-            ours[number][clock] / theirs[number][clock]
-            for number in ours.keys() & theirs.keys()
-            if clock in ours[number]
-        ]
+        both = [(ours[number].get(clock), theirs[number].get(clock)) for number in ours.keys() & theirs.keys()]
+        pairs = [mine / other for mine, other in both if mine is not None and other]
         return statistics.median(pairs) if pairs else None
 
     def _rounds(self, workload: str, engine: str, size: Size) -> dict[int, Figures]:

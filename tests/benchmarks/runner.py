@@ -64,7 +64,12 @@ class _Worker:
         command = [sys.executable, "-m", "tests.benchmarks.worker", engine, str(plan.keys), str(plan.value_size)]
         command += [str(seed), self._folder, str(seconds), str(budget_s)]
         self._process = subprocess.Popen(
-            command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for us: we end the workers
         )
 
     def wait_until_ready(self) -> None:
@@ -89,10 +94,13 @@ class _Worker:
             raise WorkerError(f"the process of {self.engine} ended with status {self._process.wait()}")
         return json.loads(line)
 
-    def end(self) -> None:
+    def end(self, *, at_once: bool = False) -> None:
+        """Let the process finish, or kill it; remove its stores."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
+            if at_once:
+                self._process.kill()
             self._process.stdin.close()
             self._process.wait(60)
         except (BrokenPipeError, subprocess.TimeoutExpired):
@@ -136,9 +144,12 @@ def measure(
                         workers.pop(name).end()
                         continue
                     keep(Record(workload, name, plan.keys, plan.value_size, number, figures))
-        finally:
+        except BaseException:
             for worker in workers.values():
-                worker.end()
+                worker.end(at_once=True)
+            raise
+        for worker in workers.values():
+            worker.end()
         tell(f"{plan.keys:,} × {plan.value_size} B, round {number + 1}/{plan.rounds}: {time.monotonic() - began:.0f} s")
     return failures
 
