@@ -58,6 +58,26 @@ def open_store(path: Path) -> Iterator[Callable[..., Store]]:
             assert report.ok, report
 
 
+@pytest.fixture
+def door(open_store: Callable[..., Store]) -> Iterator[Callable[..., Any]]:
+    """Make the HTTP application of a store, the test's one if none is given, and return a client of it."""
+    from bytekv.http import Application
+    from tests.http_client import Client
+
+    made = []
+
+    def make(
+        store: Store | None = None, *, headers: dict[str, str] | None = None, root_path: str = "", **settings: Any
+    ) -> Client:
+        application = Application(open_store() if store is None else store, **settings)
+        made.append(application)
+        return Client(application, headers, root_path)
+
+    yield make
+    for application in made:
+        application.close()
+
+
 def _descriptors() -> set[str]:
     found = set()
     for name in os.listdir("/proc/self/fd"):

@@ -42,6 +42,19 @@ LAYERS = [
     "transaction",
     "worker",
     "store",
+    "http.problem",
+    "http.conditions",
+    "http.access",
+    "http.message",
+    "http.operations",
+    "http.routes",
+    "http.streams",
+    "http.metrics",
+    "http.openapi",
+    "http.console",
+    "http.application",
+    "http.server",
+    "http",
     "",  # bytekv/__init__.py: the public names
 ]
 

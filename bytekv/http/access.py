@@ -1,0 +1,112 @@
+"""Who may do what: bearer tokens with scopes, the Host allow-list, requests of foreign pages.
+
+- A token is compared in constant time, as the digest of what was sent with the digests of all that are known.
+- A Host that is neither an IP address, nor localhost, nor on the list is refused: a page whose name has been
+  rebound to this machine's address (DNS rebinding) sends its own name, and cannot send another.
+- A browser says which page a request comes from. What changes something and comes from another site is
+  refused; there is no CORS, so no other site can read an answer either. That matters on loopback, where a
+  server may have no token.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import Final
+
+from .problem import Problem
+
+__all__ = ["SCOPES", "Access", "Tokens"]
+
+#: What a token may allow. None implies another.
+SCOPES: Final = ("read", "write", "admin")
+
+#: One token for everything, or tokens with their scopes: a text of words, or several texts.
+Tokens = str | Mapping[str, str | Iterable[str]]
+
+_TOKEN: Final = re.compile(r"[\x21-\x7e]+")
+_BEARER: Final = re.compile(r"bearer[ ]+([\x21-\x7e]+)[ ]*", re.IGNORECASE)
+_HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
+_ORIGIN: Final = re.compile(r"https?://([^/?#]+)")
+_SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS", "TRACE")
+
+
+class Access:
+    """Decide about requests by their headers.
+
+    Raises `ValueError` for a token that no client could send and for an unknown scope.
+    """
+
+    def __init__(self, tokens: Tokens | None, allowed_hosts: Iterable[str]) -> None:
+        given = {tokens: SCOPES} if isinstance(tokens, str) else dict(tokens or {})
+        self._scopes_of: dict[bytes, frozenset[str]] = {}
+        for token, words in given.items():
+            scopes = frozenset(words.split() if isinstance(words, str) else words)
+            if not _TOKEN.fullmatch(token):
+                raise ValueError("a token consists of one or more visible ASCII characters")
+            if unknown := sorted(scopes - set(SCOPES)):
+                raise ValueError(f"unknown scope {unknown[0]!r}; there are {', '.join(SCOPES)}")
+            self._scopes_of[_digest(token)] = scopes
+        if tokens is not None and not self._scopes_of:
+            raise ValueError("tokens must not be empty; None means that none is asked for")
+        self._hosts = frozenset(host.lower().rstrip(".") for host in allowed_hosts)
+
+    @property
+    def asks_for_token(self) -> bool:
+        """Tell whether a token is needed."""
+        return bool(self._scopes_of)
+
+    def check_host(self, hosts: list[str], http_version: str) -> None:
+        """Raise the problem unless the request is meant for this server."""
+        if not hosts and http_version == "1.0":
+            return  # has no Host header, and no browser sends it
+        found = _HOST.fullmatch(hosts[0].lower()) if len(hosts) == 1 else None
+        if found is None:
+            raise Problem("malformed", "a request has one Host, a name or an address with or without a port")
+        name = found[1].rstrip(".")
+        if not (name == "localhost" or _is_address(name) or name in self._hosts or "*" in self._hosts):
+            raise Problem("unknown-host", "start the server with this name among its allowed_hosts")
+
+    def check_origin(self, method: str, host: str, origin: str | None, fetch_site: str | None) -> None:
+        """Raise the problem if a page of another site sends a request that changes something."""
+        if method in _SAFE_METHODS:
+            return
+        if fetch_site is None:  # no browser, or an old one, which sends at least Origin
+            found = _ORIGIN.fullmatch(origin or "")
+            allowed = origin is None or (found is not None and found[1].lower() == host.lower())
+        else:
+            allowed = fetch_site in ("same-origin", "none")
+        if not allowed:
+            raise Problem("cross-origin", "only pages of this server itself may send requests that change something")
+
+    def check_token(self, scope: str | None, authorization: list[str]) -> None:
+        """Raise the problem unless a token with this scope was sent; None: none is needed."""
+        if scope is None or not self._scopes_of:
+            return
+        sent = _BEARER.fullmatch(authorization[0]) if len(authorization) == 1 else None
+        digest = _digest(sent[1]) if sent else b""
+        scopes: frozenset[str] | None = None
+        for known, its_scopes in self._scopes_of.items():  # all of them, whichever it is
+            if hmac.compare_digest(known, digest):
+                scopes = its_scopes
+        if scopes is None:
+            text = "send Authorization: Bearer TOKEN" if sent is None else "the token is not known here"
+            raise Problem("unauthorized", text, headers=[(b"www-authenticate", b'Bearer realm="bytekv"')])
+        if scope not in scopes:
+            challenge = b'Bearer realm="bytekv", error="insufficient_scope", scope="%b"' % scope.encode()
+            raise Problem("forbidden", f"this needs the scope {scope}", headers=[(b"www-authenticate", challenge)])
+
+
+def _digest(token: str) -> bytes:
+    return sha256(token.encode()).digest()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
