@@ -7,10 +7,8 @@
 b'blue'
 """
 
-from .backup import BackupReport
 from .batch import Batch
 from .changes import Change
-from .check import Damage, Report
 from .compactor import Compaction, Progress
 from .errors import (
     AccessDeniedError,
@@ -36,6 +34,25 @@ from .recovery import Recovery
 from .snapshot import Snapshot
 from .store import Entry, SegmentStats, Stats, Store, open, repair
 from .transaction import Transaction
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .backup import BackupReport
+    from .check import Damage, Report
+else:
+
+    def __getattr__(name):
+        """Import what few programs name when it is asked for."""
+        if name == "BackupReport":
+            from .backup import BackupReport
+
+            return BackupReport
+        if name in ("Damage", "Report"):
+            from . import check
+
+            return getattr(check, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

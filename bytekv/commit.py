@@ -163,7 +163,7 @@ class Committer:
         self.drags = False  # a worker compacts, and writers that outrun it are slowed down
         self._next_look = 0  # offset in the active segment at which to look whether they do
         self._drag_s = 0.0  # what the writer that has looked owes
-        self.notes: list[tuple[str, tuple[object, ...]]] = []  # to be logged once the lock is free
+        self.notes: list[tuple[Callable[..., None], str, tuple[object, ...]]] = []  # to be logged once the lock is free
         self._queue: deque[_Pending] = deque()  # appended, not yet durable and therefore not yet visible
         self._overlay: dict[bytes, tuple[int, int | None]] = {}  # key -> (seq, location) of what waits in _queue
         self._overlay_clears = 0  # seq of the newest clear that waits
@@ -555,7 +555,7 @@ class Committer:
         assert new is not None
         if old is not None:
             self.wants_worker = True
-            self.notes.append(("sealed segment %d at %d bytes, seq %d", (old.header.segment_id, old.end, self.seq)))
+            self._note_seal(old)
             self._became_durable(self.seq)
         return new
 
@@ -564,13 +564,16 @@ class Committer:
         self.check_reentry()
         with self.lock:
             self.ready()
-            if self.segments.writer is not None:
+            old = self.segments.writer
+            if old is not None:
                 try:
                     self.segments.seal(self.seq)
                 except StoreFailedError as error:
                     self.fail(error)
                     raise
+                self._note_seal(old)
                 self._became_durable(self.seq)
+        self.flush_notes()
 
     # --- durability ----------------------------------------------------------------------------
 
@@ -708,18 +711,22 @@ class Committer:
         if self.failure is None:
             # A copy: the error itself keeps the frames it went through, and with them files and the store.
             self.failure = StoreFailedError(str(error) if isinstance(error, BytekvError) else repr(error))
-            self.notes.append(("sync failed, the store takes no more writes: %s", (str(self.failure),)))
+            self.notes.append((log.info, "%s; no more writes until then", (str(self.failure),)))
         self._queue.clear()
         self._overlay.clear()
         self._overlay_clears = 0
         if self.segments.writer is not None:
             self.segments.writer.fast_end = 0
 
+    def _note_seal(self, old: Writer) -> None:
+        where = old.header.segment_id, old.end, self.seq
+        self.notes.append((log.debug, "sealed segment %d at %d bytes, seq %d", where))
+
     def flush_notes(self) -> None:
         """Log what happened under the lock. Without the lock: a logging handler is user code."""
         notes, self.notes = self.notes, []
-        for text, values in notes:
-            log.debug(text, *values)
+        for say, text, values in notes:
+            say(text, *values)
 
     def forget_after_fork(self) -> None:
         """In a child process: the thread that held a lock does not exist, what it was at is the parent's to finish."""

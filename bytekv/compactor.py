@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from . import log
 from .codec import (
     CLEAR,
     CONTINUES,
@@ -344,6 +345,7 @@ class Compactor:
             self._finish(pause)
             result = self._run(victims, pause, advance)
             self._finish(pause)
+            log.debug("compacted segments %s: %d bytes became %d", victims, result.bytes_before, result.bytes_after)
         except StoreFailedError as error:
             self._poison(error)
             raise
@@ -365,6 +367,8 @@ class Compactor:
             raise DiskFullError(
                 28, f"compacting needs {needed} bytes for copies, {free} are free", segments.directory.path
             )
+        length = sum(row.length for row in rows)
+        log.debug("compacting segments %s: %d of their %d bytes are dead", victims, length - needed, length)
         previous = (all_rows[first - 1].segment_id, all_rows[first - 1].last_seq) if first else (0, 0)
         job = _Job(victims)
         outputs = job.outputs

@@ -26,8 +26,7 @@ from collections.abc import (
 from contextlib import suppress
 from types import TracebackType
 
-from . import check, compactor, log, recovery
-from .backup import BackupReport, Moment, back_up, rows_of
+from . import compactor, log, recovery
 from .batch import Batch
 from .changes import Change, ChangeLog
 from .codec import (
@@ -88,6 +87,9 @@ from .worker import Pacer, StopWork, Worker, start_no_more
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, Literal, NoReturn, TypeVar, overload
+
+    from . import check
+    from .backup import BackupReport, Moment
 
     Flag = Literal["r", "w", "c", "n"]
     T = TypeVar("T")
@@ -203,6 +205,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         except CorruptionError as error:
             if self._options.recover != "salvage":
                 raise
+            from . import check
+
             log.warning("%s is damaged and will be salvaged: %s", self._path, str(error))
             report = check.salvage(self._directory, self._options.segment_size_bytes)
             self._recover(self._directory.load(for_writing=True))
@@ -892,6 +896,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             return self._verify(progress)
 
     def _verify(self, progress: Callable[[Progress], object] | None) -> check.Report:
+        from . import check
+
         commit = self._commit
         with commit.sync_lock, commit.lock:
             if commit.has_waiting:
@@ -922,6 +928,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         >>> dict(bytekv.open(os.path.join(folder, "copy"), "r"))
         {b'a': b'1'}
         """
+        from .backup import back_up
+
         self._check_open()
         path = os.path.abspath(os.fsdecode(dest))
         here, there = os.path.realpath(self._path), os.path.realpath(path)
@@ -940,6 +948,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 pin.close()
 
     def _moment(self) -> tuple[Pin, Moment]:
+        from .backup import Moment, rows_of
+
         commit, segments = self._commit, self._segments
         self._check_open()
         if self._readonly:
@@ -1077,8 +1087,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             if victims:
                 self._compactor.run(victims, self._pause, lambda _: None)
                 self._compactions += 1
-        if victims:
-            log.debug("compacted segments %s", victims)
         return bool(victims)
 
     def _sync_if_due(self) -> float | None:
@@ -1274,6 +1282,8 @@ def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], objec
     >>> bytekv.repair(path).ok
     True
     """
+    from . import check
+
     directory = Directory(os.path.abspath(os.fsdecode(path)), Files())
     directory.find(lost_manifest_allowed=True)
     directory.acquire()

@@ -89,3 +89,11 @@ def damage(file: Path, offset: int, mask: int = 0x01) -> None:
 def snapshot_of(path: Path) -> dict[str, bytes]:
     """Return every file of a directory with its bytes, to show that nothing was changed."""
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def fresh(path: Path) -> Path:
+    """Return a new folder for an example of hypothesis's; `path` is the same for all of them."""
+    path.mkdir(exist_ok=True)
+    folder = path / str(len(os.listdir(path)))
+    folder.mkdir()
+    return folder

@@ -1,0 +1,473 @@
+"""What each command does: arguments in, output and an exit status out.
+
+Values go to standard output byte for byte, messages to standard error. What only reads opens the store with flag "r"
+and therefore works beside a process that writes. What a command needs beyond the store is imported by the command.
+How arguments are written on a command line, and what an exception becomes, is not known here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from .codec import MAX_VALUE_SIZE, check_sizes
+from .mapping import expiry_of
+from .store import Store, repair
+from .store import open as open_store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any, BinaryIO, Final
+
+    from .exchange import Row
+    from .store import Flag
+
+DONE: Final = 0
+FAILED: Final = 3  # verify and inspect, where damage is what was asked for and no exception
+
+
+class UsageError(Exception):
+    """Raised for what the person at the keyboard has to change."""
+
+
+class NoSuchKeyError(Exception):
+    """Raised with a key that does not exist."""
+
+
+# --- what comes in and goes out ----------------------------------------------------------------
+
+
+@contextmanager
+def _store(arguments: Namespace, flag: Flag, **options: Any) -> Iterator[Store]:
+    with open_store(arguments.dir, flag, **options) as store:
+        yield store
+
+
+def _given(arguments: Namespace, text: str) -> bytes:
+    """Return the bytes of a key on the command line, in the form that --hex and --base64 say."""
+    if arguments.hex:
+        try:
+            return bytes.fromhex(text)
+        except ValueError:
+            raise UsageError(f"{text!r} is not hexadecimal") from None
+    if arguments.base64:
+        import binascii
+
+        try:
+            return binascii.a2b_base64(os.fsencode(text), strict_mode=True)
+        except binascii.Error as error:
+            raise UsageError(f"{text!r} is not base64: {error}") from None
+    return os.fsencode(text)
+
+
+def _shown(arguments: Namespace, key: bytes) -> bytes:
+    if arguments.hex:
+        return key.hex().encode()
+    if arguments.base64:
+        import binascii
+
+        return binascii.b2a_base64(key, newline=False)
+    return key
+
+
+def _input() -> BinaryIO:
+    if sys.stdin is None:
+        raise UsageError("standard input is closed")
+    return sys.stdin.buffer
+
+
+def _output() -> BinaryIO:
+    return sys.stdout.buffer
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _print_json(fields: object) -> None:
+    import json
+
+    _print(json.dumps(fields))
+
+
+def say(text: str) -> None:
+    """Tell the person at the keyboard; control characters of names and keys do nothing to the terminal."""
+    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    sys.stderr.write(f"bytekv: {line}\n")
+    sys.stderr.flush()
+
+
+# --- keys and values ---------------------------------------------------------------------------
+
+
+def set_value(arguments: Namespace) -> int:
+    """Store a value."""
+    key = _given(arguments, arguments.key)
+    # One byte more than a value may have is enough to be told so.
+    value = _input().read(MAX_VALUE_SIZE + 1) if arguments.value == "-" else os.fsencode(arguments.value)
+    check_sizes(key, value)  # before a store is made for what it cannot take
+    expiry_of(arguments.ttl, None)
+    # close() makes it durable, so "os" is as safe here and starts no thread that would sync as well.
+    with _store(arguments, "c", sync="os", auto_compact=False) as store:
+        store.put(key, value, ttl=arguments.ttl)
+    return DONE
+
+
+def get_value(arguments: Namespace) -> int:
+    """Write out a value, or the whole entry as JSON."""
+    key = _given(arguments, arguments.key)
+    with _store(arguments, "r") as store:
+        if arguments.json:
+            from .exchange import encode_line
+
+            try:
+                entry = store.entry(key)
+            except KeyError:
+                raise NoSuchKeyError(key) from None
+            found = encode_line(entry.key, entry.value, entry.expires, seq=entry.seq, modified=entry.modified)
+        else:
+            value = store.get(key)
+            if value is None:
+                raise NoSuchKeyError(key)
+            found = value
+    _output().write(found)
+    if not arguments.json and sys.stdout.isatty() and sys.stderr.isatty():
+        sys.stdout.flush()
+        sys.stderr.write("\n")  # so that the prompt stands on a line of its own
+    return DONE
+
+
+def delete_key(arguments: Namespace) -> int:
+    """Delete a key."""
+    key = _given(arguments, arguments.key)
+    with _store(arguments, "w", sync="os", auto_compact=False) as store:
+        if not store.delete(key):
+            raise NoSuchKeyError(key)
+    return DONE
+
+
+def scan_entries(arguments: Namespace) -> int:
+    """Write out the entries of a range."""
+    range_: dict[str, Any] = {
+        "prefix": _given(arguments, arguments.prefix),
+        "start": None if arguments.start is None else _given(arguments, arguments.start),
+        "stop": None if arguments.stop is None else _given(arguments, arguments.stop),
+        "reverse": arguments.reverse,
+        "limit": arguments.limit,
+    }
+    write, end = _output().write, b"\0" if arguments.null else b"\n"
+    with _store(arguments, "r") as store:
+        if arguments.json:
+            from .exchange import encode_line
+
+            with store.snapshot() as snapshot:
+                for key in snapshot.scan_keys(**range_):
+                    if arguments.keys_only:
+                        write(encode_line(key, None))
+                    elif (entry := _entry(snapshot, key)) is not None:
+                        write(encode_line(key, entry.value, entry.expires))
+        elif arguments.keys_only:
+            for key in store.scan_keys(**range_):
+                write(_shown(arguments, key) + end)
+        else:
+            for key, value in store.scan(**range_):
+                write(_shown(arguments, key) + b"\t" + value + end)
+    return DONE
+
+
+def _entry(snapshot: Any, key: bytes) -> Any:
+    try:
+        return snapshot.entry(key)
+    except KeyError:
+        return None  # expired since the scan met it
+
+
+# --- the store as a whole ----------------------------------------------------------------------
+
+
+def compact(arguments: Namespace) -> int:
+    """Give space back."""
+    from .terminal import Bar, quantity
+
+    with _store(arguments, "w") as store, Bar("compacting") as bar:
+        result = store.compact(progress=bar.callback)
+    if arguments.json:
+        _print_json({**result._asdict(), "reclaimed_bytes": result.reclaimed_bytes})
+    else:
+        say(
+            f"{quantity(result.reclaimed_bytes)} given back: {quantity(result.bytes_before)} in"
+            f" {result.segments_before} segments became {quantity(result.bytes_after)} in {result.segments_after}"
+        )
+    return DONE
+
+
+def show_stats(arguments: Namespace) -> int:
+    """Write out counts."""
+    with _store(arguments, "r") as store:
+        stats = store.stats()
+    fields = stats._asdict()
+    if arguments.json:
+        _print_json({**fields, "segments": [row._asdict() for row in stats.segments]})
+        return DONE
+    from .terminal import table
+
+    del fields["segments"]
+    for name, value in fields.items():
+        if value is not None:
+            _print(f"{name:16} {value}")
+    if stats.segments:
+        _print("")
+        table(stats.segments[0]._fields, stats.segments)
+    return DONE
+
+
+def _report(arguments: Namespace, report: Any) -> None:
+    if not arguments.json:
+        _print(str(report))
+        return
+    from .exchange import text_of
+
+    _print_json(
+        {
+            "ok": report.ok,
+            "segments": report.segments,
+            "entries": report.entries,
+            "keys": report.keys,
+            "checked_bytes": report.checked_bytes,
+            "damage": [
+                {"path": damage.path, "offset": damage.offset, "reason": damage.reason}
+                | ({} if damage.key is None else text_of("key", damage.key))
+                for damage in report.damage
+            ],
+            "quarantined": report.quarantined,
+        }
+    )
+
+
+def verify(arguments: Namespace) -> int:
+    """Check every byte; `FAILED` if one is wrong."""
+    from .terminal import Bar
+
+    with _store(arguments, "r") as store, Bar("verifying") as bar:
+        report = store.verify(progress=bar.callback)
+    _report(arguments, report)
+    if report.ok:
+        return DONE
+    say(f"{arguments.dir}: damaged; bytekv repair saves what is whole")
+    return FAILED
+
+
+def repair_store(arguments: Namespace) -> int:
+    """Save what is whole."""
+    from .terminal import Bar
+
+    with Bar("repairing") as bar:
+        report = repair(arguments.dir, progress=bar.callback)
+    _report(arguments, report)
+    return DONE
+
+
+def back_up(arguments: Namespace) -> int:
+    """Copy the store."""
+    from .terminal import Bar, quantity
+
+    with _store(arguments, "r") as store, Bar("backing up") as bar:
+        try:
+            report = store.backup(arguments.dest, progress=bar.callback)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    if arguments.json:
+        _print_json(report._asdict())
+    else:
+        say(
+            f"{arguments.dest}: operations up to {report.seq} in {report.segments} segments, {report.kept} of them from"
+            f" before, {report.linked} linked, {quantity(report.copied_bytes)} copied"
+        )
+    return DONE
+
+
+# --- export, import ----------------------------------------------------------------------------
+
+
+def export_entries(arguments: Namespace) -> int:
+    """Write all entries as JSON Lines."""
+    from .compactor import Progress
+    from .exchange import encode_line
+    from .terminal import Bar
+
+    with _store(arguments, "r") as store, store.snapshot() as snapshot:
+        total, done = len(snapshot), 0
+        with _written(arguments.file) as write, Bar("exporting") as bar:
+            for key in snapshot.scan_keys(_given(arguments, arguments.prefix)):
+                entry = _entry(snapshot, key)
+                if entry is not None:
+                    write(encode_line(key, entry.value, entry.expires))
+                done += 1
+                if bar.callback is not None and done % 1000 == 0:
+                    bar.callback(Progress(done, total))
+    return DONE
+
+
+@contextmanager
+def _written(path: str) -> Iterator[Callable[[bytes], object]]:
+    """Give a function that writes to a file, which is there under its name only once it is whole; "-": to stdout."""
+    if path == "-":
+        yield _output().write
+        return
+    whole = not os.path.exists(path) or os.path.isfile(path)
+    target = f"{path}.{os.getpid()}.part" if whole else path
+    try:
+        file = open(target, "xb" if whole else "wb")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    try:
+        with file:
+            yield file.write
+        if whole:
+            os.replace(target, path)
+    except BaseException:
+        if whole:
+            os.unlink(target)
+        raise
+
+
+def import_entries(arguments: Namespace) -> int:
+    """Store entries of JSON Lines or of another library's database."""
+    from .exchange import LineError, load, read_lines
+    from .migrate import SourceError, read_source
+    from .terminal import Bar
+
+    if arguments.source is None and (arguments.table is not None or arguments.columns is not None):
+        raise UsageError("--table and --columns are for --from sqlite and --from sqlitedict")
+    done = 0
+
+    def loaded(count: int) -> None:
+        nonlocal done
+        done = count
+
+    with Bar("importing") as bar:
+        try:
+            if arguments.source is not None:
+                columns = None if arguments.columns is None else _columns(arguments.columns)
+                rows = _begun(read_source(arguments.source, arguments.file, arguments.table, columns))
+                with _store(arguments, "c") as store:
+                    load(store, rows, loaded)
+            else:
+                with _read(arguments.file) as stream:
+                    rows = _begun(read_lines(stream, _advance(stream, bar)))
+                    with _store(arguments, "c") as store:
+                        load(store, rows, loaded)
+        except (LineError, SourceError) as error:
+            name = "" if isinstance(error, SourceError) or arguments.file == "-" else f"{arguments.file}: "
+            raise UsageError(f"{name}{error}; {done} entries before it were imported") from None
+    say(f"{done} entries imported")
+    return DONE
+
+
+def _begun(rows: Iterator[Row]) -> Iterator[Row]:
+    """Read the first of the entries, so that no store is made for a source that is wrong altogether."""
+    from itertools import chain
+
+    return chain([row for row in [next(rows, None)] if row is not None], rows)
+
+
+def _columns(text: str) -> tuple[str, str]:
+    key, comma, value = text.partition(",")
+    if not (key and comma and value) or "," in value:
+        raise UsageError(f"--columns takes two names, KEY,VALUE, not {text!r}")
+    return key, value
+
+
+@contextmanager
+def _read(path: str) -> Iterator[BinaryIO]:
+    if path == "-":
+        yield _input()
+        return
+    try:
+        file = open(path, "rb")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    with file:
+        yield file
+
+
+def _advance(stream: BinaryIO, bar: Any) -> Callable[[int], object]:
+    """Return what counts the bytes that have been read, for the bar."""
+    import stat
+
+    from .compactor import Progress
+
+    found = os.fstat(stream.fileno()) if bar.callback is not None else None
+    if found is None or not stat.S_ISREG(found.st_mode):
+        return lambda size: None
+    read = 0
+
+    def advance(size: int) -> None:
+        nonlocal read
+        read += size
+        bar.callback(Progress(read, found.st_size))
+
+    return advance
+
+
+# --- inspect -----------------------------------------------------------------------------------
+
+
+def inspect_segment(arguments: Namespace) -> int:
+    """Write out what lies in a segment; `FAILED` if it is damaged."""
+    from .inspection import Inspection
+
+    path = arguments.segment
+    if path.isdecimal() and path.isascii() and not os.path.exists(path):
+        path = os.path.join(arguments.dir, f"{int(path):010d}.seg")
+    with Inspection(path) as inspection:
+        is_damaged = _show_header(arguments, inspection.header)
+        for found in inspection:
+            is_damaged |= found.kind == "damage"
+            _show_found(arguments, found)
+    return FAILED if is_damaged else DONE
+
+
+def _show_header(arguments: Namespace, header: Any) -> bool:
+    if arguments.json:
+        _print_json({**header._asdict(), "kind": "header", "segment_kind": header.kind})
+        return header.wrong is not None
+    _print(f"{ascii(header.path)[1:-1]}: {header.size_bytes} bytes, format version {header.version}, {header.kind}")
+    _print(f"segment {header.segment_id} of store {header.store_uuid}, salt {header.salt:#018x}")
+    _print(f"after segment {header.previous_id} and seq {header.previous_seq}")
+    if header.wrong is not None:
+        _print(f"the header is damaged: {header.wrong}")
+    _print("")
+    _print(f"{'offset':>10} {'size':>10} {'seq':>10}  what")
+    return header.wrong is not None
+
+
+_SHOWN_KEY_SIZE: Final = 60
+
+
+def _show_found(arguments: Namespace, found: Any) -> None:
+    if arguments.json:
+        from .exchange import text_of
+
+        fields = {name: value for name, value in found._asdict().items() if value or name in ("offset", "size", "kind")}
+        if found.kind in ("put", "delete"):
+            fields.pop("key", None)
+            fields |= text_of("key", found.key)
+        _print_json(fields)
+        return
+    text = found.kind
+    if found.kind in ("put", "delete"):
+        key = repr(found.key[:_SHOWN_KEY_SIZE])
+        text += f" {key}" + ("…" if len(found.key) > _SHOWN_KEY_SIZE else "")
+    if found.kind == "put":
+        text += f", {found.value_size} bytes"
+    if found.expires_ms:
+        text += f", expires at {found.expires_ms / 1000:.3f}"
+    if found.continues:
+        text += ", more of the batch follows"
+    if found.note:
+        text += f": {found.note}"
+    _print(f"{found.offset:10} {found.size:10} {found.seq or '':>10}  {text}")

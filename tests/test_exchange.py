@@ -1,0 +1,149 @@
+"""Entries as JSON Lines: nothing is lost on the way out and back, and nothing half understood on the way in."""
+
+from __future__ import annotations
+
+import io
+import json
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytekv import exchange
+from bytekv.exchange import LineError, decode_line, encode_line, load, read_lines
+from tests.harness import FakeFiles, fresh, open_store
+
+# Bytes of every kind: text (which stands as text), anything (which mostly does not), and what JSON has to escape.
+some_bytes = st.one_of(
+    st.binary(max_size=40), st.text(max_size=20).map(lambda text: text.encode(errors="surrogatepass"))
+)
+times = st.one_of(st.none(), st.integers(1, 4_000_000_000_000).map(lambda ms: ms / 1000))
+
+
+@given(some_bytes, some_bytes, times)
+def test_an_entry_comes_back_from_its_line(key, value, expires):
+    line = encode_line(key, value, expires)
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert decode_line(line) == (key, value, expires)
+    fields = json.loads(line)
+    for name, given_ in (("key", key), ("value", value)):
+        try:
+            text = given_.decode()
+        except UnicodeDecodeError:
+            text = None
+        assert fields.get(name) == text
+
+
+@settings(max_examples=30)
+@given(st.dictionaries(some_bytes, st.tuples(some_bytes, times), max_size=20), st.booleans())
+def test_a_store_comes_back_from_its_lines(path, content, small_batches):
+    folder = fresh(path)
+    clock = FakeFiles(now_s=0.0005)  # before every expiry
+    lines = b""
+    with open_store(folder / "one", files=clock) as one:
+        for key, (value, expires) in content.items():
+            one.put(key, value, expires=expires)
+        with one.snapshot() as snapshot:
+            for key in snapshot:
+                entry = snapshot.entry(key)
+                lines += encode_line(key, entry.value, entry.expires)
+    with pytest.MonkeyPatch.context() as patch, open_store(folder / "two", files=clock) as two:
+        if small_batches:
+            patch.setattr(exchange, "BATCH_ENTRIES", 3)
+        assert load(two, read_lines(io.BytesIO(lines))) == len(content)
+        found = {key: (entry.value, entry.expires) for key in two for entry in [two.entry(key)]}
+    assert found == content
+
+
+WRONG = {
+    b"": "not JSON",
+    b"{": "not JSON",
+    b'{"key": "a", "value": "b"} {}': "not JSON",
+    b"[" * 100_000: "nested too deeply|not JSON",
+    b'{"key": "a", "value": ' + b"1" * 5000 + b"}": "not JSON",
+    b"[]": "not a JSON object",
+    b"null": "not a JSON object",
+    b'"key"': "not a JSON object",
+    b"\xff": "not UTF-8 at byte 0",
+    b'{"key": "a"}': "needs either value or value_b64",
+    b'{"value": "a"}': "needs either key or key_b64",
+    b'{"key": "a", "key_b64": "YQ==", "value": "b"}': "needs either key or key_b64",
+    b'{"key": "a", "value": null}': "needs either value",
+    b'{"key": 1, "value": "b"}': "key is not a string",
+    b'{"key": "a", "value_b64": []}': "value is not a string",
+    b'{"key": "a", "value": "b", "Value": "c"}': "unknown field 'Value'",
+    b'{"key": "a", "value": "b", "key": "c"}': "twice",
+    b'{"key_b64": "YQ", "value": "b"}': "key_b64 is not base64",
+    b'{"key_b64": "Y Q==", "value": "b"}': "key_b64 is not base64",
+    b'{"key_b64": "\xc3\xa4", "value": "b"}': "key_b64 is not base64",
+    b'{"key": "\\ud800", "value": "b"}': "half of a surrogate pair",
+    b'{"key_b64": "\\ud800", "value": "b"}': "half of a surrogate pair",
+    b'{"key": "a", "value": "b", "expires": "1"}': "expires is not a number",
+    b'{"key": "a", "value": "b", "expires": true}': "expires is not a number",
+    b'{"key": "a", "value": "b", "expires": 0}': "expires must be a time",
+    b'{"key": "a", "value": "b", "expires": NaN}': "expires must be a time",
+    b'{"key": "a", "value": "b", "expires": 1e999}': "expires must be a time",
+    b'{"key": "' + b"k" * 65_536 + b'", "value": "b"}': "a key of 65536 bytes",
+}
+
+
+@pytest.mark.parametrize(("line", "complaint"), WRONG.items(), ids=range(len(WRONG)))
+def test_a_line_that_is_no_entry_is_refused(line, complaint):
+    with pytest.raises(LineError, match=complaint):
+        decode_line(line)
+    with pytest.raises(LineError, match=r"^line 3: "):
+        list(read_lines(io.BytesIO(b'{"key": "a", "value": "b"}\n\n' + (line or b"x") + b"\n")))
+
+
+@given(st.binary(max_size=60))
+def test_no_line_raises_anything_else(line):
+    with suppress(LineError):
+        decode_line(line)
+
+
+def test_a_line_without_an_end_is_not_read_for_ever(monkeypatch):
+    monkeypatch.setattr(exchange, "MAX_LINE_SIZE", 30)
+
+    class Endless(io.RawIOBase):
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            buffer[:] = b" " * (len(buffer) - 1) + b"x"
+            return len(buffer)
+
+    with pytest.raises(LineError, match="line 1: too long"):
+        list(read_lines(io.BufferedReader(Endless())))
+
+
+def test_seq_and_time_of_another_store_are_passed_over():
+    assert decode_line(b'{"key": "a", "value": "b", "seq": 7, "modified": 1.5}') == (b"a", b"b", None)
+
+
+def test_what_was_loaded_before_an_error_stays_in_whole_batches(path, monkeypatch):
+    monkeypatch.setattr(exchange, "BATCH_ENTRIES", 3)
+    counts: list[int] = []
+    lines = b"".join(encode_line(b"%d" % number, b"v") for number in range(8)) + b"?\n"
+    with open_store(path) as db:
+        with pytest.raises(LineError, match="line 9"):
+            load(db, read_lines(io.BytesIO(lines)), counts.append)
+        assert counts == [3, 6]
+        assert list(db) == [b"%d" % number for number in range(6)]
+
+
+def test_batches_are_bounded_in_bytes(path, monkeypatch):
+    monkeypatch.setattr(exchange, "BATCH_BYTES", 100)
+    counts: list[int] = []
+    with open_store(path) as db:
+        assert load(db, [(b"%d" % number, b"v" * 60, None) for number in range(5)], counts.append) == 5
+        assert counts == [2, 4, 5]
+        assert load(db, [], counts.append) == 0
+    assert counts == [2, 4, 5]
+
+
+def test_entries_of_one_key_count_and_the_last_one_stays(path):
+    with open_store(path) as db:
+        assert load(db, [(b"a", b"1", None), (b"a", b"2", None)]) == 2
+        assert dict(db) == {b"a": b"2"}

@@ -1,0 +1,360 @@
+"""Other libraries' databases: read as they are, never unpickled, and never believed."""
+
+from __future__ import annotations
+
+import dbm
+import dbm.dumb
+import math
+import os
+import pickle
+import shelve
+import sqlite3
+from contextlib import closing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytekv.migrate import SourceError, read_source
+from tests.harness import fresh
+
+
+@pytest.fixture
+def folder(path):
+    path.mkdir()
+    return path
+
+
+def read(kind, path, **more):
+    return {key: (value, expires) for key, value, expires in read_source(kind, str(path), **more)}
+
+
+class Bomb:
+    """Goes off when it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("something was unpickled",)
+
+
+# --- dbm and shelve ----------------------------------------------------------------------------
+
+
+@given(st.dictionaries(st.binary(max_size=20), st.binary(max_size=600), max_size=8))
+@settings(max_examples=25)
+def test_dbm_dumb_byte_for_byte(path, content):
+    path = str(fresh(path) / "db")
+    with dbm.dumb.open(path, "c") as db:
+        for key, value in content.items():
+            db[key] = value
+    assert read("dbm", path) == {key: (value, None) for key, value in content.items()}
+
+
+@pytest.mark.parametrize("name", ["dbm.gnu", "dbm.ndbm", "dbm.sqlite3"])
+def test_other_kinds_of_dbm(folder, name):
+    module = pytest.importorskip(name, reason=f"this Python was built without {name}")
+    with closing(module.open(str(folder / "db"), "c")) as db:
+        db[b"k\xff"] = b"v\x00"
+    assert read("dbm", folder / "db") == {b"k\xff": (b"v\x00", None)}
+
+
+def test_a_shelf_stays_pickled(folder):
+    with shelve.Shelf(dbm.dumb.open(str(folder / "shelf"), "c")) as shelf:
+        shelf["ä"] = {"a": 1}
+        shelf["bomb"] = Bomb()
+    found = read("shelve", folder / "shelf")
+    assert pickle.loads(found["ä".encode()][0]) == {"a": 1}
+    assert found[b"bomb"][0] == pickle.dumps(Bomb(), shelve.DEFAULT_PROTOCOL)
+
+
+DUMB = {
+    "not an entry": ("'a', (0, 1)\nxyz\n", "line 2 is no entry"),
+    "an expression": ("'a', (0, 1)\n__import__('os'), (0, 1)\n", "line 2 is no entry"),
+    "another literal": ("'a', [0, 1]\n", "line 1 is no entry"),
+    "negative": ("'a', (0, -1)\n", "line 1 is no entry"),
+    "behind the end": ("'a', (0, 6)\n", "line 1 points behind the end"),
+    "far behind the end": ("'a', (999999999999999999, 1)\n", "line 1 points behind the end"),
+    "an endless line": ("'" + "a" * 300_000 + "', (0, 1)\n", "line 1 is no entry"),
+    "deep": ("'a', " + "(" * 200_000 + "\n", "line 1 is no entry"),
+    "not Latin-1": ("'\\u1234', (0, 1)\n", "line 1 is no entry"),
+}
+
+
+@pytest.mark.parametrize(("index", "complaint"), DUMB.values(), ids=DUMB)
+def test_a_hostile_dbm_dumb(folder, index, complaint):
+    (folder / "db.dat").write_bytes(b"value")
+    (folder / "db.dir").write_text(index)
+    with pytest.raises(SourceError, match=complaint):
+        read("dbm", folder / "db")
+
+
+@pytest.mark.parametrize("kind", ["dbm", "shelve"])
+def test_what_is_no_dbm(folder, kind):
+    (folder / "text").write_text("some text, no database")
+    (folder / "empty").write_text("")
+    for name, complaint in (("text", "no kind of database"), ("empty", "no kind"), ("nothing", "not there")):
+        with pytest.raises(SourceError, match=complaint):
+            read(kind, folder / name)
+
+
+# --- SQLite ------------------------------------------------------------------------------------
+
+
+def make(file, *statements):
+    with closing(sqlite3.connect(file)) as connection:
+        for statement in statements:
+            connection.execute(*statement if isinstance(statement, tuple) else (statement,))
+        connection.commit()
+    return file
+
+
+def test_an_sqlite_file_as_python_3_13_writes_for_dbm(folder):
+    file = make(
+        folder / "shelf",
+        "CREATE TABLE Dict (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)",
+        ("INSERT INTO Dict VALUES (?, ?)", (b"k\xff", pickle.dumps([1]))),
+    )
+    assert read("shelve", file) == {b"k\xff": (pickle.dumps([1]), None)}
+
+
+def test_any_table(folder):
+    rows = [("text ä", b"\x00blob"), (b"\xff", "text"), (7, -1.5), ("", "")]
+    file = make(
+        folder / "file with 'odd' name %20?mode=rwc#.db",
+        'CREATE TABLE "odd ""name" (id INTEGER PRIMARY KEY, "a ""key", value, b GENERATED ALWAYS AS (value || value))',
+        *(('INSERT INTO "odd ""name" ("a ""key", value) VALUES (?, ?)', row) for row in rows),
+    )
+    wanted = {"text ä".encode(): b"\x00blob", b"\xff": b"text", b"7": b"-1.5", b"": b""}
+    columns = ('a "key', "value")
+    assert read("sqlite", file, columns=columns) == {key: (value, None) for key, value in wanted.items()}
+    assert read("sqlite", file, table='odd "name')[b"1"] == ("text ä".encode(), None)
+    assert {entry.name for entry in folder.iterdir()} == {file.name}
+
+
+def test_a_table_has_to_be_chosen_where_there_are_several(folder):
+    file = make(
+        folder / "db", "CREATE TABLE one (k, v)", "CREATE TABLE two (k, v)", "INSERT INTO two VALUES ('a', 'b')"
+    )
+    with pytest.raises(SourceError, match="say which table, there are one, two"):
+        read("sqlite", file)
+    assert read("sqlite", file, table="two") == {b"a": (b"b", None)}
+    assert read("sqlite", file, table="two", columns=("v", "k")) == {b"b": (b"a", None)}
+
+
+def test_a_database_that_is_being_written_is_read_as_of_its_last_commit(folder):
+    file = make(folder / "db", "PRAGMA journal_mode = WAL", "CREATE TABLE t (k, v)", "INSERT INTO t VALUES ('a', 1)")
+    with closing(sqlite3.connect(file)) as writer:
+        writer.execute("INSERT INTO t VALUES ('b', 2)")
+        writer.commit()
+        writer.execute("INSERT INTO t VALUES ('c', 3)")
+        assert read("sqlite", file) == {b"a": (b"1", None), b"b": (b"2", None)}
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS key, i AS value FROM n"
+SQLITE = {
+    "no such table": (["CREATE TABLE t (k, v)"], {"table": "x"}, "has no table 'x', there are t"),
+    "no table at all": (["PRAGMA user_version = 1"], {}, "say which table, there are none"),
+    "one column": (["CREATE TABLE t (k)"], {}, "less than two columns"),
+    "no such column": (["CREATE TABLE t (k, v)"], {"columns": ("k", "w")}, "has no column 'w', there are k, v"),
+    "a view": ([f"CREATE VIEW t AS {ENDLESS}"], {"table": "t"}, "has no table 't'"),
+    "a virtual table": (["CREATE VIRTUAL TABLE t USING fts5(k, v)"], {"table": "t"}, "virtual table"),
+    "a null": (["CREATE TABLE t (k, v)", "INSERT INTO t VALUES ('a', NULL)"], {}, "is NULL"),
+    "a long key": (["CREATE TABLE t (k, v)", "INSERT INTO t VALUES (zeroblob(65536), 1)"], {}, "a key of 65536 bytes"),
+}
+
+
+@pytest.mark.parametrize(("statements", "more", "complaint"), SQLITE.values(), ids=SQLITE)
+def test_an_sqlite_database_that_does_not_fit(folder, statements, more, complaint):
+    file = make(folder / "db", *statements)
+    with pytest.raises(SourceError, match=complaint):
+        read("sqlite", file, **more)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "sqlitedict", "dbm", "diskcache"])
+def test_a_damaged_sqlite_database(folder, kind):
+    file = make(
+        folder / "cache.db",
+        *(f"CREATE TABLE {name} (key, value, expire_time, mode, filename)" for name in ("Dict", "unnamed", "Cache")),
+        *(
+            (f"INSERT INTO {name} VALUES (?, ?, NULL, 1, NULL)", (b"k%d" % number, b"v" * 500))
+            for name in ("Dict", "unnamed", "Cache")
+            for number in range(100)
+        ),
+    )
+    more = {"table": "Dict"} if kind == "sqlite" else {}
+    target = folder if kind == "diskcache" else file
+    assert len(read(kind, target, **more)) == 100
+    raw = bytearray(file.read_bytes())
+    raw[5000:] = bytes(byte ^ 0x55 for byte in raw[5000:])
+    file.write_bytes(raw)
+    with pytest.raises(SourceError, match=r"malformed|corrupt"):
+        read(kind, target, **more)
+    file.write_bytes(b"SQLite format 3\0" + bytes(84))
+    with pytest.raises(SourceError):
+        read(kind, target, **more)
+    file.write_bytes(b"text")
+    with pytest.raises(SourceError, match="no kind of database" if kind == "dbm" else "not an SQLite database"):
+        read(kind, target, **more)
+    file.unlink()
+    with pytest.raises(SourceError, match=r"not there|without diskcache"):
+        read(kind, target, **more)
+
+
+@pytest.mark.parametrize(("kind", "more"), [("dbm", {"table": "t"}), ("sqlitedict", {"columns": ("k", "v")})])
+def test_what_a_source_has_not_cannot_be_chosen(folder, kind, more):
+    with pytest.raises(SourceError, match="to choose"):
+        read(kind, folder, **more)
+
+
+# --- sqlitedict --------------------------------------------------------------------------------
+
+
+def test_sqlitedict_stays_pickled(folder):
+    file = make(
+        folder / "dict.sqlite",
+        'CREATE TABLE "unnamed" (key TEXT PRIMARY KEY, value BLOB)',
+        'CREATE TABLE "other" (key TEXT PRIMARY KEY, value BLOB)',
+        ('INSERT INTO "unnamed" VALUES (?, ?)', ("ä", pickle.dumps(Bomb()))),
+        ('INSERT INTO "other" VALUES (?, ?)', ("b", b"raw")),
+    )
+    assert read("sqlitedict", file) == {"ä".encode(): (pickle.dumps(Bomb()), None)}
+    assert read("sqlitedict", file, table="other") == {b"b": (b"raw", None)}
+
+
+def test_sqlitedict_itself(folder):
+    sqlitedict = pytest.importorskip("sqlitedict", reason="sqlitedict is not installed")
+    with sqlitedict.SqliteDict(str(folder / "dict.sqlite"), autocommit=True) as source:
+        source["a"] = [1, 2]
+    assert pickle.loads(read("sqlitedict", folder / "dict.sqlite")[b"a"][0]) == [1, 2]
+
+
+# --- diskcache ---------------------------------------------------------------------------------
+
+CACHE = (
+    "CREATE TABLE Cache (rowid INTEGER PRIMARY KEY, key BLOB, raw INTEGER, store_time REAL, expire_time REAL,"
+    " access_time REAL, access_count INTEGER DEFAULT 0, tag BLOB, size INTEGER DEFAULT 0, mode INTEGER DEFAULT 0,"
+    " filename TEXT, value BLOB)"
+)
+
+
+def cache(folder, *rows):
+    insert = "INSERT INTO Cache (key, expire_time, mode, filename, value) VALUES (?, ?, ?, ?, ?)"
+    make(folder / "cache.db", CACHE, *((insert, row) for row in rows))
+
+
+def test_diskcache_with_values_in_the_database_and_in_files(folder):
+    (folder / "ab" / "cd").mkdir(parents=True)
+    (folder / "ab/cd/bytes.val").write_bytes(b"\x00\xff" * 1000)
+    (folder / "ab/cd/text.val").write_text("größe")
+    (folder / "ab/cd/bomb.val").write_bytes(pickle.dumps(Bomb()))
+    cache(
+        folder,
+        ("raw", None, 1, None, b"value"),
+        (5, 2e9 + 0.125, 1, None, 17),
+        (b"bytes", None, 2, "ab/cd/bytes.val", None),
+        ("text", None, 3, "ab/cd/text.val", None),
+        ("bomb", None, 4, "ab/cd/bomb.val", None),
+        (pickle.dumps(("a", 1)), None, 4, None, pickle.dumps(None)),
+        ("for ever", math.inf, 1, None, b""),
+        ("never", -5.0, 1, None, b""),
+    )
+    assert read("diskcache", folder) == {
+        b"raw": (b"value", None),
+        b"5": (b"17", 2e9 + 0.125),
+        b"bytes": (b"\x00\xff" * 1000, None),
+        b"text": ("größe".encode(), None),
+        b"bomb": (pickle.dumps(Bomb()), None),
+        pickle.dumps(("a", 1)): (pickle.dumps(None), None),
+        b"for ever": (b"", None),
+    }
+
+
+def test_a_fanout_cache(folder):
+    for name, key in (("000", "a"), ("001", "b")):
+        (folder / name).mkdir()
+        cache(folder / name, (key, None, 1, None, b"v"))
+    (folder / "other").mkdir()
+    assert read("diskcache", folder) == {b"a": (b"v", None), b"b": (b"v", None)}
+
+
+OUTSIDE = [
+    "../secret",
+    "ab/../../secret",
+    "/etc/hostname",
+    "ab//x",
+    "ab/./x",
+    "",
+    "..",
+    "link/secret",
+    "ab/link",
+    "..\\secret",
+    "c:\\x",
+    "ab/fifo",
+    "ab",
+    "ab/nothing",
+    "a\0b",
+]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_file_outside_of_the_cache_is_not_read(folder, name):
+    inside = folder / "cache"
+    (inside / "ab").mkdir(parents=True)
+    (folder / "secret").write_text("secret")
+    (inside / "link").symlink_to(folder)
+    (inside / "ab" / "link").symlink_to(folder / "secret")
+    os.mkfifo(inside / "ab" / "fifo")
+    cache(inside, ("k", None, 2, name, None))
+    with pytest.raises(SourceError):
+        read("diskcache", inside)
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        (("k", None, 0, None, b"v"), "mode 0"),
+        (("k", None, b"1", None, b"v"), "mode b'1'"),
+        (("k", "soon", 1, None, b"v"), "expiry that is no number"),
+        ((None, None, 1, None, b"v"), "NULL"),
+        (("k", None, 1, None, None), "NULL"),
+        (("k", None, 4, None, None), "NULL"),
+    ],
+)
+def test_a_hostile_diskcache(folder, row, complaint):
+    cache(folder, row)
+    with pytest.raises(SourceError, match=complaint):
+        read("diskcache", folder)
+
+
+def test_a_value_that_is_too_long_is_not_read(folder):
+    (folder / "ab").mkdir()
+    with open(folder / "ab/huge.val", "wb") as file:
+        file.truncate((1 << 30) + 1)
+    cache(folder, ("k", None, 2, "ab/huge.val", None))
+    with pytest.raises(SourceError, match="too many for a value"):
+        read("diskcache", folder)
+
+
+@pytest.mark.parametrize("kind", ["Cache", "FanoutCache", "Index"])
+def test_diskcache_itself(folder, kind):
+    diskcache = pytest.importorskip("diskcache", reason="diskcache is not installed")
+    content = {"text": "t" * 100_000, "raw": b"\xff" * 100_000, "number": 5, "list": [1], ("tuple",): b"small"}
+    source = getattr(diskcache, kind)(str(folder))
+    for key, value in content.items():
+        source[key] = value
+    if kind != "Index":
+        source.set("soon", "v", expire=1000)
+    (source.cache if kind == "Index" else source).close()
+    found = read("diskcache", folder)
+    soon = found.pop(b"soon", None)
+    assert (soon is None) == (kind == "Index")
+    assert soon is None or (soon[0] == b"v" and 1.7e9 < soon[1] < 1e10)
+    assert {expires for _, expires in found.values()} == {None}
+    pickled = next(key for key in found if key not in (b"text", b"raw", b"number", b"list"))
+    assert pickle.loads(pickled) == ("tuple",)
+    assert found.pop(pickled)[0] == b"small"
+    assert pickle.loads(found.pop(b"list")[0]) == [1]
+    assert {key: value for key, (value, _) in found.items()} == {
+        b"text": b"t" * 100_000,
+        b"raw": b"\xff" * 100_000,
+        b"number": b"5",
+    }
