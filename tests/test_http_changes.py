@@ -82,12 +82,11 @@ def test_changes_that_have_been_compacted_away(door, open_store):
     assert http("GET", "/v1/changes?since=10").body == b""
 
 
-@pytest.mark.parametrize(
-    "query", ["since=-1", "since=x", "since=", "since=1", "follow=1", "since=" + "9" * 19, "from=1"]
-)
-@pytest.mark.parametrize("headers", [{}, EVENTS], ids=["lines", "events"])
-def test_a_seq_that_is_not_there_yet_or_is_none(door, query, headers):
-    assert door()("GET", f"/v1/changes?{query}", headers=headers).code == "malformed"
+def test_a_seq_that_is_not_there_yet_or_is_none(door):
+    http = door()
+    for query in ["since=-1", "since=x", "since=", "since=1", "follow=1", "since=" + "9" * 19, "from=1"]:
+        for headers in [{}, EVENTS]:
+            assert http("GET", f"/v1/changes?{query}", headers=headers).code == "malformed", query
 
 
 @pytest.mark.parametrize("headers", [{}, EVENTS], ids=["lines", "events"])
