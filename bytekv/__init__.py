@@ -8,7 +8,6 @@ b'blue'
 """
 
 from .batch import Batch
-from .changes import Change
 from .compactor import Compaction, Progress
 from .errors import (
     AccessDeniedError,
@@ -38,19 +37,17 @@ from .transaction import Transaction
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .backup import BackupReport
+    from .changes import Change
     from .check import Damage, Report
 else:
+    _LATER = {"BackupReport": "backup", "Change": "changes", "Damage": "check", "Report": "check"}
 
     def __getattr__(name):
         """Import what few programs name when it is asked for."""
-        if name == "BackupReport":
-            from .backup import BackupReport
+        if name in _LATER:
+            from importlib import import_module
 
-            return BackupReport
-        if name in ("Damage", "Report"):
-            from . import check
-
-            return getattr(check, name)
+            return getattr(import_module(f".{_LATER[name]}", __name__), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

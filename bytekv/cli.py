@@ -151,7 +151,7 @@ def _parse_inspect(command: argparse.ArgumentParser) -> None:
 
 
 class Command:
-    """One command: its names, what it says of itself, how its arguments are read, what it does."""
+    """One command: its names, what it says of itself, how its arguments are read, what it does; short: one key."""
 
     def __init__(
         self,
@@ -159,15 +159,20 @@ class Command:
         help_: str,
         run: Callable[[argparse.Namespace], int],
         parse: Callable[[argparse.ArgumentParser], None],
+        *,
+        is_short: bool = False,
     ) -> None:
         self.name, *self.aliases = names.split()
         self.help, self.run, self.parse = help_, run, parse
+        self.is_short = is_short
 
 
 COMMANDS: Final = (
-    Command("set put", "store a value under a key", commands.set_value, _parse_set),
-    Command("get", "write a key's value to standard output, byte for byte", commands.get_value, _parse_get),
-    Command("delete del rm", "delete a key", commands.delete_key, _parse_delete),
+    Command("set put", "store a value under a key", commands.set_value, _parse_set, is_short=True),
+    Command(
+        "get", "write a key's value to standard output, byte for byte", commands.get_value, _parse_get, is_short=True
+    ),
+    Command("delete del rm", "delete a key", commands.delete_key, _parse_delete, is_short=True),
     Command("scan", "list keys and values in key order, a tab between them", commands.scan_entries, _parse_scan),
     Command("compact", "give the space of what was deleted or overwritten back", commands.compact, _takes_json),
     Command("stats", "count keys and bytes", commands.show_stats, _takes_json),
@@ -198,7 +203,7 @@ def parser(names: Sequence[str] = ()) -> argparse.ArgumentParser:
         )
         command.parse(part)
         _everywhere(part, default=argparse.SUPPRESS)
-        part.set_defaults(run=command.run)
+        part.set_defaults(command=command)
     return whole
 
 
@@ -211,15 +216,18 @@ def _version() -> str:
 # --- main --------------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out one command line (without the program's name) and return its exit status."""
+def main(argv: Sequence[str] | None = None, *, before_long_work: Callable[[], object] = lambda: None) -> int:
+    """Carry out one command line (without the program's name) and return its exit status.
+
+    ``before_long_work`` is called before a command that is about more than one key.
+    """
     given = sys.argv[1:] if argv is None else list(argv)
     if sys.stdout is None or sys.stderr is None:
         return FAILED  # closed by the caller: nowhere to say anything, and their numbers may be a segment's by now
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text; standard error does so already
     try:
-        status = _run(given)
+        status = _run(given, before_long_work)
         sys.stdout.flush()
         return status
     except BaseException as error:
@@ -252,17 +260,7 @@ def _told(error: BaseException) -> int:
     return status
 
 
-def run() -> NoReturn:
-    """Be the program ``bytekv``."""
-    import gc
-
-    status = main()
-    # Nothing is left that would have to be collected, and looking for it takes Python longer than a get.
-    gc.freeze()
-    sys.exit(status)
-
-
-def _run(given: list[str]) -> int:
+def _run(given: list[str], before_long_work: Callable[[], object]) -> int:
     try:
         arguments = parser(() if "-h" in given or "--help" in given else given).parse_args(given)
     except commands.UsageError:
@@ -280,8 +278,10 @@ def _run(given: list[str]) -> int:
 
         level = logging.INFO if arguments.verbose == 1 else logging.DEBUG
         logging.basicConfig(level=level, stream=sys.stderr, format="bytekv: %(message)s", force=True)
-    run: Callable[[argparse.Namespace], int] = arguments.run
-    return run(arguments)
+    command: Command = arguments.command
+    if not command.is_short:
+        before_long_work()
+    return command.run(arguments)
 
 
 def _described(error: BytekvError) -> str:

@@ -28,7 +28,6 @@ from types import TracebackType
 
 from . import compactor, log, recovery
 from .batch import Batch
-from .changes import Change, ChangeLog
 from .codec import (
     CLEAR,
     PREFIX,
@@ -90,6 +89,7 @@ if TYPE_CHECKING:
 
     from . import check
     from .backup import BackupReport, Moment
+    from .changes import Change, ChangeLog
 
     Flag = Literal["r", "w", "c", "n"]
     T = TypeVar("T")
@@ -228,7 +228,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._locations: Any = keydir.locations
         self._readers: Any = segments.readers
         self._commit = Committer(segments, keydir, options, self.recovery.last_seq, self._worker.wake)
-        self._changes = ChangeLog(segments)
+        self._changes: ChangeLog | None = None  # made when it is asked for
         self._commit.drags = self._may_compact and options.compact_rate_bytes_s is None
         if self._readonly:
             path = self._path
@@ -740,6 +740,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             raise TypeError(f"since_seq must be an int, not {type(since_seq).__name__}")
         self._check_open()
         self._commit.settle()
+        changes = self._changes
+        if changes is None:
+            from .changes import ChangeLog
+
+            changes = self._changes = ChangeLog(self._segments)
         for _ in range(2):
             with self._commit.lock:
                 last_seq = self._commit.visible_seq
@@ -747,13 +752,13 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             if not 0 <= since_seq <= last_seq:
                 raise LimitError(f"since_seq must lie between 0 and {last_seq}, the last seq, not {since_seq}")
             try:
-                return self._changes.feed(pin, since_seq, last_seq, self._check_open)
+                return changes.feed(pin, since_seq, last_seq, self._check_open)
             except StoreIOError as error:
                 pin.close()
                 # Beside a writer that has compacted a segment away: the feed of now may reach far enough.
                 if not self._readonly or error.errno != errno.ENOENT or not self.refresh():
                     raise
-        return self._changes.feed(pin, since_seq, last_seq, self._check_open)
+        return changes.feed(pin, since_seq, last_seq, self._check_open)
 
     def batch(self) -> Batch:
         """Return a batch: writes that become visible and durable together. See `Batch`."""
