@@ -21,6 +21,7 @@ from .codec import (
     KIND,
     LOG,
     MAX_KEY_SIZE,
+    MAX_SEGMENT_SIZE,
     OUTPUT,
     SEALED,
     SEGMENT_HEADER_SIZE,
@@ -29,6 +30,7 @@ from .codec import (
     SegmentHeader,
     SegmentRow,
     decode_entry,
+    is_zero,
     measure_entry,
     pack_place,
     seed_of,
@@ -38,7 +40,7 @@ from .directory import Directory
 from .errors import BytekvError, CorruptionError
 from .keydir import Keydir
 from .record import NamedTuple
-from .segment import Scan, Scanned, find_entry, find_sync_mark, open_segment, scan_segment, summarise
+from .segment import Read, Scan, Scanned, Search, open_segment, scan_segment, summarise
 from .segment_manager import SegmentManager, header_of
 
 __all__ = ["Damage", "Report", "salvage", "verify"]
@@ -108,6 +110,7 @@ def _walk(
         return files.read(descriptor, size, offset, path)
 
     scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, stop, header.previous_seq)
+    search = Search(read, SEGMENT_HEADER_SIZE, stop, seed)
     while True:
         yield from scan
         yield from scan.unfinished
@@ -121,9 +124,9 @@ def _walk(
         low = header.previous_seq if header.kind == OUTPUT else max(scan.last_seq, header.previous_seq)
         high = max(low, highest_seq) if highest_seq is not None else low + _SEQS_AHEAD
         # A sync mark vouches for the seq before the next entry, hence not low + 1.
-        following = find_entry(read, max(end, scan.end + 1), stop, seed, range(low, high + 1))
-        torn = is_log_end and find_sync_mark(read, scan.end, stop, seed, scan.last_seq) is None
-        if torn or (following is None and is_log_end and not read(stop - end, end).strip(b"\0")):
+        following = search.find_entry(max(end, scan.end + 1), range(low, high + 1))
+        torn = is_log_end and not search.is_vouched_for(scan.end, scan.last_seq)
+        if torn or (following is None and is_log_end and all(map(is_zero, _pieces(read, end, stop)))):
             return
         key = _key_at(read, end, stop, following)
         report.damage.append(Damage(path, end, scan.damage or "zeros in data that was durable", key))
@@ -133,19 +136,18 @@ def _walk(
         scan.last_seq = low
 
 
-def _key_at(read: Callable[[int, int], bytes], offset: int, stop: int, following: int | None) -> bytes | None:
+def _key_at(read: Read, offset: int, stop: int, following: int | None) -> bytes | None:
     """Return the key of a damaged entry if its lengths lead exactly to the next whole one, so that they hold."""
     head = read(min(ENTRY.size, stop - offset), offset)
     size = measure_entry(head)
     if not size or offset + size != (stop if following is None else following):
         return None
-    raw = read(size, offset)
-    fixed = FIXED_SIZE[raw[0]]
-    return (
-        raw[fixed : fixed + int.from_bytes(raw[1:3], "little")]
-        if len(raw) == size and fixed + CRC_SIZE < size
-        else None
-    )
+    fixed, key_size = FIXED_SIZE[head[0]], int.from_bytes(head[1:3], "little")
+    return read(key_size, offset + fixed) if fixed + CRC_SIZE < size else None
+
+
+def _pieces(read: Read, start: int, stop: int) -> Iterator[bytes]:
+    return (read(min(_COPY, stop - offset), offset) for offset in range(start, stop, _COPY))
 
 
 # --- verify ------------------------------------------------------------------------------------
@@ -274,7 +276,7 @@ def salvage(
         return report
     directory.sync()
     for segment_id in removed:
-        _copy_into_quarantine(directory, segment_id, report)
+        _copy_into_quarantine(directory, directory.segment_path(segment_id), f"{segment_id:010d}.damaged", report)
     directory.save(
         manifest._replace(
             segments=tuple(rows),
@@ -300,11 +302,18 @@ def _entries_of(
         if size < row.length:
             report.damage.append(Damage(path, size, f"cut short: {size} bytes of {row.length}"))
         unclean = row.state != SEALED and size != row.length
-        stop = size if unclean else min(size, row.length)
+        stop = _possible_size(path, size, report) if unclean else min(size, row.length)
         bound = row.last_seq if row.state == SEALED else None
         yield from _walk(directory, descriptor, header, stop, bound, report, is_log_end=unclean)
     finally:
         directory.files.close(descriptor)
+
+
+def _possible_size(path: str, size: int, report: Report) -> int:
+    """Return how much of a file may be a segment; the rest, as in a file that seems terabytes long, is damage."""
+    if size > MAX_SEGMENT_SIZE:
+        report.damage.append(Damage(path, MAX_SEGMENT_SIZE, f"{size} bytes are too many for a segment"))
+    return min(size, MAX_SEGMENT_SIZE)
 
 
 def _keep_newest(newest: dict[bytes, Scanned], entry: Scanned) -> None:
@@ -327,7 +336,7 @@ class _Replacements:
         self._directory, self._uuid, self._limit = directory, uuid, limit
         self._output: Output | None = None
         self._rows: list[SegmentRow] = []
-        self.next_id = max([next_id, *(segment_id + 1 for segment_id in directory.segments_on_disk())])
+        self.next_id = directory.unused_id(next_id)
 
     def append(self, entry: Scanned, previous: tuple[int, int]) -> None:
         """Copy one entry; ``previous`` is what the first new segment names as the one before it."""
@@ -350,16 +359,19 @@ class _Replacements:
         return [row._replace(last_seq=last_seq) for row in rows]
 
 
-def _copy_into_quarantine(directory: Directory, segment_id: int, report: Report) -> None:
-    path, files = directory.segment_path(segment_id), directory.files
+def _copy_into_quarantine(directory: Directory, path: str, name: str, report: Report) -> None:
+    files = directory.files
     try:
         descriptor = files.open(path)
     except BytekvError:
         return  # missing: nothing to keep
+
+    def read(size: int, offset: int) -> bytes:
+        return files.read(descriptor, size, offset, path)
+
     try:
-        size = files.size(descriptor, path)
-        pieces = (files.read(descriptor, min(_COPY, size - offset), offset, path) for offset in range(0, size, _COPY))
-        report.quarantined.append(directory.quarantine(f"{segment_id:010d}.damaged", pieces))
+        size = min(files.size(descriptor, path), MAX_SEGMENT_SIZE)
+        report.quarantined.append(directory.quarantine(name, _pieces(read, 0, size)))
     finally:
         files.close(descriptor)
 
@@ -385,7 +397,7 @@ def _salvage_without_manifest(
         try:
             uuids[header.store_uuid] = uuids.get(header.store_uuid, 0) + 1
             salts[segment_id] = header.salt
-            size = files.size(descriptor, path)
+            size = _possible_size(path, files.size(descriptor, path), report)
             last_seq = max(last_seq, header.previous_seq)
             for flags, key, seq, _, offset, raw in _walk(
                 directory, descriptor, header, size, None, report, is_log_end=header.kind == LOG
@@ -416,15 +428,9 @@ def _salvage_without_manifest(
         writer.append((found.flags, found.key, seq, found.expires_ms, offset, raw), (0, 0))
     rows = writer.finish(last_seq)
     directory.sync()
-    if files.exists(directory.manifest_path):
-        descriptor = files.open(directory.manifest_path)
-        try:
-            damaged = files.read(descriptor, _COPY, 0, directory.manifest_path)
-        finally:
-            files.close(descriptor)
-        report.quarantined.append(directory.quarantine("MANIFEST.damaged", [damaged]))
+    _copy_into_quarantine(directory, directory.manifest_path, "MANIFEST.damaged", report)
     for segment_id in ids:
-        _copy_into_quarantine(directory, segment_id, report)
+        _copy_into_quarantine(directory, directory.segment_path(segment_id), f"{segment_id:010d}.damaged", report)
     directory.save(Manifest(uuid, writer.next_id, last_seq, 1, tuple(rows)))
     for segment_id in ids:
         files.unlink(directory.segment_path(segment_id))

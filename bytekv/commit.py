@@ -762,6 +762,11 @@ class Committer:
             return False  # not worth finding out: a clear too many does no harm
         return not self.keydir.locations
 
+    def only_read(self, durable_seq: int, refusal: Callable[[], BytekvError]) -> None:
+        """Refuse writes; what was read is visible in every mode, whether it is known to be durable or not."""
+        self.durable_seq, self.refusal = durable_seq, refusal
+        self._always = False
+
     @property
     def visible_seq(self) -> int:
         """Return the seq of the newest operation that readers see."""

@@ -51,7 +51,7 @@ from .keydir import Keydir
 from .options import Options
 from .record import NamedTuple
 from .recovery import HINT_FROM
-from .segment import Scan, header_for, open_new, save_hint, scan_segment
+from .segment import Scan, header_for, save_hint, scan_segment
 from .segment_manager import Retired, SegmentManager, header_of
 
 TYPE_CHECKING = False
@@ -200,7 +200,7 @@ class Output:
         self._files = directory.files
         self.header = header = header_for(directory, uuid, segment_id, OUTPUT, previous)
         self.path = self._directory.segment_path(header.segment_id)
-        self._descriptor: int | None = open_new(self._files, self.path)
+        self._descriptor: int | None = self._files.open_new(self.path)
         self._seed = seed_of(header.salt)
         self.base = header.segment_id << SEGMENT_SHIFT
         self._parts = [encode_segment_header(header)]

@@ -26,7 +26,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 
-from .codec import Manifest, decode_manifest, encode_manifest
+from .codec import MAX_NUMBER, Manifest, decode_manifest, encode_manifest, is_zero
 from .errors import (
     BytekvError,
     CorruptionError,
@@ -44,6 +44,7 @@ _MANIFEST = "MANIFEST"
 _MANIFEST_NEW = "MANIFEST.new"
 _QUARANTINE = "quarantine"
 _UNFINISHED = "BACKUP.unfinished"
+_IDS_AHEAD = 1 << 32  # more segments than a store makes; a file whose id lies further ahead is not its own
 _SEGMENT_NEW = "segment.new"
 
 # A manifest of the most segments that the format allows takes 36 MiB; nothing larger is read.
@@ -71,10 +72,10 @@ def parse_name(name: str) -> tuple[int, str] | None:
     True
     """
     digits, _, kind = name.partition(".")
-    if kind not in ("seg", "hint") or not 10 <= len(digits) <= 20 or not (digits.isascii() and digits.isdigit()):
+    if kind not in ("seg", "hint") or not 10 <= len(digits) <= 19 or not (digits.isascii() and digits.isdigit()):
         return None
     segment_id = int(digits)
-    return (segment_id, kind) if digits == f"{segment_id:010d}" and segment_id else None
+    return (segment_id, kind) if digits == f"{segment_id:010d}" and 0 < segment_id < MAX_NUMBER else None
 
 
 class Directory:
@@ -159,7 +160,7 @@ class Directory:
             raise NotAStoreError(
                 f"{self.path}: a directory with other files ({min(strangers)!r}); use an empty or new one for a backup"
             )
-        self.files.close(self.files.open(os.path.join(self.path, _UNFINISHED), write=True, create=True))
+        self.files.close(self.files.open_new(os.path.join(self.path, _UNFINISHED)))
         self.sync()
         return True
 
@@ -203,7 +204,8 @@ class Directory:
                 self._identity = identity
                 _held.add(identity)
                 with suppress(BytekvError):  # the pid is a courtesy; a full disk must not keep us out
-                    self.files.write(descriptor, (b"%d\n" % os.getpid()).ljust(20), 0, path)
+                    if not self.files.has_other_names(descriptor, path):
+                        self.files.write(descriptor, (b"%d\n" % os.getpid()).ljust(20), 0, path)
             except BaseException:
                 self._give_up_lock()
                 raise
@@ -264,9 +266,8 @@ class Directory:
         files = self.files
         path = os.path.join(self.path, _MANIFEST_NEW)
         try:
-            descriptor = files.open(path, write=True, create=True)
+            descriptor = files.open_new(path)
             try:
-                files.truncate(descriptor, 0, path)
                 files.write(descriptor, encode_manifest(manifest), 0, path)
                 files.sync(descriptor, path)
             finally:
@@ -308,6 +309,11 @@ class Directory:
             self.sync()
         return removed
 
+    def unused_id(self, next_id: int) -> int:
+        """Return ``next_id``, or the id above those that files of interrupted work have: none is used twice."""
+        ids = (segment_id + 1 for segment_id in self.segments_on_disk() if segment_id < next_id + _IDS_AHEAD)
+        return max([next_id, *ids])
+
     def segments_on_disk(self) -> list[int]:
         """List the ids of all segment files, for a repair without a manifest."""
         return sorted(name[0] for name in map(parse_name, self.files.list(self.path)) if name and name[1] == "seg")
@@ -322,13 +328,14 @@ class Directory:
             raise StoreIOError(errno.ENOTDIR, "not a directory of the store's own", folder)
         target = os.path.join(folder, name)
         temporary = target + ".new"
-        descriptor = files.open(temporary, write=True, create=True)
+        descriptor = files.open_new(temporary)
         try:
-            files.truncate(descriptor, 0, temporary)
             offset = 0
             for piece in pieces:
-                files.write(descriptor, piece, offset, temporary)
+                if not is_zero(piece):  # holes stay holes: what seems a terabyte may be empty
+                    files.write(descriptor, piece, offset, temporary)
                 offset += len(piece)
+            files.truncate(descriptor, offset, temporary)
             files.sync(descriptor, temporary)
         finally:
             files.close(descriptor)

@@ -166,15 +166,18 @@ class Files:
     # --- descriptors ---------------------------------------------------------------------------
 
     def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> int:
-        """Open a regular file of mode 0600 and return its descriptor."""
+        """Open a regular file, of mode 0600 if it is made, and return its descriptor."""
         flags = _COMMON | (os.O_RDWR if write else os.O_RDONLY) | getattr(os, "O_NONBLOCK", 0)
-        if create:
-            flags |= os.O_CREAT
-        if exclusive:
-            flags |= os.O_CREAT | os.O_EXCL
+        is_new = create or exclusive
         with _translated(path):
             try:
-                descriptor = os.open(path, flags, 0o600)
+                try:
+                    descriptor = os.open(path, flags | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o600)
+                except FileExistsError:
+                    if exclusive:
+                        raise
+                    is_new = False
+                    descriptor = os.open(path, flags)
             except OSError as error:
                 if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
                     raise StoreIOError(error.errno, "not a regular file", path) from error
@@ -182,15 +185,30 @@ class Files:
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise StoreIOError(errno.EINVAL, "not a regular file", path)
-                if (create or exclusive) and hasattr(os, "fchmod"):
+                if is_new and hasattr(os, "fchmod"):
                     os.fchmod(descriptor, 0o600)  # the umask may have taken even the owner's bits
             except BaseException:
                 self.close(descriptor)
-                if exclusive:
+                if is_new:
                     with contextlib.suppress(OSError):
                         os.unlink(path)  # what we have just made, or the name stays taken
                 raise
         return descriptor
+
+    def open_new(self, path: str) -> int:
+        """Make a file to be written; in place of what bears the name, which may have another name elsewhere."""
+        try:
+            return self.open(path, write=True, exclusive=True)
+        except StoreIOError as error:
+            if error.errno != errno.EEXIST:
+                raise
+        self.unlink(path)
+        return self.open(path, write=True, exclusive=True)
+
+    def has_other_names(self, descriptor: int, path: str) -> bool:
+        """Tell whether an open file has a second name (a hard link), whose owner does not expect it to change."""
+        with _translated(path):
+            return os.fstat(descriptor).st_nlink > 1
 
     def duplicate(self, descriptor: int, path: str) -> int:
         """Return a second descriptor of the same open file."""

@@ -36,7 +36,7 @@ from .codec import (
 from .commit import Committer
 from .errors import CorruptionError, StoreIOError
 from .segment import View, find_sync_mark, load_hint, scan_segment, summarise
-from .segment_manager import header_of
+from .segment_manager import header_of, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,14 +153,11 @@ class Follower:
     def _read_segment(self, row: SegmentRow, mine: SegmentRow | None, plan: _Plan) -> SegmentRow:
         """Put what is new in one segment into the plan and return its row as this process sees it."""
         directory, files = self._directory, self._directory.files
-        path = directory.segment_path(row.segment_id)
         if mine is not None and (row.salt != mine.salt or (row.state == SEALED and row.length < mine.length)):
             raise self._stale(_LOST)
         descriptor, header = header_of(directory, row, plan.manifest.store_uuid, for_writing=False)
         try:
-            size = files.size(descriptor, path)
-            if size < row.length:
-                raise CorruptionError(path, size, f"cut short: {size} bytes of {row.length}")
+            size = size_of(directory, descriptor, row)
             if mine is not None:
                 start, seq = mine.length, mine.last_seq
                 news = _News(row, self._keydir.tombstones.get(row.segment_id, 0))

@@ -41,7 +41,7 @@ from .codec import (
 from .errors import BytekvError
 from .files import Files
 from .record import NamedTuple
-from .segment import find_entry
+from .segment import Search
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class Inspection:
     def _skip(self, at: int, stop: int, reason: str) -> Found:
         """Return what reaches from ``at`` to the next whole entry, or to the end if there is none."""
         try:
-            following = find_entry(self._counted_read, at + 1, stop, self._seed, range(1 << 64))
+            following = Search(self._counted_read, at + 1, stop, self._seed).find_entry(at + 1, range(1 << 64))
         except _GaveUpError:
             return Found(at, stop - at, "damage", note=f"{reason}; too much looks like an entry and is none, gave up")
         if following is None:

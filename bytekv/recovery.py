@@ -21,12 +21,23 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from .codec import ACTIVE, LOG, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentHeader, SegmentRow, Summary, seed_of
+from .codec import (
+    ACTIVE,
+    LOG,
+    SEALED,
+    SEGMENT_HEADER_SIZE,
+    Manifest,
+    SegmentHeader,
+    SegmentRow,
+    Summary,
+    is_zero,
+    seed_of,
+)
 from .directory import Directory
 from .errors import BytekvError, CorruptionError, DiskFullError
 from .keydir import Keydir
 from .segment import Read, find_sync_mark, load_hint, save_hint, scan_segment, summarise
-from .segment_manager import SegmentManager, header_of
+from .segment_manager import SegmentManager, header_of, size_of
 
 __all__ = ["Recovery", "build_hint", "needs_hint", "recover"]
 
@@ -86,7 +97,8 @@ class Recovery:
         if self.hints_missing:
             text += f"; {self.hints_missing} segments scanned for want of a hint"
         if self.swept:
-            text += f"; leftovers removed: {', '.join(self.swept)}"
+            more = f" and {len(self.swept) - 8} more" if len(self.swept) > 8 else ""
+            text += f"; leftovers removed: {', '.join(self.swept[:8])}{more}"
         return text
 
 
@@ -125,6 +137,10 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Reco
             keydir.load(row.segment_id, summary, summary.length - start, segments.entry_size)
             start = summary.length
         last_seq = row.last_seq if row.state == SEALED else summaries[-1].last_seq
+    if manifest.segments and manifest.segments[-1].state == ACTIVE and last_seq < manifest.last_seq:
+        raise CorruptionError(
+            directory.manifest_path, 0, f"says that seq {manifest.last_seq} was written, the log ends at {last_seq}"
+        )
     last_seq = max(last_seq, manifest.last_seq)
     keydir.finish_loading()
     if not readonly:
@@ -133,10 +149,10 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Reco
     if torn is not None:
         _seal(segments, torn, last_seq, readonly=readonly)
     if not readonly:
-        highest = max(directory.segments_on_disk(), default=0)
-        if highest >= segments.manifest.next_id:
+        next_id = directory.unused_id(segments.manifest.next_id)
+        if next_id != segments.manifest.next_id:
             with suppress(DiskFullError):  # ids are never used twice, or on a full disk only after another crash
-                segments.publish(segments.manifest.segments, next_id=highest + 1)
+                segments.publish(segments.manifest.segments, next_id=next_id)
         report.swept = directory.sweep(segments.manifest)
         if segments.manifest.segments and segments.manifest.segments[-1].state == ACTIVE:
             segments.resume()
@@ -162,9 +178,7 @@ def _read_segment(
     The second result says that it was torn, the third that it is longer than the manifest says.
     """
     path, files = directory.segment_path(row.segment_id), directory.files
-    size = files.size(descriptor, path)
-    if size < row.length:
-        raise CorruptionError(path, size, f"cut short: {size} bytes of {row.length}")
+    size = size_of(directory, descriptor, row)
     whole = row.state == SEALED or size == row.length
     if not whole and not readonly:
         # The page cache may hold what a failed sync never wrote; see Files.forget_cache.
@@ -231,12 +245,12 @@ class _Torn:
         end = self.summary.length
         last = end
         for offset in range(end, self._size, _WINDOW):
-            window = self._read(min(_WINDOW, self._size - offset), offset).rstrip(b"\0")
-            if window:
-                last = offset + len(window)
+            window = self._read(min(_WINDOW, self._size - offset), offset)
+            if not is_zero(window):
+                last = offset + len(window.rstrip(b"\0"))
         if last == end:
             return
-        pieces = [self._read(min(_WINDOW, last - offset), offset) for offset in range(end, last, _WINDOW)]
+        pieces = (self._read(min(_WINDOW, last - offset), offset) for offset in range(end, last, _WINDOW))
         name = f"{self.row.segment_id:010d}-{end}.torn"
         report.quarantined.append(self._directory.quarantine(name, pieces))
         report.torn_bytes = last - end
@@ -268,7 +282,8 @@ def _trim(directory: Directory, row: SegmentRow) -> None:
     path, files = directory.segment_path(row.segment_id), directory.files
     descriptor = files.open(path, write=True)
     try:
-        files.truncate(descriptor, row.length, path)
+        if not files.has_other_names(descriptor, path):  # what is too long harms nobody
+            files.truncate(descriptor, row.length, path)
     finally:
         files.close(descriptor)
 

@@ -11,7 +11,6 @@ the last entry is zeros, and 0 is no entry's first byte. Without one, an append 
 
 from __future__ import annotations
 
-import errno
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -25,8 +24,11 @@ from .codec import (
     ENTRY_SIZE,
     EXPIRES,
     FIXED_SIZE,
+    HINT_HEADER,
     KIND,
     LOG,
+    MAX_NUMBER,
+    MAX_SEQ_TO_BEGIN_AFTER,
     MAX_VALUE_SIZE,
     MIN_ENTRY_SIZE,
     PUT,
@@ -44,18 +46,19 @@ from .codec import (
     decode_segment_header,
     encode_hint,
     encode_segment_header,
+    is_zero,
     pack_place,
     seed_of,
 )
 from .directory import Directory
-from .errors import BytekvError, CorruptionError, DiskFullError, StoreIOError, StoreNotFoundError
+from .errors import BytekvError, CorruptionError, DiskFullError, LimitError, StoreNotFoundError
 from .files import Files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["FileView", "Scan", "Writer", "load_hint", "open_segment", "save_hint", "summarise"]
+__all__ = ["FileView", "Scan", "Search", "Writer", "load_hint", "open_segment", "save_hint", "summarise"]
 
 #: Bytes kept back in the active segment so that a full disk can be emptied (D11). Deletes may use all but
 #: the last: (48 - 16) KiB / (27 + 16) = 762 deletes of 16-byte keys. Those are for the next manifest, of up
@@ -68,7 +71,7 @@ _POPULATE: Final = 1024 * 1024
 _WINDOW: Final = 1024 * 1024  # what a scan reads at once
 _FIRST_WINDOW: Final = 16 * 1024  # and at first: a reader process that follows looks again and again
 _SPARE: Final = 1024 * 1024
-_MAX_HINT_SIZE: Final = 1 << 31
+_SMALL: Final = 4096
 
 Read = Callable[[int, int], bytes]  # (size, offset) -> bytes
 Scanned = tuple[int, bytes, int, int, int, bytes]  # flags, key, seq, expires_ms, offset, raw
@@ -111,17 +114,6 @@ def open_segment(directory: Directory, segment_id: int, *, for_writing: bool = F
         files.close(descriptor)
         raise
     return descriptor, header
-
-
-def open_new(files: Files, path: str) -> int:
-    """Create a segment file that the manifest does not list, over a leftover of a failed attempt if need be."""
-    try:
-        return files.open(path, write=True, exclusive=True)
-    except StoreIOError as error:
-        if error.errno != errno.EEXIST:
-            raise
-    files.unlink(path)
-    return files.open(path, write=True, exclusive=True)
 
 
 class Scan:
@@ -174,6 +166,9 @@ class Scan:
                 self._stopped("no entry" if not fixed else "entry reaches past the end", window[here:])
                 return
             if here + size > len(window):
+                if size > _WINDOW and not _is_whole(self._read, at, size, seed):
+                    self.damage = "entry fails its CRC32C"
+                    return  # before a length that is a lie has cost a gigabyte
                 window, base, here = self._read(max(size, min(ahead, stop - at)), at), at, 0
                 ahead = _WINDOW
             raw = window[here : here + size]
@@ -188,8 +183,8 @@ class Scan:
                 self.durable_seq = seq
                 self.end = at
                 continue
-            if contiguous and seq != expected:
-                self.damage = f"entry has seq {seq}, expected {expected}"
+            if seq != expected and (contiguous or seq > MAX_NUMBER):
+                self.damage = f"entry has seq {seq}, expected {expected}" if contiguous else f"entry has seq {seq}"
                 return
             expected = seq + 1
             expires = ENTRY_EXPIRES.unpack_from(raw, ENTRY_SIZE)[0] if flags & EXPIRES else 0
@@ -213,13 +208,20 @@ class Scan:
             self.damage = "batch without its last entry"
 
 
-def find_sync_mark(read: Read, start: int, stop: int, seed: int, above: int) -> int | None:
-    """Return the offset of a sync mark behind ``start`` that vouches for a seq above ``above``, or None.
+def _is_whole(read: Read, offset: int, size: int, seed: int) -> bool:
+    """Tell whether an entry of this size passes its CRC, without ever holding all of it."""
+    crc, stop = seed, offset + size
+    while offset < stop:
+        piece = read(min(_WINDOW, stop - offset), offset)
+        if not piece:
+            return False
+        crc = checksum(piece, crc)
+        offset += len(piece)
+    return crc == RESIDUE
 
-    What separates a torn tail from corruption: the mark was written after a completed sync, so what it
-    vouches for had reached the disk, and its loss is no consequence of a crash.
-    Complexity: a byte search at memory speed.
-    """
+
+def _sync_marks(read: Read, start: int, stop: int, seed: int) -> Iterator[tuple[int, int]]:
+    """Yield offset and seq of every sync mark. Complexity: a byte search at memory speed."""
     overlap = MIN_ENTRY_SIZE - 1
     at = start
     while at < stop:
@@ -227,41 +229,74 @@ def find_sync_mark(read: Read, start: int, stop: int, seed: int, above: int) -> 
         found = window.find(SYNC_MARK_HEAD)
         while found >= 0:
             raw = window[found : found + MIN_ENTRY_SIZE]
-            if len(raw) == MIN_ENTRY_SIZE and checksum(raw, seed) == RESIDUE and ENTRY.unpack_from(raw)[3] > above:
-                return at + found
+            if len(raw) == MIN_ENTRY_SIZE and checksum(raw, seed) == RESIDUE:
+                yield at + found, ENTRY.unpack_from(raw)[3]
             found = window.find(SYNC_MARK_HEAD, found + 1)
         if len(window) <= overlap:
             break
         at += len(window) - overlap
-    return None
 
 
-def find_entry(read: Read, start: int, stop: int, seed: int, seqs: range) -> int | None:
-    """Return the offset of the next whole entry from ``start`` on whose seq lies in ``seqs``, None if there is none.
+def find_sync_mark(read: Read, start: int, stop: int, seed: int, above: int) -> int | None:
+    """Return the offset of a sync mark behind ``start`` that vouches for a seq above ``above``, or None.
 
-    For what lies behind damage. A first byte is cheap to find, and the seq, eight bytes that must lie in a
-    small range, rejects all but a few places before their CRC, which may reach over a gigabyte, is taken.
+    What separates a torn tail from corruption: the mark was written after a completed sync, so what it
+    vouches for had reached the disk, and its loss is no consequence of a crash.
     """
-    import re  # 3 ms that only a damaged store has to wait for
+    return next((offset for offset, seq in _sync_marks(read, start, stop, seed) if seq > above), None)
 
-    first_bytes = re.compile(b"[" + b"".join(b"\\x%02x" % byte for byte in range(256) if FIXED_SIZE[byte]) + b"]")
-    at = start
-    while at < stop:
-        window = read(min(_WINDOW, stop - at), at)
-        for found in first_bytes.finditer(window):
-            here = found.start()
-            if here + ENTRY_SIZE > len(window):
+
+class Search:
+    """Look for what is whole behind damage, from the front of a segment to its end.
+
+    Altogether it takes time in proportion to the segment, however many damaged places there are and whatever
+    they look like: sync marks are gone through once; and once the CRCs of places that only looked like entries
+    have cost as much as reading the segment some times over, none of more than 4 KiB is tried any more.
+    """
+
+    def __init__(self, read: Read, start: int, stop: int, seed: int) -> None:
+        self._read, self._stop, self._seed = read, stop, seed
+        self._marks = _sync_marks(read, start, stop, seed)
+        self._mark: tuple[int, int] | None = (0, 0)
+        self._highest_seq = 0
+        self._allowance = 16 * (stop - start)
+
+    def is_vouched_for(self, end: int, seq: int) -> bool:
+        """Tell whether a sync mark behind ``end`` says that more than ``seq`` was durable; ``end`` must not fall."""
+        self._highest_seq = max(self._highest_seq, seq)
+        while self._mark is not None and (self._mark[0] < end or self._mark[1] <= self._highest_seq):
+            self._mark = next(self._marks, None)
+        return self._mark is not None
+
+    def find_entry(self, start: int, seqs: range) -> int | None:
+        """Return the offset of the next whole entry from ``start`` on whose seq lies in ``seqs``, or None.
+
+        A first byte is cheap to find, and the seq, eight bytes that must lie in a small range, rejects all but
+        a few places before their CRC, which may reach over a gigabyte, is taken.
+        """
+        import re  # 3 ms that only a damaged store has to wait for
+
+        first_bytes = re.compile(b"[" + b"".join(b"\\x%02x" % byte for byte in range(256) if FIXED_SIZE[byte]) + b"]")
+        at, stop = start, self._stop
+        while at < stop:
+            window = self._read(min(_WINDOW, stop - at), at)
+            for found in first_bytes.finditer(window) if not is_zero(window) else ():
+                here = found.start()
+                if here + ENTRY_SIZE > len(window):
+                    break
+                flags, key_size, value_size, seq, _ = ENTRY.unpack_from(window, here)
+                size = FIXED_SIZE[flags] + key_size + value_size + CRC_SIZE
+                if seq not in seqs or value_size > MAX_VALUE_SIZE or size > stop - at - here:
+                    continue
+                if self._allowance < 0 and size > _SMALL:
+                    continue
+                if _is_whole(self._read, at + here, size, self._seed):
+                    return at + here
+                self._allowance -= size
+            if len(window) < _WINDOW:
                 break
-            flags, key_size, value_size, seq, _ = ENTRY.unpack_from(window, here)
-            size = FIXED_SIZE[flags] + key_size + value_size + CRC_SIZE
-            if seq not in seqs or value_size > MAX_VALUE_SIZE or size > stop - at - here:
-                continue
-            if checksum(read(size, at + here), seed) == RESIDUE:
-                return at + here
-        if len(window) < _WINDOW:
-            break
-        at += len(window) - ENTRY_SIZE + 1
-    return None
+            at += len(window) - ENTRY_SIZE + 1
+        return None
 
 
 def summarise(scan: Scan, pause: Callable[[], None] | None = None, entries: Iterable[Scanned] | None = None) -> Summary:
@@ -333,8 +368,8 @@ def load_hint(directory: Directory, header: SegmentHeader, length: int) -> Summa
         return None
     try:
         size = files.size(descriptor, path)
-        if size > _MAX_HINT_SIZE:
-            return None
+        if size > length + HINT_HEADER.size + CRC_SIZE:
+            return None  # each column takes fewer bytes than the entries that it speaks of
         summary = decode_hint(files.read(descriptor, size, 0, path), header, path)
     except BytekvError:
         return None  # damaged, foreign or newer: a hint is a cache, the segment knows everything
@@ -359,9 +394,8 @@ def save_hint(
     if files.free_bytes(directory.path) < sum(map(len, pieces)) + _SPARE:
         return  # the last blocks of a disk are for deletes and manifests
     try:
-        descriptor = files.open(path, write=True, create=True)
+        descriptor = files.open_new(path)
         try:
-            files.truncate(descriptor, 0, path)
             offset = 0
             for piece in pieces:
                 files.write(descriptor, piece, offset, path)
@@ -438,7 +472,7 @@ class Writer:
         """Create a segment whose header and name are durable; `DiskFullError` leaves nothing behind."""
         path = directory.segment_path(header.segment_id)
         files = directory.files
-        descriptor = open_new(files, path)
+        descriptor = files.open_new(path)
         writer = cls(descriptor, header, SEGMENT_HEADER_SIZE, limit, directory, mapped=mapped, reserves=reserves)
         try:
             files.write(descriptor, encode_segment_header(header), 0, path)
@@ -449,7 +483,7 @@ class Writer:
         except BaseException:
             # A failed posix_fallocate keeps what it got, perhaps the last free blocks of the disk.
             writer.close()
-            with suppress(BytekvError):  # else it is a leftover; `open_new` removes it
+            with suppress(BytekvError):  # else it is a leftover; `Files.open_new` removes it
                 files.unlink(path)
             raise
         return writer
@@ -461,6 +495,12 @@ class Writer:
         """Continue a segment that was closed cleanly at ``end``."""
         descriptor, header = open_segment(directory, segment_id, for_writing=True)
         return cls(descriptor, header, end, limit, directory, mapped=mapped, reserves=reserves)
+
+    @property
+    def has_other_names(self) -> bool:
+        """Tell whether the file has a second name elsewhere."""
+        assert self._descriptor is not None
+        return self._files.has_other_names(self._descriptor, self.path)
 
     # --- room ----------------------------------------------------------------------------------
 
@@ -584,7 +624,9 @@ class Writer:
 def header_for(
     directory: Directory, uuid: bytes, segment_id: int, kind: int, previous: tuple[int, int]
 ) -> SegmentHeader:
-    """Return the header of a new segment, with a salt of its own."""
+    """Return the header of a new segment, with a salt of its own; `LimitError` if ids or seqs are used up."""
+    if segment_id >= MAX_NUMBER or previous[1] > MAX_SEQ_TO_BEGIN_AFTER:
+        raise LimitError(f"{directory.path}: no segment {segment_id} can begin after seq {previous[1]}")
     salt = int.from_bytes(directory.files.random(8), "little")
     return SegmentHeader(uuid, segment_id, salt, kind, *previous)
 

@@ -20,6 +20,7 @@ from contextlib import suppress
 from .codec import (
     ACTIVE,
     LOG,
+    MAX_SEGMENT_SIZE,
     MAX_SEGMENTS,
     SEALED,
     SEGMENT_HEADER_SIZE,
@@ -46,7 +47,7 @@ from .options import Options
 from .record import NamedTuple
 from .segment import FileView, View, Writer, header_for, open_segment
 
-__all__ = ["Pin", "Retired", "SegmentManager", "header_of"]
+__all__ = ["Pin", "Retired", "SegmentManager", "header_of", "size_of"]
 
 
 class Retired(NamedTuple):
@@ -237,11 +238,19 @@ class SegmentManager:
         self.publishing = None
 
     def resume(self) -> None:
-        """Continue the active segment of a store that was closed cleanly."""
-        row = self.manifest.segments[-1]
-        self.writer = Writer.resume(
+        """Continue the active segment of a store that was closed cleanly.
+
+        One that has a second name is sealed instead: a copy of the directory by hard links must not change.
+        """
+        *older, row = self.manifest.segments
+        writer = Writer.resume(
             self.directory, row.segment_id, row.length, self._limit, mapped=self.mapped, reserves=self._reserves
         )
+        if writer.has_other_names:
+            writer.close()
+            self.publish([*older, row._replace(state=SEALED)])
+            return
+        self.writer = writer
         self.show_writer()
 
     def show_writer(self) -> None:
@@ -324,7 +333,7 @@ class SegmentManager:
         self.changing = None
         if new is not None:
             new.close()
-            with suppress(BytekvError):  # else it is a leftover; `open_new` or the next open removes it
+            with suppress(BytekvError):  # else it is a leftover; `Files.open_new` or the next open removes it
                 self.directory.files.unlink(new.path)
 
     @property
@@ -462,7 +471,18 @@ def header_of(directory: Directory, row: SegmentRow, uuid: bytes, *, for_writing
     """Open a listed segment and check that it is the one that the manifest means."""
     path = directory.segment_path(row.segment_id)
     descriptor, header = open_segment(directory, row.segment_id, for_writing=for_writing)
-    if header.store_uuid != uuid or header.salt != row.salt:
+    if header.store_uuid != uuid or header.salt != row.salt or (row.state == ACTIVE and header.kind != LOG):
         directory.files.close(descriptor)
         raise CorruptionError(path, 0, "belongs to another store, or is not the file that the manifest lists")
     return descriptor, header
+
+
+def size_of(directory: Directory, descriptor: int, row: SegmentRow) -> int:
+    """Return the length of a listed segment's file, checked against what the manifest says."""
+    path = directory.segment_path(row.segment_id)
+    size = directory.files.size(descriptor, path)
+    if size < row.length:
+        raise CorruptionError(path, size, f"cut short: {size} bytes of {row.length}")
+    if row.state == ACTIVE and size > MAX_SEGMENT_SIZE:
+        raise CorruptionError(path, MAX_SEGMENT_SIZE, f"{size} bytes are too many for a segment")
+    return size

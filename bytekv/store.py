@@ -232,8 +232,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._commit.drags = self._may_compact and options.compact_rate_bytes_s is None
         if self._readonly:
             path = self._path
-            self._commit.refusal = lambda: ReadOnlyError(f"{path}: opened with flag 'r'")
-            self._commit.durable_seq = self.recovery.durable_seq
+            self._commit.only_read(self.recovery.durable_seq, lambda: ReadOnlyError(f"{path}: opened with flag 'r'"))
             self._follower = Follower(self._commit)
 
     def _recover_beside_writer(self) -> bool:

@@ -70,7 +70,7 @@ MUTANTS = [
     _mutant(
         "an entry with a wrong seq is taken for the next",
         "segment",
-        "if contiguous and seq != expected:",
+        "if seq != expected and (contiguous or seq > MAX_NUMBER):",
         "if False:",
         "tests/test_segment.py",
     ),
@@ -83,15 +83,15 @@ MUTANTS = [
     _mutant(
         "ids of files that were swept are used again",
         "recovery",
-        "if highest >= segments.manifest.next_id:",
+        "if next_id != segments.manifest.next_id:",
         "if False:",
     ),
     _mutant(
         "a repair removes the damaged segments before the manifest is published",
         "check",
-        "    for segment_id in removed:\n        _copy_into_quarantine(directory, segment_id, report)\n",
-        "    for segment_id in removed:\n        _copy_into_quarantine(directory, segment_id, report)\n"
-        "        directory.files.unlink(directory.segment_path(segment_id))\n",
+        "    directory.save(\n        manifest._replace(",
+        "    for segment_id in removed:\n        directory.files.unlink(directory.segment_path(segment_id))\n"
+        "    directory.save(\n        manifest._replace(",
     ),
     # --- names ---------------------------------------------------------------------------------
     _mutant(
@@ -181,7 +181,7 @@ MUTANTS = [
         "the victims are unlinked before the manifest is published",
         "compactor",
         "segments.replace_run(victims, new_rows)",
-        "segments.unlink(victims)\n                segments.replace_run(victims, new_rows)",
+        "segments._unlink(victims)\n                segments.replace_run(victims, new_rows)",
     ),
     _mutant(
         "the active segment is not synced before the victims go",

@@ -72,6 +72,7 @@ SUMMARY = Summary(
 bounded = settings(derandomize=True, max_examples=200)
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
+numbers = st.integers(0, codec.MAX_NUMBER)
 keys = st.binary(max_size=40) | st.sampled_from([b"", bytes(MAX_KEY_SIZE), b"\xff" * 256])
 values = st.binary(max_size=80) | st.just(bytes(100_000))
 
@@ -113,7 +114,10 @@ def test_entries_come_back(flags, key, value, seq, modified_ms, expires_ms, salt
 
 
 @bounded
-@given(st.binary(min_size=16, max_size=16), u64, u64, st.sampled_from([LOG, OUTPUT]), u64, u64)
+@given(
+    *(st.binary(min_size=16, max_size=16), u64, u64, st.sampled_from([LOG, OUTPUT]), u64),
+    st.integers(0, codec.MAX_SEQ_TO_BEGIN_AFTER),
+)
 def test_segment_headers_come_back(uuid, segment_id, salt, kind, previous_id, previous_seq):
     header = SegmentHeader(uuid, segment_id, salt, kind, previous_id, previous_seq)
     raw = encode_segment_header(header)
@@ -123,16 +127,16 @@ def test_segment_headers_come_back(uuid, segment_id, salt, kind, previous_id, pr
 
 @st.composite
 def manifests(draw: Callable[..., Any]) -> Manifest:
-    ids = draw(st.lists(st.integers(1, 2**64 - 2), unique=True, max_size=20))
-    seqs = sorted(draw(st.lists(u64, min_size=len(ids), max_size=len(ids))))
+    ids = draw(st.lists(st.integers(1, codec.MAX_NUMBER - 1), unique=True, max_size=20))
+    seqs = sorted(draw(st.lists(numbers, min_size=len(ids), max_size=len(ids))))
     rows = [
         SegmentRow(segment_id, draw(u64), draw(st.integers(80, codec.OFFSET_MASK)), seq, SEALED)
         for segment_id, seq in zip(ids, seqs, strict=True)
     ]
     if rows and draw(st.booleans()):
         rows[-1] = rows[-1]._replace(state=ACTIVE)
-    next_id = draw(st.integers(max(ids, default=0) + 1, 2**64 - 1))
-    return Manifest(draw(st.binary(min_size=16, max_size=16)), next_id, draw(u64), draw(u64), tuple(rows))
+    next_id = draw(st.integers(max(ids, default=0) + 1, codec.MAX_NUMBER))
+    return Manifest(draw(st.binary(min_size=16, max_size=16)), next_id, draw(numbers), draw(numbers), tuple(rows))
 
 
 @bounded

@@ -313,10 +313,12 @@ def test_limits():
         "key length": codec.MAX_KEY_SIZE,
         "value length": codec.MAX_VALUE_SIZE,
         "entries of a batch together": codec.MAX_BATCH_SIZE,
-        "segment length": codec.OFFSET_MASK,
+        "segment length": codec.MAX_SEGMENT_SIZE,
         "expiry time": codec.MAX_EXPIRES_MS,
         "rows of a manifest": codec.MAX_SEGMENTS,
+        "seqs, segment ids and generations": codec.MAX_NUMBER,
     }
+    assert f"at most {codec.MAX_SEQ_TO_BEGIN_AFTER:,}" in prose("Segment header")
 
 
 # --- the example -------------------------------------------------------------------------------

@@ -449,6 +449,25 @@ def test_keys_up_to_the_limit_and_no_longer(open_store: Callable[..., Store]) ->
     assert dict(db) == {longest[:-1]: b"2"}
 
 
+# --- readers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sync", ["interval", "always", "os"])
+def test_a_readers_last_seq_is_that_of_what_it_shows(sync: str, path: Path) -> None:
+    """Opened with sync="always", a reader named the seq that it knew to be durable and showed what came after it."""
+    with harness.open_store(path, io="pread", sync="os") as db:
+        db[b"a"] = b"1"
+        db.sync()
+        db[b"b"] = b"2"
+        with harness.open_store(path, "r", sync=sync) as reader:
+            assert (dict(reader), reader.last_seq) == ({b"a": b"1", b"b": b"2"}, 2)
+            db[b"c"] = b"3"
+            assert reader.refresh()
+            assert (len(reader), reader.last_seq) == (3, 3)
+            with reader.snapshot() as snapshot:
+                assert snapshot.seq == 3
+
+
 # --- the end -------------------------------------------------------------------------------------
 
 
