@@ -42,6 +42,7 @@ LAYERS = [
     "transaction",
     "worker",
     "store",
+    "listening",
     "http.problem",
     "http.conditions",
     "http.access",
@@ -57,6 +58,15 @@ LAYERS = [
     "http",
     "",  # bytekv/__init__.py: the public names
     # The faces, which nobody below imports.
+    "resp.protocol",
+    "resp.arguments",
+    "resp.work",
+    "resp.commands",
+    "resp.executor",
+    "resp.session",
+    "resp.administration",
+    "resp.server",
+    "resp",
     "dbm",
     "exchange",
     "migrate",

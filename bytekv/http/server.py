@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, Final
 
+from ..listening import listen
 from ..store import Store
 from .access import Tokens
 from .application import Application
@@ -24,7 +24,6 @@ __all__ = ["running", "serve"]
 
 _MAX_CONNECTIONS: Final = 1000
 _GRACE_S: Final = 10
-_BACKLOG: Final = 128
 
 
 async def serve(
@@ -49,7 +48,7 @@ async def serve(
     """
     application = Application(store, tokens=tokens, **settings)
     uvicorn = _uvicorn()
-    sockets = _listen(host, port, anywhere=application.access.asks_for_token)
+    sockets = listen(host, port, secret="a token", is_set=application.access.asks_for_token)
     try:
         config = uvicorn.Config(
             application,
@@ -117,32 +116,6 @@ def running(store: Store, host: str = "127.0.0.1", port: int = 0, **settings: An
 
 
 # --- sockets -----------------------------------------------------------------------------------
-
-
-def _listen(host: str, port: int, *, anywhere: bool) -> list[socket.socket]:
-    """Return sockets that listen on each address of a host, all on the same port."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    addresses = list(dict.fromkeys((family, sockaddr) for family, _, _, _, sockaddr in found))
-    for _, sockaddr in addresses:
-        # The address itself is looked at, not the name, and it is the one that is bound below.
-        if not anywhere and not ipaddress.ip_address(str(sockaddr[0]).partition("%")[0]).is_loopback:
-            raise ValueError(f"{host} is not a loopback address: whoever can reach it could do everything; set a token")
-    sockets: list[socket.socket] = []
-    try:
-        for family, sockaddr in addresses:
-            listener = socket.socket(family, socket.SOCK_STREAM)
-            sockets.append(listener)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind((sockaddr[0], sockets[0].getsockname()[1] or port, *sockaddr[2:]))
-            listener.listen(_BACKLOG)
-            listener.setblocking(False)
-    except BaseException:
-        for listener in sockets:
-            listener.close()
-        raise
-    return sockets
 
 
 def _url(listener: socket.socket) -> str:

@@ -1,0 +1,252 @@
+"""How commands get at the store: the common ones straight, others in a unit of work, several in one batch.
+
+An *item* is what is carried out as a whole: the arguments of one command, or the `Block` that MULTI has gathered.
+Every item gets exactly one encoded reply, whatever goes wrong; errors of the store are translated here and nowhere
+else. Knows the store and the commands, no connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from .. import (
+    BytekvError,
+    CorruptionError,
+    DiskFullError,
+    LimitError,
+    ReadOnlyError,
+    Store,
+    StoreFailedError,
+    StoreIOError,
+)
+from .commands import COMMANDS, find_command
+from .protocol import NIL_ARRAY, Reply, ReplyError, encode, integer
+from .work import Cursors, Work
+
+__all__ = ["Block", "Executor", "Item", "Slow", "Straight", "error_of"]
+
+logger = logging.getLogger("bytekv")
+
+#: A shorter way for a command; None if the arguments are not of the simple kind.
+Straight = Callable[[list[bytes]], "bytes | None"]
+
+_MAX_REPLIES_BYTES: Final = 4 * 1024 * 1024  # to one client in one batch; what is left waits for the next
+_UNITS: Final = {b"EX": 1000, b"ex": 1000, b"PX": 1, b"px": 1}
+_MAX_TTL: Final = 10**12  # beyond, the plain way says what is wrong
+_SLOW_S: Final = 0.01
+_MAX_SLOW: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The commands between MULTI and EXEC, and the seqs that watched keys had; 0: no entry."""
+
+    commands: list[list[bytes]]
+    watched: dict[bytes, int]
+
+
+Item = list[bytes] | Block
+
+
+class Slow(NamedTuple):
+    """A line of SLOWLOG."""
+
+    number: int
+    at: int
+    duration_us: int
+    arguments: list[bytes]
+
+
+def error_of(error: Exception) -> ReplyError:
+    """Return what a client is told of an exception."""
+    if isinstance(error, ReplyError):
+        return error
+    if isinstance(error, ReadOnlyError):
+        return ReplyError(b"READONLY You can't write against a read only replica.")
+    if isinstance(error, (DiskFullError, StoreFailedError, StoreIOError)):
+        return ReplyError(b"MISCONF Errors writing to the log: %b" % _text(error))
+    if isinstance(error, CorruptionError):
+        logger.error("a client asked for something damaged: %s", error)
+        return ReplyError(b"ERR the entry is damaged on disk; see the log of the server, and bytekv repair")
+    if isinstance(error, BytekvError):
+        return ReplyError(b"ERR %b" % _text(error))
+    logger.error("a command failed", exc_info=error)
+    return ReplyError(b"ERR internal error; see the log of the server")
+
+
+def _text(error: Exception) -> bytes:
+    return str(error).encode("utf-8", "replace")
+
+
+class Executor:
+    """Carry out items against one store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.cursors = Cursors()
+        #: The commands that took longest, newest first.
+        self.slow: deque[Slow] = deque(maxlen=_MAX_SLOW)
+        self._slow_count = 0
+
+    # --- one item --------------------------------------------------------------------------------
+
+    def alone(self, item: Item, resp3: bool) -> bytes:
+        """Carry out one item as a unit of its own."""
+        began = time.perf_counter()
+        try:
+            reply = self._block(item) if isinstance(item, Block) else self._command(item)
+        except Exception as error:
+            reply = error_of(error)
+        took = time.perf_counter() - began
+        if took > _SLOW_S:
+            self._note_slow(item, took)
+        return encode(reply, resp3)
+
+    def _command(self, arguments: list[bytes]) -> Reply:
+        command = find_command(arguments)
+        if command.alone is not None:
+            return command.alone(self.store, arguments)
+        work = Work(self.store, self.cursors)
+        if command.kind == "read":
+            return command.handler(work, arguments)
+        with self.store.transaction() as transaction:
+            reply = command.handler(work, arguments)
+            work.commit(transaction)
+        return reply
+
+    def _block(self, block: Block) -> Reply:
+        with self.store.transaction() as transaction:
+            work = Work(self.store, self.cursors)
+            reply = self._within(work, block)
+            work.commit(transaction)
+        return reply
+
+    def _within(self, work: Work, item: Item) -> Reply:
+        """Carry out one item within a unit; an error of the command is its reply, and it has changed nothing then."""
+        if not isinstance(item, Block):
+            try:
+                return find_command(item).handler(work, item)
+            except Exception as error:
+                return error_of(error)
+        if any(work.seq(key) != seq for key, seq in item.watched.items()):
+            return NIL_ARRAY
+        return [self._within(work, arguments) for arguments in item.commands]
+
+    # --- many items in one batch -----------------------------------------------------------------
+
+    def together(self, shares: Sequence[tuple[Sequence[Item], bool]]) -> list[list[bytes]]:
+        """Carry out the items of several clients in as few batches as possible; return the replies to each.
+
+        A client whose replies become large gets fewer than it has items; the rest has not been carried out. When this
+        returns, all that the replies speak of is as durable as the store's sync mode makes it.
+        """
+        replies: list[list[bytes]] = [[] for _ in shares]
+        batch: list[_Task] = []
+        for client, (items, resp3) in enumerate(shares):
+            for item in items:
+                task = _Task(client, item, resp3)
+                if task.is_loner:
+                    self._batch(batch, replies)
+                    self._one_by_one([task], replies)
+                    batch = []
+                else:
+                    batch.append(task)
+        self._batch(batch, replies)
+        return replies
+
+    def _batch(self, batch: list[_Task], replies: list[list[bytes]]) -> None:
+        sizes = [sum(map(len, each)) for each in replies]
+        made: list[tuple[int, bytes]] = []
+        try:
+            with self.store.transaction() as transaction:
+                work = Work(self.store, self.cursors)
+                for client, item, resp3 in batch:
+                    if sizes[client] <= _MAX_REPLIES_BYTES:
+                        work.begin_command()
+                        made.append((client, encode(self._within(work, item), resp3)))
+                        sizes[client] += len(made[-1][1])
+                work.commit(transaction)
+        except (DiskFullError, LimitError):
+            # It was too much at once, and nothing has happened. Each for itself, some may fit.
+            self._one_by_one(batch, replies)
+            return
+        except Exception as error:
+            made = [(client, encode(error_of(error), resp3)) for client, _, resp3 in batch]
+        for client, reply in made:
+            replies[client].append(reply)
+
+    def _one_by_one(self, batch: list[_Task], replies: list[list[bytes]]) -> None:
+        for client, item, resp3 in batch:
+            if sum(map(len, replies[client])) <= _MAX_REPLIES_BYTES:
+                replies[client].append(self.alone(item, resp3))
+
+    # --- the straight way ------------------------------------------------------------------------
+
+    def straight(self, resp3: bool, *, writes: bool) -> dict[bytes, Straight]:
+        """Return the shorter ways of the commonest commands, by name.
+
+        GET takes 1.2 µs this way instead of 6, SET 1.7 instead of 16; a test compares their replies with the plain way.
+        """
+        value_of, put, delete, contains = self.store.get, self.store.put, self.store.delete, self.store.__contains__
+        null = encode(None, resp3)
+
+        def get(arguments: list[bytes]) -> bytes | None:
+            if len(arguments) != 2:
+                return None
+            value = value_of(arguments[1])
+            return null if value is None else b"$%d\r\n%b\r\n" % (len(value), value)
+
+        def exists(arguments: list[bytes]) -> bytes | None:
+            if len(arguments) != 2:
+                return None
+            return b":1\r\n" if contains(arguments[1]) else b":0\r\n"
+
+        def set_(arguments: list[bytes]) -> bytes | None:
+            if len(arguments) == 3:
+                put(arguments[1], arguments[2])
+                return b"+OK\r\n"
+            unit_ms = _UNITS.get(arguments[3]) if len(arguments) == 5 else None
+            ttl = integer(arguments[4]) if unit_ms is not None else None
+            if unit_ms is None or ttl is None or not 0 < ttl < _MAX_TTL:
+                return None
+            put(arguments[1], arguments[2], ttl=ttl * unit_ms / 1000)
+            return b"+OK\r\n"
+
+        def del_(arguments: list[bytes]) -> bytes | None:
+            if len(arguments) != 2:
+                return None
+            return b":1\r\n" if delete(arguments[1]) else b":0\r\n"
+
+        ways: dict[bytes, Straight] = {b"GET": get, b"EXISTS": exists}
+        if writes:
+            ways |= {b"SET": set_, b"DEL": del_}
+        return ways | {name.lower(): way for name, way in ways.items()}
+
+    # --- SLOWLOG ---------------------------------------------------------------------------------
+
+    def _note_slow(self, item: Item, took_s: float) -> None:
+        arguments = [b"EXEC"] if isinstance(item, Block) else item
+        shown = [argument[:128] for argument in arguments[:32]]
+        self.slow.appendleft(Slow(self._slow_count, int(time.time()), round(took_s * 1e6), shown))
+        self._slow_count += 1
+
+
+class _Task(NamedTuple):
+    """An item of one of several clients."""
+
+    client: int
+    item: Item
+    resp3: bool
+
+    @property
+    def is_loner(self) -> bool:
+        """Tell whether it has a shorter way when it is alone, which saves more than sharing a sync."""
+        if isinstance(self.item, Block):
+            return False
+        command = COMMANDS.get(self.item[0].lower())
+        return command is not None and command.alone is not None

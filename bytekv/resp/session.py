@@ -1,0 +1,422 @@
+"""What one connection has said so far, and the commands that change it: HELLO, AUTH, MULTI, WATCH and their like.
+
+A `Session` decides what becomes of a command: an answer at once, a place in the queue of MULTI, or an item for the
+executor. It holds the state that makes the difference (password shown or not, RESP2 or RESP3, MULTI, WATCH, CLIENT
+REPLY) and moves no byte itself. What it has to know of the server around it is the protocol `Door`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from .arguments import integer_of, word
+from .commands import COMMANDS, command, find_command, syntax_error, wrong_arity
+from .executor import Block, Executor, Item, error_of
+from .protocol import OK, UNTRUSTED, Limits, Reply, ReplyError, Simple, encode, integer
+from .work import Work
+
+__all__ = ["REDIS_VERSION", "Answer", "Door", "Later", "Run", "Session", "check_name", "digest_of", "session_command"]
+
+#: The version of Redis whose commands bytekv has; clients choose by it what they send.
+REDIS_VERSION: Final = "7.2.0"
+
+_MAX_QUEUE_BYTES: Final = 64 * 1024 * 1024  # of MULTI, with what the commands cost in memory
+_MAX_WATCHED_BYTES: Final = 1024 * 1024
+_MAX_NAME_BYTES: Final = 1024
+_ARGUMENT_COST: Final = 96
+
+
+class Door(Protocol):
+    """What a session has to know of its server."""
+
+    executor: Executor
+    password_digest: bytes | None
+    commands_processed: int
+    connections_received: int
+    connections_refused: int
+    started_at: float
+    limits: Limits
+    is_compacting: bool
+    is_backing_up: bool
+
+    @property
+    def sessions(self) -> Mapping[int, Session]:
+        """Return the sessions by their numbers."""
+
+    @property
+    def settings(self) -> Mapping[bytes, bytes]:
+        """Return what CONFIG GET tells."""
+
+    def compact(self) -> bool:
+        """Begin a compaction in the background; False if one is under way."""
+
+    def backup(self) -> bool:
+        """Begin a backup in the background; False if one is under way."""
+
+    def shut_down(self) -> None:
+        """Stop serving soon."""
+
+    def disconnect(self, session: Session) -> None:
+        """Close another connection."""
+
+
+def digest_of(password: bytes) -> bytes:
+    """Return what a password is compared by: of one length, so that the comparison tells nothing of it."""
+    return hashlib.sha256(password).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An item for the executor."""
+
+    item: Item
+    writes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """An answer that takes a while and is not to be waited for by others."""
+
+    make: Callable[[], Reply]
+
+
+#: What becomes of a command: bytes to send (none, if the client wants to hear nothing), or work to be done first.
+Answer = bytes | Run | Later
+
+# Commands that are carried out at once even after MULTI.
+_NEVER_QUEUED: Final = frozenset((b"multi", b"exec", b"discard", b"watch", b"quit", b"reset"))
+_NOT_REDIS: Final = frozenset((b"post", b"host:"))
+_WITHOUT_PASSWORD: Final = frozenset((b"auth", b"hello", b"quit", b"reset"))
+
+
+class Session:
+    """The state of one connection."""
+
+    def __init__(self, door: Door, number: int, address: str, local_address: str) -> None:
+        self.door = door
+        self.number = number
+        self.address = address
+        self.local_address = local_address
+        self.connected_at = time.time()
+        self.library = {b"lib-name": b"", b"lib-ver": b""}
+        self.last_command = b""
+        #: Set once the connection is to be closed, after what there is to say.
+        self.is_closing = False
+        #: Set when it turns out to be no client of Redis: it is not told another word.
+        self.is_foreign = False
+        #: Whether the answer to the command handled last is not to be sent.
+        self.is_silent = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was agreed on."""
+        self.is_authenticated = self.door.password_digest is None
+        self.resp3 = False
+        self.name = b""
+        self.watched: dict[bytes, int] = {}  # and the seqs that these keys had
+        self._off = False  # CLIENT REPLY OFF
+        self._skip_this = self._skip_next = False  # CLIENT REPLY SKIP
+        self.end_queue()
+
+    def end_queue(self) -> Block:
+        """End what MULTI began, WATCH included; return it."""
+        block = Block(getattr(self, "queue", None) or [], self.watched)
+        self.queue: list[list[bytes]] | None = None  # since MULTI
+        self.is_spoiled = False  # something that was to be queued was wrong
+        self.watched = {}
+        self._queue_bytes = 0
+        return block
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether a command may be carried out without asking `handle` what becomes of it."""
+        return self.is_authenticated and self.queue is None and not self._off and not self._skip_next
+
+    @property
+    def limits(self) -> Limits:
+        """Return what a request may ask for now."""
+        return self.door.limits if self.is_authenticated else UNTRUSTED
+
+    # --- what becomes of a command -----------------------------------------------------------------
+
+    def handle(self, arguments: list[bytes]) -> Answer:
+        """Decide what becomes of a command."""
+        self._skip_this, self._skip_next = self._skip_next, False
+        try:
+            answer = self._decide(arguments)
+        except Exception as error:
+            if self.queue is not None and not isinstance(error, _AtOnceError):
+                self.is_spoiled = True
+            answer = encode(error_of(error), self.resp3)
+        self.is_silent = self._off or self._skip_this or self._skip_next
+        return b"" if self.is_silent and isinstance(answer, bytes) else answer
+
+    def _decide(self, arguments: list[bytes]) -> Answer:
+        name = arguments[0].lower()
+        self.last_command = name[:64]
+        if name in _NOT_REDIS:
+            # A browser, or a server that was talked into sending a request here.
+            self.close_silently()
+            self.is_foreign = True
+            return b""
+        try:
+            found = find_command(arguments)
+            if not self.is_authenticated and name not in _WITHOUT_PASSWORD:
+                raise ReplyError(b"NOAUTH Authentication required.")
+        except ReplyError as error:
+            if name != b"exec":
+                raise
+            self.end_queue()
+            reason = error.text.removeprefix(b"ERR ")
+            raise ReplyError(b"EXECABORT Transaction discarded because of: %b" % reason) from None
+        if self.queue is not None and name not in _NEVER_QUEUED:
+            if found.kind == "session":
+                raise ReplyError(b"ERR Command not allowed inside a transaction")
+            return self._enqueue(arguments)
+        if name == b"unwatch":
+            self.watched.clear()
+        if found.kind != "session":
+            return Run(arguments, found.kind == "write")
+        reply = found.handler(self, arguments)
+        return reply if isinstance(reply, (Run, Later)) else encode(reply, self.resp3)
+
+    def _enqueue(self, arguments: list[bytes]) -> bytes:
+        assert self.queue is not None
+        self._queue_bytes += sum(map(len, arguments)) + _ARGUMENT_COST * (len(arguments) + 1)
+        if self._queue_bytes > _MAX_QUEUE_BYTES:
+            self.queue.clear()
+            raise ReplyError(b"ERR transaction too big: more than %d bytes are queued" % _MAX_QUEUE_BYTES)
+        self.queue.append(arguments)
+        return b"+QUEUED\r\n"
+
+    def watch(self, keys: list[bytes]) -> None:
+        """Remember the seqs that keys have now."""
+        work = Work(self.door.executor.store, self.door.executor.cursors)
+        for key in keys:
+            if key not in self.watched:
+                self.watched[key] = work.seq(key)
+        if sum(map(len, self.watched)) + _ARGUMENT_COST * len(self.watched) > _MAX_WATCHED_BYTES:
+            self.watched.clear()
+            raise _AtOnceError(b"ERR too many keys are watched")
+
+    def set_replies(self, mode: bytes) -> None:
+        """Send answers (ON), none from now on (OFF), or none to this command and the next (SKIP)."""
+        if mode == b"ON":
+            self._off = self._skip_this = False
+        elif mode == b"OFF":
+            self._off = True
+        else:
+            self._skip_next = not self._off
+
+    def close_silently(self) -> None:
+        """Close the connection without another word."""
+        self.is_closing = True
+        self.set_replies(b"OFF")
+
+    def authenticate(self, user: bytes, password: bytes) -> None:
+        """Let the client in; raise `ReplyError` if the password is wrong."""
+        wanted = self.door.password_digest
+        right = wanted is None or hmac.compare_digest(digest_of(password), wanted)
+        if user != b"default" or not right:
+            raise ReplyError(b"WRONGPASS invalid username-password pair or user is disabled.")
+        self.is_authenticated = True
+
+    def rename(self, name: bytes) -> None:
+        """Take a name for CLIENT LIST."""
+        self.name = check_name(name, b"Client names")
+
+    def describe(self) -> bytes:
+        """Return a line of CLIENT LIST."""
+        now = time.time()
+        return (
+            b"id=%d addr=%b laddr=%b name=%b age=%d flags=%b db=0 sub=0 psub=0 ssub=0 multi=%d watch=%d cmd=%b "
+            b"user=default resp=%d lib-name=%b lib-ver=%b"
+            % (
+                self.number,
+                self.address.encode(),
+                self.local_address.encode(),
+                self.name,
+                now - self.connected_at,
+                b"x" if self.queue is not None else b"N",
+                -1 if self.queue is None else len(self.queue),
+                len(self.watched),
+                self.last_command if self.last_command in COMMANDS else b"NULL",
+                3 if self.resp3 else 2,
+                self.library[b"lib-name"],
+                self.library[b"lib-ver"],
+            )
+        )
+
+
+def check_name(name: bytes, what: bytes) -> bytes:
+    """Return a name that a client gives; raise `ReplyError` if it would break a line of CLIENT LIST."""
+    if len(name) > _MAX_NAME_BYTES or any(not 33 <= char <= 126 for char in name):
+        raise ReplyError(b"ERR %b cannot contain spaces, newlines or special characters." % what)
+    return name
+
+
+class _AtOnceError(ReplyError):
+    """An error of a command that is carried out at once even after MULTI, and does not spoil what is queued."""
+
+
+# --- the connection ----------------------------------------------------------------------------
+
+
+def session_command(
+    names: str,
+    arity: int,
+    syntax: str,
+    summary: str,
+    group: str = "connection",
+    keys: tuple[int, int, int] = (0, 0, 0),
+) -> Callable[..., Any]:
+    """Enter a handler that gets a `Session` into the table."""
+    return command(names, arity, "session", syntax, summary, group=group, keys=keys)
+
+
+@session_command(
+    "hello", -1, "[2 | 3 [AUTH user password] [SETNAME name]]", "Begin: choose RESP2 or RESP3, show the password."
+)
+def _hello(session: Session, arguments: list[bytes]) -> Reply:
+    resp3, name, user = session.resp3, None, None
+    rest = iter(arguments[1:])
+    version = next(rest, None)
+    if version is not None:
+        number = integer(version)
+        if number is None:
+            raise ReplyError(b"ERR Protocol version is not an integer or out of range")
+        if number not in (2, 3):
+            raise ReplyError(b"NOPROTO unsupported protocol version")
+        resp3 = number == 3
+    for option in rest:
+        values = [next(rest, None) for _ in range(_HELLO_OPTIONS.get(word(option), 0))]
+        if not values or None in values:
+            raise ReplyError(b"ERR Syntax error in HELLO option '%b'" % option)
+        if word(option) == b"AUTH":
+            user = values
+        else:
+            name = values[0]
+    if user is not None:
+        session.authenticate(user[0] or b"", user[1] or b"")
+    if not session.is_authenticated:
+        raise ReplyError(
+            b"NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH "
+            b"<user> <pass> option can be used to authenticate the client and select the RESP protocol version at the "
+            b"same time"
+        )
+    if name is not None:
+        session.rename(name)
+    session.resp3 = resp3
+    return {
+        b"server": b"redis",
+        b"version": REDIS_VERSION.encode(),
+        b"proto": 3 if resp3 else 2,
+        b"id": session.number,
+        b"mode": b"standalone",
+        b"role": b"master",
+        b"modules": [],
+    }
+
+
+_HELLO_OPTIONS: Final = {b"AUTH": 2, b"SETNAME": 1}
+
+
+@session_command("auth", -2, "[user] password", "Show the password; the user is called default.")
+def _auth(session: Session, arguments: list[bytes]) -> Reply:
+    if len(arguments) > 3:
+        raise syntax_error()
+    if len(arguments) == 2 and session.door.password_digest is None:
+        raise ReplyError(
+            b"ERR AUTH <password> called without any password configured for the default user. Are you sure your "
+            b"configuration is correct?"
+        )
+    session.authenticate(arguments[1] if len(arguments) == 3 else b"default", arguments[-1])
+    return OK
+
+
+@session_command("quit", -1, "", "Close the connection.")
+def _quit(session: Session, arguments: list[bytes]) -> Reply:
+    session.is_closing = True
+    return OK
+
+
+@session_command("reset", 1, "", "Begin anew, as after connecting.")
+def _reset(session: Session, arguments: list[bytes]) -> Reply:
+    session.reset()
+    return Simple(b"RESET")
+
+
+@command("ping", -1, "read", "[message]", "Answer PONG, or the message.", group="connection")
+def _ping(work: Work, arguments: list[bytes]) -> Reply:
+    if len(arguments) > 2:
+        raise wrong_arity(b"ping")
+    return arguments[1] if len(arguments) == 2 else Simple(b"PONG")
+
+
+@command("echo", 2, "read", "message", "Answer the message.", group="connection")
+def _echo(work: Work, arguments: list[bytes]) -> Reply:
+    return arguments[1]
+
+
+@command("select", 2, "read", "0", "Choose a database: there is only 0.", group="connection")
+def _select(work: Work, arguments: list[bytes]) -> Reply:
+    if integer_of(arguments[1]) != 0:
+        raise ReplyError(b"ERR DB index is out of range")
+    return OK
+
+
+@command("time", 1, "read", "", "Return the time: seconds since 1970 and microseconds.", group="server")
+def _time(work: Work, arguments: list[bytes]) -> Reply:
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    return [b"%d" % seconds, b"%d" % (nanoseconds // 1000)]
+
+
+# --- MULTI -------------------------------------------------------------------------------------
+
+
+@session_command("multi", 1, "", "Begin to gather commands that are carried out together.", "transactions")
+def _multi(session: Session, arguments: list[bytes]) -> Reply:
+    if session.queue is not None:
+        raise _AtOnceError(b"ERR MULTI calls can not be nested")
+    session.queue = []
+    return OK
+
+
+@session_command(
+    "exec", 1, "", "Carry out what was gathered, all or nothing; nothing if a watched key has changed.", "transactions"
+)
+def _exec(session: Session, arguments: list[bytes]) -> Reply | Run:
+    if session.queue is None:
+        raise ReplyError(b"ERR EXEC without MULTI")
+    is_spoiled, block = session.is_spoiled, session.end_queue()
+    if is_spoiled:
+        raise ReplyError(b"EXECABORT Transaction discarded because of previous errors.")
+    return Run(block, writes=True)
+
+
+@session_command("discard", 1, "", "Forget what was gathered.", "transactions")
+def _discard(session: Session, arguments: list[bytes]) -> Reply:
+    if session.queue is None:
+        raise ReplyError(b"ERR DISCARD without MULTI")
+    session.end_queue()
+    return OK
+
+
+@session_command(
+    "watch", -2, "key [key ...]", "Let EXEC do nothing if one of these keys changes before.", "transactions", (1, -1, 1)
+)
+def _watch(session: Session, arguments: list[bytes]) -> Reply:
+    if session.queue is not None:
+        raise _AtOnceError(b"ERR WATCH inside MULTI is not allowed")
+    session.watch(arguments[1:])
+    return OK
+
+
+@command("unwatch", 1, "read", "", "Forget the watched keys.", group="transactions")
+def _unwatch(work: Work, arguments: list[bytes]) -> Reply:
+    return OK  # what there is to forget is the session's

@@ -1,0 +1,228 @@
+"""One unit of work: what commands read and write between the beginning of a transaction and its commit.
+
+Commands see a `Work`, never the store. It keeps what they write in memory, with times of expiry, and answers
+from there first, so that the commands of MULTI see each other's writes; `Executor` decides how many commands
+share one unit, and that the unit is one crash-atomic batch of the store. Knows no connection and no bytes of
+the protocol but replies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import suppress
+from heapq import merge
+from itertools import islice
+from threading import Lock
+from typing import Final, NamedTuple
+
+from .. import Store, Transaction
+from ..codec import MAX_KEY_SIZE
+from .protocol import ReplyError
+
+__all__ = ["Cursors", "Found", "Work"]
+
+_MAX_READ_BYTES: Final = 512 * 1024 * 1024  # by one command: it answers from memory
+_MAX_CURSORS: Final = 10_000
+_MAX_CURSOR_BYTES: Final = 16 * 1024 * 1024
+
+
+class Found(NamedTuple):
+    """A value and when it goes, in milliseconds since 1970 (0: never), and its seq (-1: not committed)."""
+
+    value: bytes
+    expires_ms: int = 0
+    seq: int = -1
+
+
+def now_ms() -> int:
+    """Return the time since 1970 in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class Cursors:
+    """What the cursors of SCAN mean: after which key to go on.
+
+    A cursor is a number that any connection may use, and more than once, as clients with a pool do. The table
+    forgets those that have not been used for longest; one that it has forgotten is an error and never the
+    beginning or the end.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._keys: OrderedDict[int, bytes] = OrderedDict()
+        self._bytes = 0
+        self._last = 0
+
+    def add(self, key: bytes) -> int:
+        """Return a cursor for what follows a key."""
+        with self._lock:
+            self._last += 1
+            self._keys[self._last] = key
+            self._bytes += len(key)
+            while len(self._keys) > _MAX_CURSORS or self._bytes > _MAX_CURSOR_BYTES:
+                self._bytes -= len(self._keys.popitem(last=False)[1])
+            return self._last
+
+    def key(self, cursor: int) -> bytes | None:
+        """Return the key that a cursor stands for, None if it is not known (any more)."""
+        with self._lock:
+            key = self._keys.get(cursor)
+            if key is not None:
+                self._keys.move_to_end(cursor)
+            return key
+
+
+class Work:
+    """Reads and writes of one unit over a store."""
+
+    __slots__ = ("_cleared", "_read_bytes", "_writes", "cursors", "now_ms", "store")
+
+    def __init__(self, store: Store, cursors: Cursors) -> None:
+        self.store = store
+        self.cursors = cursors
+        self._writes: dict[bytes, Found | None] = {}
+        self._cleared = False
+        self.begin_command()
+
+    def begin_command(self) -> None:
+        """Look at the clock once for a command, or for all commands of MULTI."""
+        #: The time, in milliseconds since 1970.
+        self.now_ms = now_ms()
+        self._read_bytes = 0
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def value(self, key: bytes) -> bytes | None:
+        """Return the value of a key, None if there is none."""
+        if self._cleared or key in self._writes:
+            found = self._written(key)
+            value = None if found is None else found.value
+        else:
+            value = self.store.get(key)
+        if value is not None:
+            self._count(value)
+        return value
+
+    def find(self, key: bytes) -> Found | None:
+        """Return the value of a key with the time of its expiry, None if there is none."""
+        if self._cleared or key in self._writes:
+            found = self._written(key)
+        else:
+            try:
+                entry = self.store.entry(key)
+            except KeyError:
+                return None
+            found = Found(entry.value, 0 if entry.expires is None else round(entry.expires * 1000), entry.seq)
+        if found is not None:
+            self._count(found.value)
+        return found
+
+    def exists(self, key: bytes) -> bool:
+        """Tell whether a key exists, without reading its value."""
+        if self._cleared or key in self._writes:
+            return self._written(key) is not None
+        return key in self.store
+
+    def ttl_ms(self, key: bytes) -> int:
+        """Return how long a key has left, -1 if for ever, -2 if it does not exist; without reading its value."""
+        if self._cleared or key in self._writes:
+            found = self._written(key)
+            return -2 if found is None else found.expires_ms - self.now_ms if found.expires_ms else -1
+        try:
+            ttl = self.store.ttl(key)
+        except KeyError:
+            return -2
+        return -1 if ttl is None else round(ttl * 1000)
+
+    def seq(self, key: bytes) -> int:
+        """Return the seq of a key's entry, 0 if there is none, -1 if it is not what was committed last."""
+        if self._cleared or key in self._writes:
+            return -1 if key in self._writes or key in self.store else 0
+        try:
+            return self.store.entry(key).seq
+        except KeyError:
+            return 0
+
+    def keys(
+        self,
+        prefix: bytes = b"",
+        start: bytes | None = None,
+        stop: bytes | None = None,
+        *,
+        include_start: bool = True,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[bytes]:
+        """Iterate over the keys of a range in order, as `Store.scan_keys` does."""
+        if not self._writes and not self._cleared:
+            return self.store.scan_keys(
+                prefix, start=start, stop=stop, include_start=include_start, reverse=reverse, limit=limit
+            )
+
+        def holds(key: bytes) -> bool:
+            after = start is None or key > start or (include_start and key == start)
+            return after and (stop is None or key < stop) and key.startswith(prefix)
+
+        own = sorted((key for key in self._writes if holds(key) and self._written(key)), reverse=reverse)
+        theirs = self.store.scan_keys(prefix, start=start, stop=stop, include_start=include_start, reverse=reverse)
+        rest = () if self._cleared else (key for key in theirs if key not in self._writes)
+        return islice(merge(own, rest, reverse=reverse), limit)
+
+    def __len__(self) -> int:
+        """Return the number of keys. Complexity: O(number of keys written in this unit)."""
+        count = 0 if self._cleared else len(self.store)
+        for key in self._writes:
+            count += (self._written(key) is not None) - (not self._cleared and key in self.store)
+        return count
+
+    def _written(self, key: bytes) -> Found | None:
+        found = self._writes.get(key)
+        return None if found is None or 0 < found.expires_ms <= self.now_ms else found
+
+    def _count(self, value: bytes) -> None:
+        self._read_bytes += len(value)
+        if self._read_bytes > _MAX_READ_BYTES:
+            raise ReplyError(b"ERR the reply would have more than %d bytes; ask for less at a time" % _MAX_READ_BYTES)
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def put(self, key: bytes, value: bytes, expires_ms: int = 0) -> None:
+        """Store a value; 0: it does not expire. One that has expired already is deleted."""
+        self.check_key(key)
+        gone = expires_ms < 0 or 0 < expires_ms <= self.now_ms
+        self._writes.pop(key, None)
+        self._writes[key] = None if gone else Found(value, expires_ms)
+
+    def check_key(self, key: bytes) -> None:
+        """Raise `ReplyError` if nothing can be stored under a key."""
+        if len(key) > MAX_KEY_SIZE:
+            raise ReplyError(b"ERR a key of %d bytes; the limit is %d" % (len(key), MAX_KEY_SIZE))
+
+    def delete(self, key: bytes) -> bool:
+        """Delete a key; tell whether it existed."""
+        if not self.exists(key):
+            return False
+        self._writes.pop(key, None)
+        self._writes[key] = None
+        return True
+
+    def clear(self) -> None:
+        """Delete every key."""
+        self._writes.clear()
+        self._cleared = True
+
+    def commit(self, transaction: Transaction) -> None:
+        """Hand over what was written to the transaction of the store in which it was."""
+        if self._cleared:
+            for key in self.store.scan_keys():
+                if key not in self._writes:
+                    with suppress(KeyError):  # expired meanwhile
+                        del transaction[key]
+        for key, found in self._writes.items():
+            if found is None:
+                with suppress(KeyError):
+                    del transaction[key]
+            else:
+                transaction.put(key, found.value, expires=found.expires_ms / 1000 if found.expires_ms else None)
