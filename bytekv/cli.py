@@ -138,6 +138,27 @@ def _parse_import(command: argparse.ArgumentParser) -> None:
     command.add_argument("--columns", metavar="KEY,VALUE", help="the columns, for sqlite; otherwise the first two")
 
 
+def _parse_serve(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--resp", metavar="HOST:PORT", help="serve Redis clients there")
+    command.add_argument("--http", metavar="HOST:PORT", help="serve HTTP there; needs bytekv[http]")
+    password = command.add_mutually_exclusive_group()
+    password.add_argument("--password", metavar="TEXT", help="what Redis clients have to say; ps shows it to others")
+    password.add_argument("--password-file", metavar="FILE", help="its first line is the password")
+    token = command.add_mutually_exclusive_group()
+    token.add_argument("--token", metavar="TEXT", help="the bearer token that HTTP asks for; ps shows it to others")
+    token.add_argument("--token-file", metavar="FILE", help="lines of a token and its scopes: read, write, admin")
+    command.add_argument(
+        "--allowed-host", metavar="NAME", action="append", default=[], help="a name that HTTP answers to; repeatable"
+    )
+    command.add_argument("--backup-dir", metavar="DIR", help="where BGSAVE puts backups")
+    command.add_argument(
+        "--sync",
+        choices=("interval", "always", "os"),
+        default="interval",
+        help="when a write survives a power cut: after a second, before its reply, or when the system likes",
+    )
+
+
 def _parse_backup(command: argparse.ArgumentParser) -> None:
     command.add_argument("dest", metavar="DEST", help="a new or empty directory, or an earlier backup of this store")
     _takes_json(command)
@@ -186,6 +207,7 @@ COMMANDS: Final = (
         commands.import_entries,
         _parse_import,
     ),
+    Command("serve", "serve the store to Redis clients and over HTTP until told to stop", commands.serve, _parse_serve),
     Command("inspect", "show what lies in the bytes of a segment", commands.inspect_segment, _parse_inspect),
 )
 

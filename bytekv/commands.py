@@ -471,3 +471,79 @@ def _show_found(arguments: Namespace, found: Any) -> None:
     if found.note:
         text += f": {found.note}"
     _print(f"{found.offset:10} {found.size:10} {found.seq or '':>10}  {text}")
+
+
+# --- serve -------------------------------------------------------------------------------------
+
+_MAX_SECRETS_SIZE: Final = 1 << 20
+
+
+def serve(arguments: Namespace) -> int:
+    """Serve the store at one or two doors until told to stop."""
+    import asyncio
+
+    from .serve import Door, DoorError, serve_doors
+
+    doors: list[Door] = []
+    try:
+        if arguments.resp is not None:
+            from .resp import serve as serve_resp
+
+            host, port = _address(arguments.resp, 6379)
+            password = _first_line(arguments.password_file) if arguments.password_file else arguments.password
+            at_resp = {"password": password, "backup_dir": arguments.backup_dir}
+            at_resp["group_commit"] = arguments.sync == "always"
+            doors.append(lambda started: serve_resp(store, host, port, started=started, **at_resp))
+        if arguments.http is not None:
+            from .http import serve as serve_http
+
+            http_host, http_port = _address(arguments.http, 8080)
+            tokens = _tokens(arguments.token_file) if arguments.token_file else arguments.token
+            at_http = {"tokens": tokens, "allowed_hosts": arguments.allowed_host}
+            doors.append(lambda started: serve_http(store, http_host, http_port, started=started, **at_http))
+        if not doors:
+            raise UsageError("say where to serve: --resp HOST:PORT, --http HOST:PORT, or both")
+        with _store(arguments, "c", sync=arguments.sync) as store:
+            asyncio.run(serve_doors(store, doors, lambda where: say(f"serving {store.path} at {' and '.join(where)}")))
+    except DoorError as error:
+        raise UsageError(f"cannot serve there: {error}") from None
+    return DONE
+
+
+def _address(text: str, default_port: int) -> tuple[str, int]:
+    from .serve import address_of
+
+    try:
+        return address_of(text, default_port)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _first_line(path: str) -> str:
+    for line in _lines(path)[:1]:
+        if line:
+            return line
+    raise UsageError(f"{path}: the first line is empty, and no password")
+
+
+def _tokens(path: str) -> dict[str, str]:
+    """Return tokens with their scopes from lines like ``TOKEN read write``; a token alone may do everything."""
+    tokens: dict[str, str] = {}
+    for number, line in enumerate(_lines(path), 1):
+        token, _, scopes = line.strip().partition(" ")
+        if not token or token.startswith("#"):
+            continue
+        if token in tokens:
+            raise UsageError(f"{path}: the token of line {number} stands there twice")
+        tokens[token] = scopes.strip() or "read write admin"
+    if not tokens:
+        raise UsageError(f"{path}: has no token")
+    return tokens
+
+
+def _lines(path: str) -> list[str]:
+    with _read(path) as file:
+        try:
+            return file.read(_MAX_SECRETS_SIZE).decode().splitlines()
+        except UnicodeDecodeError:
+            raise UsageError(f"{path}: not UTF-8") from None

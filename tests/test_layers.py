@@ -72,6 +72,7 @@ LAYERS = [
     "migrate",
     "inspection",
     "terminal",
+    "serve",
     "commands",
     "cli",
     "__main__",
