@@ -57,7 +57,7 @@ class View:
     `locations` second; so nobody needs a lock. Memory: in proportion to what is written while it is open.
     """
 
-    __slots__ = ("__weakref__", "_keydir", "_vanished", "count", "number", "seq", "undo")
+    __slots__ = ("__weakref__", "_keydir", "_vanished", "count", "number", "read_ahead", "seq", "undo")
 
     def __init__(self, keydir: Keydir, number: int, seq: int) -> None:
         self._keydir = keydir
@@ -65,6 +65,7 @@ class View:
         self.seq = seq
         self.count = len(keydir.locations)
         self.undo: dict[bytes, tuple[int, int] | None] = {}  # key -> (location, expires_ms); None: was not there
+        self.read_ahead: list[tuple[bytes, bytes]] = []  # what a scan has read and perhaps not yet given out
         self._vanished: SortedList = _sorted_list()  # keys in undo that were there
 
     def note(self, key: bytes, location: int | None, expires_ms: int) -> None:
@@ -255,6 +256,11 @@ class Keydir:
     def close_view(self, view: View) -> None:
         """Stop keeping a view up; it is not to be used any more. Without the lock."""
         self.views.pop(view.number, None)
+
+    def drop_views(self) -> None:
+        """Take from every open view what it has read ahead: the store is closed, and its scans are to say so."""
+        for view in self._open_views():
+            view.read_ahead.clear()
 
     def _open_views(self) -> list[View]:
         return [view for reference in list(self.views.values()) if (view := reference()) is not None]

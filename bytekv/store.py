@@ -24,10 +24,12 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import suppress
+from itertools import chain
 from types import TracebackType
 
 from . import compactor, log, recovery
 from .batch import Batch
+from .chunks import pairs_of
 from .codec import (
     CLEAR,
     PREFIX,
@@ -389,13 +391,15 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         ...     db.get_many(["a", "b"])
         {b'a': b'1'}
         """
+        self._check_open()
+        wanted = [key if type(key) is bytes else to_bytes("key", key) for key in keys]
+        if self._commit.interrupted:
+            self._commit.settle_for_reader()
         found: dict[bytes, bytes] = {}
-        for key in keys:
-            if type(key) is not bytes:
-                key = to_bytes("key", key)
-            value = self._value(key)
-            if value is not None:
-                found[key] = value
+        for _, pairs in pairs_of(
+            wanted, self._locations, self._readers, lambda _: False, self._value, trusting=self._trusting
+        ):
+            found.update(pairs)
         return found
 
     def read(self, key: Bytes, offset: int = 0, length: int | None = None) -> bytes:
@@ -472,38 +476,53 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def pairs_in(self, view: View, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
         """Walk through keys and values of a range at the moment of a view."""
-        value_of, undo, chunk = self._value, view.undo, _FIRST_CHUNK
+        return chain.from_iterable(self._chunks_in(view, range_, limit))
+
+    def _chunks_in(self, view: View, range_: Range, limit: int | None) -> Iterator[list[tuple[bytes, bytes]]]:
+        undo, chunk = view.undo, _FIRST_CHUNK if limit is None else limit
         while not range_.is_empty and limit != 0:
-            count = chunk if limit is None else min(chunk, limit)
+            count = min(chunk, _LAST_CHUNK) if limit is None else min(limit, _LAST_CHUNK)
             self._check_open()
+            if self._commit.interrupted:
+                self._commit.settle_for_reader()
             with self._commit.lock:
                 keys = view.select(*range_, count)
-            for key in keys:
-                # The fast way first: a key that has not changed, which is known only after the read.
-                value = value_of(key)
-                if key in undo:
-                    found = self.find_in(view, key)
-                    value = None if found is None else found.value
-                if value is not None:
-                    yield key, value
-                    if limit is not None:
-                        limit -= 1
+            done = 0
+            for stop, pairs in pairs_of(
+                keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting
+            ):
+                # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
+                if undo and not undo.keys().isdisjoint(keys[done:stop]):
+                    pairs = self._pairs_at(view, keys[done:stop])
+                done = stop
+                if limit is not None:
+                    limit -= len(pairs)
+                view.read_ahead = pairs
+                yield pairs
+                self._check_open()
             if len(keys) < count:
                 return
             range_ = range_.after(keys[-1])
-            chunk = min(2 * chunk, _LAST_CHUNK)
+            chunk *= 2
+
+    def _is_whole(self, segment: int) -> bool:
+        return not self._keydir.has_dead(segment)
+
+    def _pairs_at(self, view: View, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
+        found = ((key, self.find_in(view, key)) for key in keys)
+        return [(key, entry.value) for key, entry in found if entry is not None]
 
     def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
-        return self._closing(self.walk_in, self._open_view(), range_, limit)
+        view = self._open_view()
+        return self._closing(self.walk_in(view, range_, limit), view)
 
     def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
-        return self._closing(self.pairs_in, self._open_view(), range_, limit)
+        view = self._open_view()
+        return chain.from_iterable(self._closing(self._chunks_in(view, range_, limit), view))
 
-    def _closing(
-        self, walk: Callable[[View, Range, int | None], Iterator[T]], view: View, range_: Range, limit: int | None
-    ) -> Iterator[T]:
+    def _closing(self, walk: Iterator[T], view: View) -> Iterator[T]:
         try:
-            yield from walk(view, range_, limit)
+            yield from walk
         finally:
             self._close_view(view)
 
@@ -1188,6 +1207,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             refuse = lambda: StoreClosedError(f"{path}: this store was closed")  # noqa: E731
             commit.refusal = refuse
             self._locations = _Gone(refuse)
+            self._keydir.drop_views()
             self._segments.drop()
             self._directory.release()
             self._is_closed = True
@@ -1202,6 +1222,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         commit.refusal = refuse
         self._compacting = threading.RLock()
         self._locations = _Gone(refuse)
+        self._keydir.drop_views()
         self._segments.drop()
         self._directory.abandon()
 

@@ -40,6 +40,7 @@ LAYERS = [
     "batch",
     "snapshot",
     "transaction",
+    "chunks",
     "worker",
     "store",
     "listening",
