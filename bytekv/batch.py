@@ -5,13 +5,17 @@ A batch is filled without any lock and without touching the store; the last writ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
+from .codec import MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes
 from .errors import BytekvError
 from .mapping import Bytes, Expiry, expiry_of, key_of, value_of
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "Writes"]
+
+#: What is to be done with each key: a value to be stored, perhaps with an expiry, or None: delete it.
+Writes = dict[bytes, bytes | tuple[bytes, Expiry] | None]
 
 
 class Batch:
@@ -28,9 +32,9 @@ class Batch:
     {b'from': b'90', b'to': b'110'}
     """
 
-    def __init__(self, commit: Callable[[dict[bytes, tuple[bytes, Expiry] | None]], int | None]) -> None:
+    def __init__(self, commit: Callable[[Writes], int | None]) -> None:
         self._commit = commit
-        self._writes: dict[bytes, tuple[bytes, Expiry] | None] = {}
+        self._writes: Writes = {}
         self._done = False
         #: seq of the last operation once committed; None before, or if there was nothing to do.
         self.seq: int | None = None
@@ -38,9 +42,22 @@ class Batch:
     def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None, expires: float | None = None) -> None:
         """Store ``value`` under ``key`` when the batch is committed; ``ttl`` counts from then on."""
         self._check_open()
-        key, value, expiry = key_of(key), value_of(value), expiry_of(ttl, expires)
+        key, value = key_of(key), value_of(value)
         self._writes.pop(key, None)  # so that it takes its place at the end
-        self._writes[key] = value, expiry
+        self._writes[key] = value if ttl is None and expires is None else (value, expiry_of(ttl, expires))
+
+    def put_all(self, pairs: Iterable[tuple[Bytes, Bytes]]) -> None:
+        """Store all of these when the batch is committed: as `put` of each, in half the time."""
+        self._check_open()
+        writes = self._writes
+        for key, value in pairs:
+            if type(key) is not bytes or type(value) is not bytes:
+                key, value = key_of(key), value_of(value)
+            elif len(key) > MAX_KEY_SIZE or len(value) > MAX_VALUE_SIZE:
+                check_sizes(key, value)
+            if key in writes:
+                del writes[key]
+            writes[key] = value
 
     def delete(self, key: Bytes) -> None:
         """Delete ``key`` when the batch is committed; no error if it is not there then."""

@@ -23,6 +23,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import accumulate, chain, repeat
+from operator import add
 
 from . import log
 from .codec import (
@@ -35,6 +37,7 @@ from .codec import (
     PUT,
     SIZE_MASK,
     SYNC_MARK,
+    TOMBSTONE,
     check_sizes,
     checksum,
     encode_entry,
@@ -52,7 +55,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 
-__all__ = ["Committer", "Operation"]
+__all__ = ["Committer", "Operation", "Puts"]
 
 
 def _owned(lock: Any) -> Callable[[], bool]:
@@ -67,6 +70,29 @@ class Operation(NamedTuple):
     key: bytes
     value: bytes = b""
     expires_ms: int = 0
+
+
+class Puts(NamedTuple):
+    """Many puts without expiry before they have seqs; no key comes twice."""
+
+    keys: list[bytes]
+    values: list[bytes]
+
+    def operations(self) -> list[Operation]:
+        """Return them one by one."""
+        return [Operation(PUT, key, value) for key, value in zip(self.keys, self.values, strict=True)]
+
+
+class _PendingPuts(NamedTuple):
+    """Many puts that are being carried out."""
+
+    writer: Writer
+    offset: int
+    parts: list[bytes]
+    keys: list[bytes]
+    locations: list[int]
+    seq: int
+    end: int
 
 
 class _Pending(NamedTuple):
@@ -197,27 +223,22 @@ class Committer:
                     end = offset + size
                     if end <= writer.fast_end and size <= 8191:  # SIZE_MASK; a longer one has no fast place
                         seq = self.seq + 1
-                        head = _pack_entry(1, key_size, size - key_size - 27, seq, self._clock_ns() // 1000000)
-                        body = head + key + value
+                        body = _pack_entry(1, key_size, len(value), seq, self._clock_ns() // 1000000) + key + value
                         entry = body + _pack_crc(checksum(body, writer.seed))
                         location = writer.base | offset << 13 | size
-                        self.pending = writer, offset, entry, key, location, seq
+                        self.pending = writer, offset, entry, key, location, seq, 0
                         writer.map[offset:end] = entry  # type: ignore[index]
                         writer.end = end
                         self.seq = seq
                         keydir = self.keydir
-                        locations = keydir.locations
-                        old = locations.get(key)
-                        if keydir.expires or keydir.expired or keydir.views or (old is not None and not old & 8191):
+                        if keydir.expires or keydir.expired or keydir.views or keydir.changed is not None:
                             keydir.put(key, location, 0, self._size_of(keydir.newest(key)))
-                        elif old is None:
-                            if keydir.changed is not None:
-                                keydir.changed.add(key)
-                            locations[key] = location
                         else:
-                            locations[key] = location
-                            segment = old >> 44
-                            keydir.dead[segment] = keydir.dead.get(segment, 0) + (old & 8191)
+                            old = keydir.locations.setdefault(key, location)
+                            if old is not location:
+                                keydir.locations[key] = location
+                                segment = old >> 44
+                                keydir.dead[segment] = keydir.dead.get(segment, 0) + (old & 8191 or self._size_of(old))
                         self.pending = None
                         return seq
             except BaseException:
@@ -227,13 +248,70 @@ class Committer:
         check_sizes(key, value)
         return self.apply([Operation(PUT, key, value)])
 
+    def delete(self, key: bytes) -> bool:
+        """Append one tombstone if the key exists, and tell whether it did.
+
+        Flattened as `put` is: 1.4 µs instead of 5.5.
+        """
+        if self.pending is not None:
+            self.settle()
+        with self.lock:
+            if self.pending is not None:
+                self._roll_forward()
+            self.pending = _ENTERED
+            try:
+                writer, keydir = self.segments.writer, self.keydir
+                if writer is not None and not (keydir.expires or keydir.expired or keydir.views):
+                    key_size = len(key)
+                    size = key_size + 27
+                    offset = writer.end
+                    end = offset + size
+                    if end <= writer.fast_end and size <= 8191:
+                        locations = keydir.locations
+                        old = locations.get(key)
+                        if old is None:
+                            self.pending = None
+                            return False
+                        old_size = old & 8191 or self._size_of(old)
+                        seq = self.seq + 1
+                        body = _pack_entry(2, key_size, 0, seq, self._clock_ns() // 1000000) + key
+                        entry = body + _pack_crc(checksum(body, writer.seed))
+                        segment = writer.base >> 44
+                        tombstones = keydir.tombstones.get(segment, 0) + size
+                        self.pending = writer, offset, entry, key, None, seq, tombstones
+                        writer.map[offset:end] = entry  # type: ignore[index]
+                        writer.end = end
+                        self.seq = seq
+                        keydir.tombstones[segment] = tombstones
+                        if keydir.changed is not None:
+                            keydir.changed.add(key)
+                        del locations[key]
+                        segment = old >> 44
+                        keydir.dead[segment] = keydir.dead.get(segment, 0) + old_size
+                        self.pending = None
+                        return True
+            except BaseException:
+                self.interrupted = True
+                raise
+            self.pending = None
+        check_sizes(key)
+        existed = False
+
+        def decide() -> Sequence[Operation]:
+            nonlocal existed
+            existed = self.newest(key, self._files.now_ms()) is not None
+            return [Operation(TOMBSTONE, key)] if existed else []
+
+        self.change(decide)
+        return existed
+
     # --- the long way --------------------------------------------------------------------------
 
     def apply(self, operations: list[Operation]) -> int:
         """Carry out operations as one atomic change; return the seq of the last."""
         return self.change(lambda: operations)
 
-    def change(self, decide: Callable[[], Sequence[Operation]], gate_owner: object = None) -> int:
+    def change(self, decide: Callable[[], Sequence[Operation] | Puts], gate_owner: object = None) -> int:
         """Ask what is to be done, under the lock, and do it as one atomic change; return the last seq.
 
         What ``decide`` answers may depend on an entry that is not durable yet, so with ``sync="always"``
@@ -247,7 +325,9 @@ class Committer:
                     self._check_gate(gate_owner)
                 self.enter()
                 operations = decide()
-                if operations:
+                if isinstance(operations, Puts):
+                    self._append_puts(operations)
+                elif operations:
                     self.append(operations)
                 else:
                     self.pending = None
@@ -408,6 +488,65 @@ class Committer:
         self._carry_out(self.pending)
         return seq
 
+    def _append_puts(self, puts: Puts) -> None:
+        """Append as `append` does, with what C does for a whole list: 0.5 µs a put instead of 1.9."""
+        keys, values = puts
+        keydir = self.keydir
+        count = len(keys)
+        total = sum(map(len, keys)) + sum(map(len, values)) + OVERHEAD * count
+        if self._always or keydir.expires or keydir.expired or keydir.views or total > _JOIN_BELOW * count:
+            self.append(puts.operations())
+            return
+        if total > MAX_BATCH_SIZE:
+            self.pending = None
+            raise LimitError(f"a batch of {total} bytes; the limit is {MAX_BATCH_SIZE}")
+        try:
+            writer = self._make_room(total, only_deletes=False)
+        except BytekvError:
+            self.pending = None
+            raise
+        flags = chain(repeat(PUT | CONTINUES, count - 1), (PUT,))
+        seqs = range(self.seq + 1, self.seq + count + 1)
+        now_ms = self._clock_ns() // 1_000_000
+        heads = map(_pack_entry, flags, map(len, keys), map(len, values), seqs, repeat(now_ms))
+        bodies = list(map(b"".join, zip(heads, keys, values, strict=True)))
+        crcs = map(_pack_crc, map(checksum, bodies, repeat(writer.seed)))
+        entries = list(map(add, bodies, crcs))
+        sizes = list(map(len, entries))
+        base = writer.base
+        locations = [
+            base | offset << 13 | (size if size <= 8191 else 0)
+            for offset, size in zip(
+                accumulate(sizes, initial=writer.end), sizes, strict=False
+            )  # one offset more: the end
+        ]
+        self.pending = _PendingPuts(
+            writer, writer.end, [b"".join(entries)], keys, locations, self.seq + count, writer.end + total
+        )
+        self._carry_out_puts(self.pending)
+
+    def _carry_out_puts(self, pending: _PendingPuts) -> None:
+        """Do what `pending` says; once more is the same as once."""
+        writer = pending.writer
+        try:
+            writer.write(pending.offset, pending.parts)
+        except BytekvError:
+            self.pending = None  # cut off again: it has not happened
+            raise
+        self.segments.show_writer()
+        writer.end = pending.end
+        self.seq = pending.seq
+        uncounted, self._uncounted = self._uncounted, True
+        unsettled, self.interrupted = self.interrupted, True  # readers come and wait, see `_show`
+        if self._mode == "interval" and self.dirty_since is None:
+            self.dirty_since = self._files.monotonic()
+        self.keydir.put_all(pending.keys, pending.locations, self._size_of)
+        self.interrupted = unsettled
+        self._uncounted = uncounted
+        if uncounted:
+            self._recount()
+        self.pending = None
+
     def _carry_out(self, pending: _Pending) -> None:
         """Do what `pending` says; once more is the same as once."""
         writer = pending.writer
@@ -468,16 +607,23 @@ class Committer:
         pending = self.pending
         if callable(pending):
             pending()
+        elif isinstance(pending, _PendingPuts):
+            self._uncounted = True
+            self._carry_out_puts(pending)
         elif isinstance(pending, _Pending):
             self._uncounted = True
             self._carry_out(pending)
         elif pending:
-            writer, offset, entry, key, location, seq = pending
+            writer, offset, entry, key, location, seq, tombstones = pending
             self._uncounted = True
             writer.write(offset, [entry])
             writer.end = offset + len(entry)
             self.seq = seq
-            self.keydir.put(key, location, 0, 0)
+            if location is None:
+                self.keydir.tombstones[writer.header.segment_id] = tombstones
+                self.keydir.remove(key, 0)
+            else:
+                self.keydir.put(key, location, 0, 0)
         if self._uncounted:
             self._recount()
         self.pending = None

@@ -155,6 +155,17 @@ class Keydir:
         if old is not None and old != location:
             self.bury(old >> SEGMENT_SHIFT, old_size)
 
+    def put_all(self, keys: list[bytes], locations: list[int], sizes_of: SizeOf) -> None:
+        """Point keys at new locations where nothing expires and no view is open; repeatable, but for the count."""
+        replaced = list(map(self.locations.get, keys))
+        if self.changed is not None:
+            self.changed.update(key for key, old in zip(keys, replaced, strict=True) if old is None)
+        self.locations.update(zip(keys, locations, strict=True))
+        dead = self.dead
+        for old in filter(None, replaced):
+            segment = old >> SEGMENT_SHIFT
+            dead[segment] = dead.get(segment, 0) + (old & SIZE_MASK or sizes_of(old))
+
     def remove(self, key: bytes, old_size: int) -> None:
         """Forget a key, live or expired; its entry is dead from now on."""
         if self.views:

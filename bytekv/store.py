@@ -28,7 +28,7 @@ from itertools import chain
 from types import TracebackType
 
 from . import compactor, log, recovery
-from .batch import Batch
+from .batch import Batch, Writes
 from .chunks import pairs_of
 from .codec import (
     CLEAR,
@@ -44,7 +44,7 @@ from .codec import (
 from .codec import (
     Entry as StoredEntry,
 )
-from .commit import Committer, Operation
+from .commit import Committer, Operation, Puts
 from .compactor import Compaction, Compactor, Progress
 from .directory import Directory, forget_locks_after_fork
 from .errors import (
@@ -82,7 +82,7 @@ from .record import NamedTuple
 from .recovery import Recovery
 from .segment_manager import Pin, SegmentManager
 from .snapshot import Snapshot
-from .transaction import Transaction, Writes
+from .transaction import Transaction
 from .worker import Pacer, StopWork, Worker, start_no_more
 
 TYPE_CHECKING = False
@@ -589,16 +589,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def delete(self, key: Bytes) -> bool:
         """Delete ``key``; tell whether it existed. If not, nothing is written."""
-        key = key_of(key)
-        existed = False
-
-        def decide() -> Sequence[Operation]:
-            nonlocal existed
-            existed = self._commit.newest(key, self._files.now_ms()) is not None
-            return [Operation(TOMBSTONE, key)] if existed else []
-
-        self._commit.change(decide)
-        return existed
+        if type(key) is not bytes:
+            key = to_bytes("key", key)
+        return self._commit.delete(key)
 
     def __delitem__(self, key: Bytes) -> None:
         """Delete ``key``; `KeyError` if it does not exist."""
@@ -701,10 +694,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118 - the protocol of dict.update
             else:
                 pairs = other
-            for key, value in pairs:
-                batch.put(key, value)
-            for name, value in more.items():
-                batch.put(name, value)
+            batch.put_all(pairs)
+            batch.put_all(more.items())
 
     def __ior__(self, other: Any) -> Store:  # type: ignore[misc,override]
         self.update(other)
@@ -785,16 +776,23 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _commit_batch(self, writes: Writes, gate_owner: object = None) -> int | None:
         commit = self._commit
+        values = list(writes.values())
+        if set(map(type, values)) == {bytes}:
+            puts = Puts(list(writes), values)  # type: ignore[arg-type]
+            return commit.change(lambda: puts, gate_owner)
         operations: list[Operation] = []
 
         def decide() -> Sequence[Operation]:
             nonlocal operations
             now_ms = self._files.now_ms()
-            operations = [
-                Operation(TOMBSTONE, key) if write is None else Operation(PUT, key, write[0], write[1].at(now_ms))
-                for key, write in writes.items()
-                if write is not None or commit.newest(key, now_ms) is not None
-            ]
+            operations.clear()
+            for key, write in writes.items():
+                if isinstance(write, bytes):
+                    operations.append(Operation(PUT, key, write))
+                elif write is not None:
+                    operations.append(Operation(PUT, key, write[0], write[1].at(now_ms)))
+                elif commit.newest(key, now_ms) is not None:
+                    operations.append(Operation(TOMBSTONE, key))
             return operations
 
         seq = commit.change(decide, gate_owner)

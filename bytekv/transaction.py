@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, MutableMapping
 from heapq import merge
 from types import TracebackType
 
+from .batch import Writes
 from .errors import BytekvError
-from .mapping import Bytes, Expiry, OrderedMapping, Range, expiry_of, key_of, to_bytes, value_of
+from .mapping import Bytes, OrderedMapping, Range, expiry_of, key_of, to_bytes, value_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Transaction"]
-
-Writes = dict[bytes, tuple[bytes, Expiry] | None]
 
 
 class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
@@ -93,7 +92,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         key = to_bytes("key", key)
         if key in self._writes:
             write = self._writes[key]
-            value = None if write is None else write[0]
+            value = write[0] if isinstance(write, tuple) else write
         else:
             value = self._store.get(key)
         if value is None:
@@ -103,9 +102,9 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None, expires: float | None = None) -> None:
         """Store ``value`` under ``key``; ``ttl`` counts from the commit on."""
         self._check()
-        key, value, expiry = key_of(key), value_of(value), expiry_of(ttl, expires)
+        key, value = key_of(key), value_of(value)
         self._writes.pop(key, None)
-        self._writes[key] = value, expiry
+        self._writes[key] = value if ttl is None and expires is None else (value, expiry_of(ttl, expires))
 
     __setitem__ = put
 

@@ -166,8 +166,8 @@ MUTANTS = [
     _mutant(
         "an interrupted write is not rolled forward",
         "commit",
-        "        if callable(pending):\n            pending()\n        elif isinstance(pending, _Pending):",
-        "        self.pending = None\n        if callable(pending):\n            pending()\n        elif False:",
+        "            self._uncounted = True\n            self._carry_out(pending)\n",
+        "            pass\n",
         "tests/test_interrupts.py",
     ),
     # --- compaction ----------------------------------------------------------------------------

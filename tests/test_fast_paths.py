@@ -1,0 +1,201 @@
+"""What is written out for speed does what the plain way does: same bytes on disk, same keydir, same answers."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bytekv.commit import Committer, Puts
+from bytekv.segment import Writer
+from bytekv.store import Store
+from tests.harness import FakeFiles, open_store, segment_files
+
+KEYS = [b"", b"a", b"b" * 20, b"c" * 300, b"d" * 9000, *(b"%d" % number for number in range(6))]
+VALUES = [b"", b"v", b"x" * 100, b"y" * 8100, b"z" * 9000]
+
+keys, values = st.sampled_from(KEYS), st.sampled_from(VALUES)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), keys, values),
+        st.tuples(st.just("set"), keys, values),
+        st.tuples(st.just("delete"), keys),
+        st.tuples(st.just("update"), st.lists(st.tuples(keys, values), max_size=8)),
+        st.tuples(st.just("order")),
+        st.tuples(st.just("expire"), keys),
+        st.tuples(st.just("reopen")),
+        st.tuples(st.just("compact")),
+    ),
+    max_size=25,
+)
+
+
+class SameFiles(FakeFiles):
+    """Salts that two stores share, so that the same entries are the same bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._random = random.Random(3)
+
+    def random(self, size: int) -> bytes:
+        return self._random.randbytes(size)
+
+
+@contextmanager
+def plain_ways_only() -> Iterator[None]:
+    make_room = Writer.make_room
+
+    def without_fast_end(self: Writer, *arguments: Any, **named: Any) -> None:
+        make_room(self, *arguments, **named)
+        self.fast_end = 0
+
+    def one_by_one(self: Committer, puts: Puts) -> None:
+        self.append(puts.operations())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Writer, "make_room", without_fast_end)
+        patch.setattr(Committer, "_append_puts", one_by_one)
+        yield
+
+
+def live(path: Path, story: list[tuple[Any, ...]], **options: Any) -> tuple[Any, ...]:
+    """Run a story and return all that can be told of the store afterwards."""
+    files = SameFiles()
+    db = open_store(path, files=files, sync="os", **options)
+    said: list[Any] = []
+    for what, *given_ in story:
+        if what == "put":
+            said.append(db.put(*given_))
+        elif what == "set":
+            db[given_[0]] = given_[1]
+        elif what == "delete":
+            said.append(db.delete(*given_))
+        elif what == "update":
+            db.update(given_[0])
+        elif what == "order":
+            said.append(list(db))
+        elif what == "expire":
+            said.append(db.expire(given_[0], 1000.0))
+        elif what == "compact":
+            db.compact()
+        else:
+            db.close()
+            db = open_store(path, files=files, sync="os", **options)
+    keydir = db._keydir
+    state = (
+        said,
+        dict(db),
+        db.last_seq,
+        dict(keydir.locations),
+        {segment: count for segment, count in keydir.dead.items() if count},
+        {segment: count for segment, count in keydir.tombstones.items() if count},
+    )
+    assert db.verify().ok
+    db.close()
+    return (*state, {file.name: file.read_bytes() for file in segment_files(path)})
+
+
+@settings(max_examples=60)
+@given(story=steps, io=st.sampled_from(["mmap", "pread"]))
+def test_writes_leave_the_same_bytes(story: list[tuple[Any, ...]], io: str) -> None:
+    parent = Path(tempfile.mkdtemp(prefix="bytekv-"))
+    try:
+        fast = live(parent / "fast", story, io=io, segment_size_bytes=60_000)
+        with plain_ways_only():
+            plain = live(parent / "plain", story, io=io, segment_size_bytes=60_000)
+        assert fast == plain
+    finally:
+        shutil.rmtree(parent)
+
+
+def test_the_plain_way_is_plain(path: Path) -> None:
+    """Else the comparison above compares the fast way with itself."""
+    with plain_ways_only(), open_store(path, sync="os") as db:
+        db["a"] = "1"
+        assert db._segments.writer is not None
+        assert db._segments.writer.fast_end == 0
+    with open_store(path, sync="os") as db:
+        db["b"] = "1"
+        assert db._segments.writer is not None
+        assert db._segments.writer.fast_end > 0
+
+
+# --- reading in chunks -----------------------------------------------------------------------------
+
+
+def filled(path: Path, seed: int, *, alike: bool, **options: Any) -> Store:
+    rest = random.Random(seed)
+    db = open_store(path, **options)
+    for number in rest.sample(range(3000), 3000):
+        db[b"%06d" % number] = rest.randbytes(20 if alike else rest.choice([0, 1, 20, 21, 300, 8100, 9000]))
+    return db
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("compacted", [False, True])
+def test_chunks_hold_what_single_reads_give(path: Path, io: str, alike: bool, compacted: bool) -> None:
+    db = filled(path, 1, alike=alike, io=io, segment_size_bytes=200_000, sync="os")
+    for number in range(0, 3000, 7):
+        del db[b"%06d" % number]
+    if compacted:
+        db.compact()
+    single = [(key, db[key]) for key in db]
+    assert list(db.items()) == single
+    assert list(db.scan(reverse=True)) == single[::-1]
+    assert list(db.scan(start=b"001000", limit=500)) == [pair for pair in single if pair[0] >= b"001000"][:500]
+    assert db.get_many([key for key, _ in single]) == dict(single)
+    assert list(db.get_many([key for key, _ in single[::-3]]).items()) == single[::-3]
+    with db.snapshot() as snapshot:
+        for number in range(0, 3000, 5):
+            db[b"%06d" % number] = b"changed"
+        db.compact()
+        assert list(snapshot.items()) == single
+    assert list(db.items()) == [(key, db[key]) for key in db]
+    db.close()
+
+
+@pytest.mark.parametrize("where", [0, 25, 40, 60])
+def test_damage_in_a_run_is_told_as_ever(path: Path, where: int) -> None:
+    """A run is checked as a whole; which entry fails, and where, must be said all the same."""
+    from bytekv.errors import CorruptionError
+    from tests.harness import damage
+
+    db = open_store(path, sync="os")
+    for number in range(500):
+        db[b"%06d" % number] = b"x" * 20
+    (segment,) = segment_files(path)
+    entry = 6 + 20 + 27
+    at = 80 + 300 * entry + where % entry
+    damage(segment, at)
+    scan = db.scan()
+    with pytest.raises(CorruptionError) as raised:
+        for number, (key, value) in enumerate(scan):
+            assert (key, value) == (b"%06d" % number, b"x" * 20)
+    assert raised.value.offset == 80 + 300 * entry
+    damage(segment, at)
+    assert len(list(db.items())) == 500
+    db.close()
+
+
+def test_a_scan_does_not_hold_much(path: Path) -> None:
+    """Large values come one at a time, not a thousand together."""
+    import tracemalloc
+
+    db = open_store(path, sync="os")
+    for number in range(40):
+        db[b"%d" % number] = bytes(1 << 20)
+    tracemalloc.start()
+    assert sum(len(value) for value in db.values()) == 40 << 20
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 << 20
+    db.close()
