@@ -29,10 +29,17 @@ from .codec import (
     CONTINUES,
     CRC,
     CRC_SIZE,
+    ENTRY_EXPIRES,
+    ENTRY_SIZE,
+    EXPIRES,
+    FIXED_SIZE,
     KIND,
+    MIN_ENTRY_SIZE,
     OFFSET_SHIFT,
     OUTPUT,
+    PREFIX,
     PUT,
+    RESIDUE,
     SEALED,
     SEGMENT_HEADER_SIZE,
     SEGMENT_SHIFT,
@@ -42,6 +49,7 @@ from .codec import (
     Summary,
     checksum,
     encode_segment_header,
+    pack_place,
     seed_of,
 )
 from .commit import Committer
@@ -61,6 +69,7 @@ if TYPE_CHECKING:
 __all__ = ["Compaction", "Compactor", "Output", "Progress", "choose", "choose_all"]
 
 _SLICE: Final = 32  # entries, less than 200 µs, between two chances for other threads
+_IN_ORDER: Final = 64  # keys, likewise, where each is read by itself
 _LONGEST_RUN: Final = 8  # victims of a compaction in the background: what it needs besides, until they can go
 _FLUSH: Final = 1 << 18  # joining so much takes 50 µs
 
@@ -321,6 +330,14 @@ class _Graves:
         self.clear: tuple[int, bytes] | None = None
         self.tombstones: dict[bytes, tuple[int, bytes]] = {}
 
+    def note(self, flags: int, key: bytes, raw: bytes) -> None:
+        """Note a tombstone or a clear, in the order of the log."""
+        if flags & KIND == CLEAR:
+            self.clear = flags, raw
+            self.tombstones.clear()
+        else:
+            self.tombstones[key] = flags, raw
+
 
 class Compactor:
     """Carry out compactions of one store, one at a time; the caller sees to that."""
@@ -334,8 +351,12 @@ class Compactor:
         self._job: _Job | None = None
         self.read_bytes = 0  # of victims, ever, for whoever limits the rate
 
-    def run(self, victims: list[int], pause: Pause, advance: Callable[[int], None]) -> Compaction:
+    def run(
+        self, victims: list[int], pause: Pause, advance: Callable[[int], None], *, in_order: bool = False
+    ) -> Compaction:
         """Replace one run of victims; ``advance`` is told the bytes read, ``pause`` is called between slices.
+
+        ``in_order``: copy in the order of the keys, so that a scan reads one piece of file after the other.
 
         Raises `CorruptionError` if an entry is damaged and `DiskFullError` if there is no room for the
         copies; nothing has changed then. Durability: the outputs are durable before a victim goes.
@@ -343,7 +364,7 @@ class Compactor:
         """
         try:
             self._finish(pause)
-            result = self._run(victims, pause, advance)
+            result = self._run(victims, pause, advance, in_order)
             self._finish(pause)
             log.debug("compacted segments %s: %d bytes became %d", victims, result.bytes_before, result.bytes_after)
         except StoreFailedError as error:
@@ -351,7 +372,7 @@ class Compactor:
             raise
         return result
 
-    def _run(self, victims: list[int], pause: Pause, advance: Callable[[int], None]) -> Compaction:
+    def _run(self, victims: list[int], pause: Pause, advance: Callable[[int], None], in_order: bool) -> Compaction:
         committer, segments = self._committer, self._segments
         with committer.lock:
             committer.ready()
@@ -373,7 +394,7 @@ class Compactor:
         job = _Job(victims)
         outputs = job.outputs
         try:
-            self._copy(rows, first == 0, previous, job, pause, advance)
+            self._copy(rows, first == 0, previous, job, pause, advance, in_order)
             new_rows = [output.finish(rows[-1].last_seq, pause) for output in outputs]
             if outputs:
                 segments.directory.sync()
@@ -413,6 +434,7 @@ class Compactor:
         job: _Job,
         pause: Pause,
         advance: Callable[[int], None],
+        in_order: bool,
     ) -> None:
         graves = _Graves()
         now_ms = self._files.now_ms()
@@ -421,7 +443,10 @@ class Compactor:
             descriptor, header = header_of(directory, row, self._segments.manifest.store_uuid, for_writing=True)
             try:
                 scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, row.length, header.previous_seq)
-                self._copy_segment(scan, row.segment_id, oldest, now_ms, previous, graves, job, pause)
+                if in_order:
+                    self._check_segment(scan, row.segment_id, oldest, now_ms, graves, job, pause)
+                else:
+                    self._copy_segment(scan, row.segment_id, oldest, now_ms, previous, graves, job, pause)
             finally:
                 directory.files.close(descriptor)
             if scan.end != row.length:
@@ -431,6 +456,10 @@ class Compactor:
                     f"{scan.damage or 'zeros'}; the compaction stopped and changed nothing",
                 )
             advance(row.length)
+        if in_order:
+            if graves.clear is not None:
+                self._copy_clear(graves, previous, job)
+            self._copy_in_order({row.segment_id for row in rows}, previous, job, pause)
         if not oldest:
             self._copy_graves(graves, previous, job, pause)
 
@@ -462,8 +491,7 @@ class Compactor:
                 self.read_bytes += read
                 count = read = 0
                 pause()
-            kind = flags & KIND
-            if kind == PUT:
+            if flags & KIND == PUT:
                 location = base | offset << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0)
                 if locate(key) != location:  # first this, then `expired`: see Keydir.purge
                     if expired.get(key) != location:
@@ -477,14 +505,72 @@ class Compactor:
                 if output is None or output.end + size > limit:
                     output = self._output(previous, job, size)
                 output.put(flags, key, expires_ms, raw, location)
-            elif oldest:
-                pass  # nothing older is left that it could hide
-            elif kind == CLEAR:
-                graves.clear = flags, raw
-                graves.tombstones.clear()
-            else:
-                graves.tombstones[key] = flags, raw
+            elif not oldest:
+                graves.note(flags, key, raw)  # else nothing older is left that it could hide
         self.read_bytes += read
+
+    def _check_segment(
+        self,
+        scan: Scan,
+        segment_id: int,
+        oldest: bool,
+        now_ms: int,
+        graves: _Graves,
+        job: _Job,
+        pause: Pause,
+    ) -> None:
+        """Check one segment, gather its tombstones and what of it has expired for good; as `_copy_segment` does."""
+        keydir, expired, base = self._keydir, self._keydir.expired, segment_id << SEGMENT_SHIFT
+        for number, (flags, key, _, _, offset, raw) in enumerate(scan):
+            if number % _SLICE == 0:
+                pause()
+            if flags & KIND == PUT:
+                if oldest and expired and key in expired:
+                    location = base | pack_place(offset, len(raw))
+                    if expired.get(key) == location and keydir.is_droppable(key, now_ms):
+                        job.dropped.append((key, location))
+            elif not oldest:
+                graves.note(flags, key, raw)
+
+    def _copy_in_order(self, victims: set[int], previous: tuple[int, int], job: _Job, pause: Pause) -> None:
+        """Copy the live puts of a run in the order of their keys, then those that have expired.
+
+        Meanwhile others write. A key that is passed over because it was not there has no live put in the run any
+        more; one that expires before its turn has come is found among the expired, which are looked at last.
+        """
+        keydir, dropped, last = self._keydir, {key for key, _ in job.dropped}, None
+        while True:
+            with self._committer.lock:
+                keys = keydir.select(last, None, last is None, True, False, _IN_ORDER)
+            for key in keys:
+                self._copy_key(key, keydir.locations.get(key), victims, previous, job)
+            pause()
+            if len(keys) < _IN_ORDER:
+                break
+            last = keys[-1]
+        for number, (key, location) in enumerate(list(keydir.expired.items())):
+            if key not in dropped:
+                self._copy_key(key, location, victims, previous, job)
+            if number % _IN_ORDER == 0:
+                pause()
+
+    def _copy_key(
+        self, key: bytes, location: int | None, victims: set[int], previous: tuple[int, int], job: _Job
+    ) -> None:
+        if location is None or location >> SEGMENT_SHIFT not in victims:
+            return
+        raw, seed, segment_id, offset = self._segments.raw(location)
+        flags, key_size = PREFIX.unpack_from(raw) if len(raw) >= MIN_ENTRY_SIZE else (0, 0)
+        fixed = FIXED_SIZE[flags]
+        if not fixed or raw[fixed : fixed + key_size] != key or checksum(raw, seed) != RESIDUE:
+            path = self._segments.directory.segment_path(segment_id)
+            raise CorruptionError(path, offset, "entry fails its check; the compaction stopped and changed nothing")
+        expires_ms = ENTRY_EXPIRES.unpack_from(raw, ENTRY_SIZE)[0] if flags & EXPIRES else 0
+        size = len(raw)
+        output = job.outputs[-1] if job.outputs else None
+        if output is None or output.end + size > self._limit:
+            output = self._output(previous, job, size)
+        output.put(flags, key, expires_ms, raw, location)
 
     def _copy_clear(self, graves: _Graves, previous: tuple[int, int], job: _Job) -> Output:
         assert graves.clear is not None

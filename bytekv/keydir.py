@@ -344,6 +344,10 @@ class Keydir:
             self.changed = set()
         return index
 
+    def is_ordered(self, worth: int) -> bool:
+        """Tell whether there is an index, or so few keys, at most ``worth``, that it is soon made."""
+        return self.changed is not None or len(self.locations) <= worth
+
     def forget_index(self) -> None:
         """Drop the index if keeping it up has become dearer than sorting anew; called now and then."""
         if self.changed is not None and len(self.changed) > len(self.locations) + 1000:

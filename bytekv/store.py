@@ -100,6 +100,7 @@ __all__ = ["Entry", "SegmentStats", "Stats", "Store", "open", "repair"]
 
 _MISSING: Final = object()
 _MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refuses more than 4300
+_SORTED_FOR_COMPACTION: Final = 1 << 20  # keys; sorting so many takes half a second
 _FIRST_CHUNK: Final = 64
 _LAST_CHUNK: Final = 1024
 
@@ -877,7 +878,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             total = done + sum(self._segments.lengths()[segment] for run in runs for segment in run)
             try:
                 for run in runs:
-                    self._compactor.run(run, pause, advance)
+                    self._compactor.run(run, pause, advance, in_order=self._keydir.is_ordered(_SORTED_FOR_COMPACTION))
                 break
             except DiskFullError:
                 if not self._compact_one_segment():

@@ -192,8 +192,8 @@ MUTANTS = [
     _mutant(
         "a partial compaction drops tombstones",
         "compactor",
-        "            elif oldest:",
-        "            elif True:",
+        "            self.tombstones[key] = flags, raw\n",
+        "            pass\n",
     ),
     _mutant(
         "a partial compaction drops expired entries",
@@ -204,7 +204,7 @@ MUTANTS = [
     _mutant(
         "a partial compaction drops a clear",
         "compactor",
-        "                graves.clear = flags, raw\n",
+        "            self.clear = flags, raw\n",
         "",
     ),
     _mutant(
