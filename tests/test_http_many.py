@@ -418,8 +418,10 @@ def test_a_batch_has_a_largest_size(door, open_store, monkeypatch):
     http = door(db := open_store(), max_body_bytes=10_000)
     steps = [put(str(number), "", ttl=1) for number in range(10)]
     conditions = [{"key_b64": b64("a"), "etag": None}] * 10
-    assert batch(http, *steps).status == 200
+    assert batch(http, *steps, if_=[{"key_b64": b64("a"), "etag": None}] * 10).status == 200
     assert batch(http, *steps, put("x", "")).code == "too-large"
+    assert batch(http, *[get("x")] * 11).code == "too-large"
+    assert batch(http, *[put("x", "", ttl=1)] * 10).status == 200
     assert batch(http, if_=[*conditions, conditions[0]]).code == "too-large"
     assert http("POST", "/v1/batch", b'{"ops": [' + b"{}," * 2000 + b"{}]}", headers=JSON).code == "too-large"
     assert http("POST", "/v1/batch", b'{"ops": [' + b"1," * 2000 + b"1]}", headers=JSON).code == "too-large"

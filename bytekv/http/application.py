@@ -43,7 +43,7 @@ from .message import (
 from .metrics import Metrics
 from .openapi import DOCUMENT
 from .operations import Listing
-from .problem import Header, Problem, problem_of
+from .problem import Header, Problem, changes_lost, problem_of
 from .routes import route_of
 from .streams import ChangeFeed, in_slices
 
@@ -244,9 +244,13 @@ class Application:
         events = request.accepts(_EVENTS)
         since = _number("since", query.get("since", b"0"), 0)
         last = request.header(b"last-event-id")
-        if events and last:
+        if last:
             since = _number("Last-Event-ID", last.encode("latin-1"), 0)
         follow = _flag("follow", query.get("follow"), default=events)
+        if (
+            since > self._store.last_seq
+        ):  # from a store that was restored or lost its end: this one's history is another
+            raise changes_lost("the store has not come so far", last_seq=self._store.last_seq)
         feed = ChangeFeed(self._store, since, follow=follow, events=events, poll_s=self._poll_interval_s)
         pieces = feed.pieces(self._read, lambda: self._is_ending)
         return _stream_reply(_EVENTS if events else _NDJSON, await Stream.begin(pieces))
@@ -363,8 +367,10 @@ def _listing(request: Request) -> Listing:
 
 def _number(name: str, text: bytes, low: int) -> int:
     # int() would take "+5", " 5 " and "1_000", too.
-    if not text.isdigit() or len(text) > 19 or int(text) < low:
-        raise Problem("malformed", f"{name} must be a decimal number of at least {low}", parameter=name)
+    if not text.isdigit() or len(text) > 18 or int(text) < low:
+        raise Problem(
+            "malformed", f"{name} must be a decimal number, {low} or more, of at most 18 digits", parameter=name
+        )
     return int(text)
 
 

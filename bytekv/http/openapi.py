@@ -72,8 +72,8 @@ _KEY: Final[Json] = {
     "name": "key",
     "in": "path",
     "required": True,
-    "description": "The key, percent-encoded once; it may hold any bytes. A + is a plus.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 2000},
+    "description": "The key, percent-encoded once: any bytes, at most 65,535. A + is a plus.",
+    "schema": {"type": "string", "minLength": 1},
 }
 _TEXT_KEY: Final[Json] = {
     **_KEY,
@@ -81,11 +81,16 @@ _TEXT_KEY: Final[Json] = {
 }
 _TTL: Final = _query(
     "ttl",
-    {"type": "string", "pattern": "^(0?\\.[0-9]{0,2}[1-9]|[1-9][0-9]{0,8}(\\.[0-9]{1,3})?)$"},
+    {"type": "string", "pattern": "^(?!0+([.]0+)?$)[0-9]{1,9}([.][0-9]{1,3})?$"},
     "Seconds after which the key is gone.",
 )
-_IF_MATCH: Final = _header("If-Match", {"type": "string"}, "Only if the key has one of these entity tags; * for any.")
-_IF_NONE_MATCH: Final = _header("If-None-Match", {"type": "string"}, "Only if it has none of these; * if it is new.")
+_TAGS: Final[Json] = {
+    "type": "string",
+    "pattern": '^ *([*]|((W/)?"[!#-~]*")? *(, *((W/)?"[!#-~]*")? *)*) *$',
+    "examples": ["*", '"7"', '"7", "8"'],
+}
+_IF_MATCH: Final = _header("If-Match", _TAGS, "Only if the key has one of these entity tags; * for any.")
+_IF_NONE_MATCH: Final = _header("If-None-Match", _TAGS, "Only if it has none of these; * if it is new.")
 _READ_HEADERS: Final = [
     _IF_MATCH,
     _IF_NONE_MATCH,
@@ -117,6 +122,9 @@ def _value_responses(content: Json) -> Json:
     }
 
 
+_LINKS: Final[Json] = {
+    name: {"operationId": f"{name}_value", "parameters": {"key": "$request.path.key"}} for name in ("get", "delete")
+}
 _OK: Final[Json] = {"text/plain": {"schema": {"const": "OK\n"}}}
 _WRITE_PROBLEMS: Final = (408, 409, 412, 413, 415, 507)
 _STATUS: Final = _content("application/json", _object({"status": {"const": "ok"}}, {"readonly": {"type": "boolean"}}))
@@ -186,8 +194,12 @@ DOCUMENT: Final[Json] = {
                 "write",
                 "Store a value, on condition if asked to",
                 {
-                    "201": {"description": "Stored; the key is new.", "headers": _ETAG_HEADER},
-                    "204": {"description": "Stored in place of another value.", "headers": _ETAG_HEADER},
+                    "201": {"description": "Stored; the key is new.", "headers": _ETAG_HEADER, "links": _LINKS},
+                    "204": {
+                        "description": "Stored in place of another value.",
+                        "headers": _ETAG_HEADER,
+                        "links": _LINKS,
+                    },
                     **_problems(*_WRITE_PROBLEMS),
                 },
                 tags=["values"],
@@ -228,7 +240,7 @@ DOCUMENT: Final[Json] = {
                     _query("stop", {"type": "string"}, "Only keys before this one."),
                     _query(
                         "limit",
-                        {"type": "integer", "minimum": 1, "maximum": 10**15},
+                        {"type": "integer", "minimum": 1, "maximum": 10**18 - 1},
                         f"At most so many; a page has {PAGE_ITEMS} if nothing is said, and {MAX_PAGE_ITEMS} at most.",
                     ),
                     _query("reverse", {"type": "boolean"}, "From the last key to the first."),
@@ -271,9 +283,15 @@ DOCUMENT: Final[Json] = {
                 },
                 tags=["many"],
                 parameters=[
-                    _query("since", {"type": "integer", "minimum": 0, "maximum": 10**18}, "Only changes behind it."),
+                    _query(
+                        "since", {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}, "Only changes behind it."
+                    ),
                     _query("follow", {"type": "boolean"}, "Go on with what comes; events do unless told not to."),
-                    _header("Last-Event-ID", {"type": "string"}, "Instead of since, when a client of events returns."),
+                    _header(
+                        "Last-Event-ID",
+                        {"type": "string", "pattern": "^[0-9]{0,18}$"},
+                        "Instead of since, when a client of events returns.",
+                    ),
                 ],
             )
         },

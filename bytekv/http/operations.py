@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import binascii
 import json
+import re
 import time
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Generator, Iterator
@@ -21,7 +22,7 @@ from ..batch import Batch
 from ..changes import Change
 from ..codec import MAX_KEY_SIZE
 from ..errors import ConflictError
-from ..mapping import Entry, ttl_to_ms
+from ..mapping import Entry
 from ..snapshot import Snapshot
 from ..store import Store
 from ..transaction import Transaction
@@ -52,7 +53,10 @@ MAX_PAGE_ITEMS: Final = 1000
 PAGE_ITEMS: Final = 100
 _PAGE_BYTES: Final = 4 * 1024 * 1024
 
-#: Preconditions and operations of one batch at most.
+#: Up to nine digits of seconds, thirty years, as `_MAX_TTL_S` in JSON. `float` would take "+5", " 5 " and "1_0", too.
+_TTL: Final = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,3})?")
+_MAX_TTL_S: Final = 1_000_000_000
+#: Preconditions of one batch at most, and operations.
 MAX_BATCH_OPS: Final = 10_000
 
 
@@ -67,12 +71,9 @@ def ttl_of(text: bytes | None) -> float | None:
     """Return the seconds that a parameter asks for."""
     if text is None:
         return None
-    head, point, tail = text.partition(b".")
-    if len(text) > 24 or not head.isdigit() or (point and not tail.isdigit()):
+    if not _TTL.fullmatch(text) or float(text) == 0:
         raise Problem("malformed", "ttl is a decimal number of seconds, such as 60 or 0.5", parameter="ttl")
-    ttl = float(text)
-    ttl_to_ms(ttl)
-    return ttl
+    return float(text)
 
 
 # --- one key -----------------------------------------------------------------------------------
@@ -308,8 +309,8 @@ def _got(key: bytes, own: _Operation | None, entry_of: Callable[[bytes], Entry])
 
 def _parse_batch(body: bytes) -> tuple[list[tuple[bytes, int]], list[_Operation]]:
     # Before it is parsed, as a megabyte of empty objects would take a hundred: base64 has none of these characters.
-    if max(body.count(b"{") - 1, body.count(b",") // 4) > MAX_BATCH_OPS:
-        raise Problem("too-large", f"a batch has {MAX_BATCH_OPS} preconditions and operations at most")
+    if max(body.count(b"{") - 1, body.count(b",") // 3) > 2 * MAX_BATCH_OPS:
+        raise _too_many()
     if body.count(b"[") > 2:
         _refuse("", "is nested too deeply")
     try:
@@ -320,10 +321,16 @@ def _parse_batch(body: bytes) -> tuple[list[tuple[bytes, int]], list[_Operation]
     wanted, operations = document.get("if", []), document["ops"]
     if not isinstance(wanted, list) or not isinstance(operations, list):
         _refuse("if and ops", "must be arrays")
+    if max(len(wanted), len(operations)) > MAX_BATCH_OPS:
+        raise _too_many()
     return (
         [_parse_precondition(f"if[{index}]", each) for index, each in enumerate(wanted)],
         [_parse_operation(f"ops[{index}]", each) for index, each in enumerate(operations)],
     )
+
+
+def _too_many() -> Problem:
+    return Problem("too-large", f"a batch has {MAX_BATCH_OPS} preconditions and {MAX_BATCH_OPS} operations at most")
 
 
 def _parse_precondition(where: str, given: Any) -> tuple[bytes, int]:
@@ -341,9 +348,9 @@ def _parse_operation(where: str, given: Any) -> _Operation:
         _members(where, given, {"op", "key_b64", "value_b64"}, {"ttl"})
         ttl = given.get("ttl")
         if ttl is not None:
-            if isinstance(ttl, bool) or not isinstance(ttl, int | float):
-                _refuse(f"{where}.ttl", "must be a number of seconds")
-            ttl_to_ms(ttl)
+            is_number = isinstance(ttl, int | float) and not isinstance(ttl, bool)
+            if not is_number or not 0 < ttl <= _MAX_TTL_S:
+                _refuse(f"{where}.ttl", f"must be a number of seconds, more than 0 and at most {_MAX_TTL_S}")
         return _Operation(op, _key(where, given), _bytes(f"{where}.value_b64", given["value_b64"]), ttl)
     if op not in ("delete", "get"):
         _refuse(f"{where}.op", 'must be "put", "delete" or "get"')

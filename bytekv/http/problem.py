@@ -23,7 +23,7 @@ from ..errors import (
     StoreFailedError,
 )
 
-__all__ = ["PROBLEMS", "Header", "Problem", "problem_of"]
+__all__ = ["PROBLEMS", "Header", "Problem", "changes_lost", "problem_of"]
 
 Header = tuple[bytes, bytes]
 
@@ -42,7 +42,7 @@ PROBLEMS: Final[dict[str, tuple[int, str]]] = {
     "too-slow": (408, "The body took too long to arrive"),
     "read-only": (409, "The store is open for reading only"),
     "already-running": (409, "A compaction is running already"),
-    "changes-lost": (410, "The changes have been compacted away"),
+    "changes-lost": (410, "The feed does not go on from there"),
     "precondition-failed": (412, "A precondition does not hold; nothing was changed"),
     "too-large": (413, "The request or its answer is larger than allowed"),
     "wrong-media-type": (415, "The body is of a type that is not understood"),
@@ -82,14 +82,20 @@ class Problem(Exception):
         }
 
 
+def changes_lost(why: str, **members: object) -> Problem:
+    """Return the problem of changes that there are not."""
+    problem = Problem("changes-lost", f"{why}; begin with a listing: its Bytekv-Seq says where the changes go on")
+    problem.members |= members
+    return problem
+
+
 def problem_of(error: BaseException) -> Problem:
     """Return the problem that an exception is for a client; log what he must not or need not know."""
     match error:
         case Problem():
             return error
         case ChangesLostError():
-            text = "begin with a listing; its Bytekv-Seq says from where the changes go on"
-            return Problem("changes-lost", text, first_seq=error.first_seq)
+            return changes_lost("they have been compacted away", first_seq=error.first_seq)
         case LimitError():
             return Problem("malformed", str(error))
         case ReadOnlyError():
