@@ -71,7 +71,7 @@ def error_of(error: Exception) -> ReplyError:
     if isinstance(error, (DiskFullError, StoreFailedError, StoreIOError)):
         return ReplyError(b"MISCONF Errors writing to the log: %b" % _text(error))
     if isinstance(error, CorruptionError):
-        logger.error("a client asked for something damaged: %s", error)
+        logger.error("a client asked for something damaged: %s", str(error))
         return ReplyError(b"ERR the entry is damaged on disk; see the log of the server, and bytekv repair")
     if isinstance(error, BytekvError):
         return ReplyError(b"ERR %b" % _text(error))
@@ -120,6 +120,8 @@ class Executor:
         return reply
 
     def _block(self, block: Block) -> Reply:
+        if self.store.readonly:  # what only reads has no need of a transaction, which it could not have
+            return self._within(Work(self.store, self.cursors), block)
         with self.store.transaction() as transaction:
             work = Work(self.store, self.cursors)
             reply = self._within(work, block)
@@ -127,15 +129,18 @@ class Executor:
         return reply
 
     def _within(self, work: Work, item: Item) -> Reply:
-        """Carry out one item within a unit; an error of the command is its reply, and it has changed nothing then."""
-        if not isinstance(item, Block):
-            try:
-                return find_command(item).handler(work, item)
-            except Exception as error:
-                return error_of(error)
-        if any(work.seq(key) != seq for key, seq in item.watched.items()):
-            return NIL_ARRAY
-        return [self._within(work, arguments) for arguments in item.commands]
+        """Carry out one item within a unit; an error of a command is its reply, and it has changed nothing then."""
+        if isinstance(item, Block):
+            if any(work.seq(key) != seq for key, seq in item.watched.items()):
+                return NIL_ARRAY
+            return [self._within(work, arguments) for arguments in item.commands]
+        try:
+            command = find_command(item)
+            if self.store.readonly and command.kind == "write":
+                raise ReadOnlyError(self.store.path)
+            return command.handler(work, item)
+        except Exception as error:
+            return error_of(error)
 
     # --- many items in one batch -----------------------------------------------------------------
 
