@@ -31,6 +31,7 @@ from .codec import (
     MAX_SEQ_TO_BEGIN_AFTER,
     MAX_VALUE_SIZE,
     MIN_ENTRY_SIZE,
+    OFFSET_SHIFT,
     PUT,
     RESIDUE,
     SEGMENT_HEADER_SIZE,
@@ -47,7 +48,6 @@ from .codec import (
     encode_hint,
     encode_segment_header,
     is_zero,
-    pack_place,
     seed_of,
 )
 from .directory import Directory
@@ -152,7 +152,26 @@ class Scan:
         batch = self.unfinished
         while at < stop:
             here = at - base
-            if here + MIN_ENTRY_SIZE > len(window):
+            # A put alone, whole in the window, the next in turn: what comes below, with less to ask. 0.6 µs
+            # an entry instead of 0.9; whatever is different, or wrong, is left to the long way.
+            window_size = len(window)
+            while here + MIN_ENTRY_SIZE <= window_size and not batch:
+                flags, key_size, value_size, seq, _ = unpack(window, here)
+                end = here + key_size + value_size + 27  # OVERHEAD
+                if flags != PUT or end > window_size or seq != expected:
+                    break
+                raw = window[here:end]
+                if checksum(raw, seed) != RESIDUE:
+                    break
+                expected = seq + 1
+                at = base + end
+                self.end, self.last_seq = at, seq
+                self.entries += 1
+                yield PUT, raw[23 : 23 + key_size], seq, 0, base + here, raw
+                here = end
+            if at >= stop:
+                break
+            if here + MIN_ENTRY_SIZE > window_size:
                 window, base, here = self._read(min(ahead, stop - at), at), at, 0
                 ahead = _WINDOW
                 if len(window) < MIN_ENTRY_SIZE:
@@ -299,38 +318,50 @@ class Search:
         return None
 
 
+def _with_pauses(entries: Iterable[Scanned], pause: Callable[[], None]) -> Iterator[Scanned]:
+    for number, entry in enumerate(entries):
+        if number % 32 == 0:
+            pause()
+        yield entry
+
+
 def summarise(scan: Scan, pause: Callable[[], None] | None = None, entries: Iterable[Scanned] | None = None) -> Summary:
     """Exhaust a scan and return the newest entry of each key; ``pause`` is called every 32 entries.
 
     ``entries``: what of an exhausted scan counts, if not everything.
     """
     places: dict[bytes, int] = {}
+    place_once = places.setdefault
     sizes: dict[bytes, int] = {}  # only of entries too large for their place to know
     tombstones: dict[bytes, int] = {}
     expires: dict[bytes, int] = {}
     clears = False
     live = clear_size = 0
-    for number, (flags, key, _, expires_ms, offset, raw) in enumerate(scan if entries is None else entries):
-        if pause is not None and number % 32 == 0:
-            pause()
+    source: Iterable[Scanned] = scan if entries is None else entries
+    if pause is not None:
+        source = _with_pauses(source, pause)
+    for flags, key, _, expires_ms, offset, raw in source:
         size = len(raw)
         kind = flags & KIND
         if kind == PUT:
-            if (old := places.pop(key, None)) is not None:
+            place = offset << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0)
+            old = place_once(key, place)
+            if old is not place:
+                del places[key]  # so that it takes its place at the end
+                places[key] = place
                 live -= old & SIZE_MASK or sizes.pop(key)
-                expires.pop(key, None)
+                expires.pop(key, 0)
             elif tombstones:
-                tombstones.pop(key, None)
-            places[key] = pack_place(offset, size)
+                tombstones.pop(key, 0)
             live += size
             if size > SIZE_MASK:
                 sizes[key] = size
             if expires_ms:
                 expires[key] = expires_ms
         elif kind == TOMBSTONE:
-            if (old := places.pop(key, None)) is not None:
-                live -= old & SIZE_MASK or sizes.pop(key)
-                expires.pop(key, None)
+            if (gone := places.pop(key, None)) is not None:
+                live -= gone & SIZE_MASK or sizes.pop(key)
+                expires.pop(key, 0)
             tombstones[key] = size
         elif kind == CLEAR:
             places.clear()
