@@ -315,8 +315,8 @@ class Committer:
         """Ask what is to be done, under the lock, and do it as one atomic change; return the last seq.
 
         What ``decide`` answers may depend on an entry that is not durable yet, so with ``sync="always"``
-        even a change that changes nothing waits for that. ``gate_owner`` passes the gate that it has shut
-        and leaves it open.
+        even a change that changes nothing or is refused waits for that. ``gate_owner`` passes the gate that
+        it has shut and leaves it open.
         """
         self.check_reentry()
         try:
@@ -324,7 +324,12 @@ class Committer:
                 if gate_owner is not None:
                     self._check_gate(gate_owner)
                 self.enter()
-                operations = decide()
+                operations: Sequence[Operation] | Puts = ()
+                refusal: Exception | None = None
+                try:
+                    operations = decide()
+                except (BytekvError, TypeError, ValueError) as error:  # a conflict, or a value that does not fit
+                    refusal = error
                 if isinstance(operations, Puts):
                     self._append_puts(operations)
                 elif operations:
@@ -333,6 +338,11 @@ class Committer:
                     self.pending = None
                 seq = self.seq
             self.acknowledge(seq)
+            try:
+                if refusal is not None:
+                    raise refusal
+            finally:
+                refusal = None  # else the error and this frame would keep each other alive
             return seq
         except BytekvError:
             raise

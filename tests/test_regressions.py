@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bytekv import CorruptionError, LimitError, StoreClosedError, compactor
+from bytekv import ConflictError, CorruptionError, LimitError, StoreClosedError, compactor
 from bytekv.store import Store
 from tests import harness
 from tests.harness import FakeFiles, crash
@@ -492,3 +492,51 @@ def test_a_store_that_nobody_has_any_more_is_closed_at_once(path: Path) -> None:
         gc.enable()
     with harness.open_store(path) as db:
         assert db.recovery.clean
+
+
+# --- what is told before it is durable -----------------------------------------------------------
+
+
+class HeldSyncs(FakeFiles):
+    """Files whose syncs of segments wait once they are to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds, self.inside, self.go = False, threading.Event(), threading.Event()
+
+    def sync(self, descriptor: int, path: str) -> None:
+        if self.holds and path.endswith(".seg"):
+            self.inside.set()
+            assert self.go.wait(60)
+        super().sync(descriptor, path)
+
+
+@pytest.mark.parametrize("call", ["put", "incr"])
+def test_a_refused_change_waits_for_the_entry_that_refuses_it(open_store: Callable[..., Store], call: str) -> None:
+    """With sync="always", one thread's put waited for its sync when another's compare-and-set met it. The second was
+    told at once "found 2": the seq of an entry that a power cut could still have taken back, and a retry spun until
+    the sync was over, as reading went on to show the old entry. An `incr` told of the value in the same way."""
+    files = HeldSyncs()
+    db = open_store(files=files, sync="always")
+    db["k"] = "1"
+    files.holds = True
+    told: list[tuple[Exception, int]] = []
+
+    def refused() -> None:
+        try:
+            db.put("k", "mine", if_seq=1) if call == "put" else db.incr("k")
+        except (ConflictError, ValueError) as error:
+            told.append((error, db.durable_seq))
+
+    first = threading.Thread(target=db.put, args=(b"k", b"no number"))
+    second = threading.Thread(target=refused)
+    first.start()
+    assert files.inside.wait(60)
+    second.start()
+    while second.is_alive() and not db._commit._waiting:
+        second.join(0.001)
+    files.go.set()
+    first.join()
+    second.join()
+    assert [durable for _, durable in told] == [2]
+    assert db["k"] == b"no number"
