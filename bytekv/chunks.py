@@ -129,7 +129,7 @@ def _one_by_one(
     *,
     trusting: bool,
 ) -> Any:
-    """Yield as `pairs_of` does, and return where to go on; `Store._value` written out, less what is common."""
+    """Yield as `pairs_of` does, and return where to go on; `Store.get` written out, less what is common."""
     pairs: Pairs = []
     held = 0
     current = -1

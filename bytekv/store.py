@@ -248,30 +248,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     # --- reading -------------------------------------------------------------------------------
 
-    def _value(self, key: bytes) -> bytes | None:
-        """Return the value of a key, None if there is none.
-
-        This is `_find` flattened for the common case: an open segment, an entry of less than 8 KiB
-        that does not expire. 1.2 µs instead of 4; a test compares the two.
-        """
-        if self._commit.interrupted:
-            self._commit.settle_for_reader()
-        location = self._locations.get(key)
-        if location is None:
-            return None
-        reader = self._readers.get(location >> 44)
-        if reader is not None:
-            view, seed = reader
-            offset = location >> 13 & 0x7FFFFFFF
-            raw = view[offset : offset + (location & 8191)]
-            if raw and (self._trusting or checksum(raw, seed) == RESIDUE):
-                flags, size = PREFIX.unpack_from(raw)
-                end = 23 + size
-                if flags & 0xDF == PUT and raw[23:end] == key:
-                    return raw[end:-4]  # type: ignore[no-any-return]
-        found = self._find(key)
-        return None if found is None else found.value
-
     def _find(self, key: bytes) -> StoredEntry | None:
         """Return the checked entry of a key, None if there is none or it has expired."""
         now_ms = self._files.now_ms()
@@ -314,11 +290,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         Raises `CorruptionError` rather than return wrong bytes. Complexity: O(1), no system call
         where the store is mapped.
         """
-        if type(key) is not bytes:
-            key = to_bytes("key", key)
-        value = self._value(key)
+        value = self.get(key)
         if value is None:
-            raise KeyError(key)
+            raise KeyError(to_bytes("key", key))
         return value
 
     if TYPE_CHECKING:
@@ -330,10 +304,27 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def get(self, key: Bytes, default: object = None) -> object:
         """Return the value of ``key``, ``default`` if there is none. Complexity: O(1)."""
+        # This is `_find` flattened for the common case: an open segment, an entry of less than 8 KiB that
+        # does not expire. 1.0 µs instead of 4; a test compares the two.
         if type(key) is not bytes:
             key = to_bytes("key", key)
-        value = self._value(key)
-        return default if value is None else value
+        if self._commit.interrupted:
+            self._commit.settle_for_reader()
+        location = self._locations.get(key)
+        if location is None:
+            return default
+        reader = self._readers.get(location >> 44)
+        if reader is not None:
+            view, seed = reader
+            offset = location >> 13 & 0x7FFFFFFF
+            raw = view[offset : offset + (location & 8191)]
+            if raw and (self._trusting or checksum(raw, seed) == RESIDUE):
+                flags, size = PREFIX.unpack_from(raw)
+                end = 23 + size
+                if flags & 0xDF == PUT and raw[23:end] == key:
+                    return raw[end:-4]
+        found = self._find(key)
+        return default if found is None else found.value
 
     def __contains__(self, key: object) -> bool:
         """Tell whether ``key`` exists and has not expired; reads no file. Complexity: O(1)."""
@@ -398,7 +389,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._commit.settle_for_reader()
         found: dict[bytes, bytes] = {}
         for _, pairs in pairs_of(
-            wanted, self._locations, self._readers, lambda _: False, self._value, trusting=self._trusting
+            wanted, self._locations, self._readers, lambda _: False, self.get, trusting=self._trusting
         ):
             found.update(pairs)
         return found
@@ -412,7 +403,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         key = to_bytes("key", key)
         if offset < 0 or (length is not None and length < 0):
             raise LimitError(f"offset and length must not be negative: {offset}, {length}")
-        value = self._value(key)
+        value = self.get(key)
         if value is None:
             raise KeyError(key)
         return value[offset:] if length is None else value[offset : offset + length]
@@ -490,7 +481,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 keys = view.select(*range_, count)
             done = 0
             for stop, pairs in pairs_of(
-                keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting
+                keys, self._locations, self._readers, self._is_whole, self.get, trusting=self._trusting
             ):
                 # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
                 if undo and not undo.keys().isdisjoint(keys[done:stop]):

@@ -666,7 +666,7 @@ def test_the_two_ways_to_read_agree(open_store):
         db.put(f"{number % 90}", b"x" * (number * 37 % 500), ttl=1000 if number % 5 == 0 else None)
     for key in [*db, b"missing", b""]:
         found = db._find(key)
-        assert db._value(key) == (None if found is None else found.value)
+        assert db.get(key) == (None if found is None else found.value)
 
 
 def test_many_writers_share_syncs(open_store):
