@@ -68,12 +68,17 @@ def run(path: Path) -> Run:
     return partial(command, path)
 
 
+def environment(path: Path) -> dict[str, str]:
+    """Return the environment of a program: output is buffered, as it is for most people."""
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return {**own, "BYTEKV_DIR": str(path), "PYTHONPATH": str(ROOT)}
+
+
 def process(*argv: str | bytes, path: Path, **more: Any) -> subprocess.CompletedProcess[bytes]:
     """Run a command line as a program."""
-    environment = {**os.environ, "BYTEKV_DIR": str(path), "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-m", "bytekv", *argv],
-        env=environment,
+        env=environment(path),
         timeout=60,
         **{"stdin": subprocess.DEVNULL, "capture_output": True, **more},
     )
@@ -630,7 +635,7 @@ def terminal() -> Callable[..., tuple[int, str, str]]:
             stdin=subprocess.DEVNULL,
             stdout=slave if out else subprocess.PIPE,
             stderr=slave,
-            env={**os.environ, "BYTEKV_DIR": str(path), "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"},
+            env={**environment(path), "TERM": "xterm", "COLUMNS": "100"},
             timeout=60,
         )
         os.close(slave)
@@ -725,10 +730,9 @@ def test_closed_streams(path, closed):
     command = (
         f"import os, sys; os.close({closed}); run = sys.executable; os.execv(run, [run, '-m', 'bytekv', *sys.argv[1:]])"
     )
-    environment = {**os.environ, "BYTEKV_DIR": str(path), "PYTHONPATH": str(ROOT)}
     for arguments, status in ((["get", "a"], 3 if closed else 0), (["set", "a", "-"], 3 if closed else 2)):
         found = subprocess.run(
-            [sys.executable, "-c", command, *arguments], env=environment, capture_output=True, timeout=60
+            [sys.executable, "-c", command, *arguments], env=environment(path), capture_output=True, timeout=60
         )
         assert found.returncode == status
         assert b"Traceback" not in found.stderr
@@ -737,10 +741,9 @@ def test_closed_streams(path, closed):
 
 def test_an_interrupt(path):
     """Ctrl-C while import waits for more: 130, one line, what was imported stays."""
-    environment = {**os.environ, "BYTEKV_DIR": str(path), "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(
         [sys.executable, "-m", "bytekv", "import"],
-        env=environment,
+        env=environment(path),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -769,8 +772,7 @@ def test_a_one_shot_command_brings_little(path):
     """Time depends on the machine, modules do not: see tests/test_imports.py."""
     for arguments in (["set", "a", "1"], ["get", "a"], ["delete", "a"]):
         script = f"import sys; from bytekv.cli import main; main({arguments!r}); print('\\n', *sys.modules)"
-        environment = {**os.environ, "BYTEKV_DIR": str(path), "PYTHONPATH": str(ROOT)}
-        found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, timeout=60)
+        found = subprocess.run([sys.executable, "-c", script], env=environment(path), capture_output=True, timeout=60)
         loaded = set(found.stdout.decode().splitlines()[-1].split())
         assert "argparse" in loaded
         heavy = {

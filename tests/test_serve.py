@@ -19,7 +19,7 @@ import pytest
 import bytekv
 from bytekv.serve import DoorError, address_of, serve_doors
 from tests.harness import open_store
-from tests.test_cli import ROOT, command
+from tests.test_cli import command, environment
 
 needs_http = pytest.mark.skipif(not importlib.util.find_spec("uvicorn"), reason="uvicorn is not installed")
 
@@ -123,8 +123,7 @@ async def stuck(started):
 
 asyncio.run(serve_doors(store, [stuck], print))
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, timeout=60)
+    found = subprocess.run([sys.executable, "-c", program], env=environment(path), capture_output=True, timeout=60)
     assert found.returncode == -signal.SIGTERM
     with open_store(path, "r") as db:
         assert dict(db) == {b"acknowledged": b"1"}
@@ -193,7 +192,7 @@ def served(path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], li
     def start(*arguments: str) -> tuple[subprocess.Popen[str], list[str]]:
         child = subprocess.Popen(
             [sys.executable, "-m", "bytekv", "-d", str(path), "serve", *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=environment(path),
             stderr=subprocess.PIPE,
             text=True,
         )
