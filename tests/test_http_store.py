@@ -94,6 +94,18 @@ def test_a_compaction_shows_its_progress_and_holds_nobody_up(door, open_store, m
     assert http("POST", "/v1/admin/compact").status == 200
 
 
+def test_a_compaction_does_not_hold_up_the_end(door, open_store):
+    db = open_store(segment_size_bytes=4000)
+    for number in range(400):
+        db[f"k{number % 100}"] = bytes(100) + b"%d" % number
+    http = door(db)
+    content = dict(db)
+    http.application.end_streams()
+    answer = http("POST", "/v1/admin/compact")
+    assert (answer.code, dict(db), db.stats().compactions) == ("unavailable", content, 0)
+    assert db.verify().ok
+
+
 def test_sync(door, open_store):
     db = open_store(sync="os")
     http = door(db)

@@ -87,7 +87,7 @@ class Application:
         self._is_ending = self._is_closed = False
 
     def end_streams(self) -> None:
-        """Let streams that would go on for ever come to their end; for whoever is about to stop the server."""
+        """End streams that would go on for ever, and a compaction; for whoever is about to stop the server."""
         self._is_ending = True
 
     def close(self) -> None:
@@ -279,6 +279,8 @@ class Application:
 
     def _compact_now(self) -> Compaction:
         def note(progress: Progress) -> None:
+            if self._is_ending:  # `Store.close` would wait for the rest; what is done stays done
+                raise Problem("unavailable", "the server is coming to its end; the compaction was given up")
             self._compaction = progress
 
         try:
