@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .codec import MAX_VALUE_SIZE, check_sizes
 from .mapping import expiry_of
@@ -317,6 +317,7 @@ def _written(path: str) -> Iterator[Callable[[bytes], object]]:
     if path == "-":
         yield _output().write
         return
+    path = os.path.realpath(path)  # a link stays one
     whole = not os.path.exists(path) or os.path.isfile(path)
     target = f"{path}.{os.getpid()}.part" if whole else path
     try:
@@ -326,11 +327,15 @@ def _written(path: str) -> Iterator[Callable[[bytes], object]]:
     try:
         with file:
             yield file.write
+            if whole:
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut could leave an empty file in the place of the old one
         if whole:
             os.replace(target, path)
     except BaseException:
         if whole:
-            os.unlink(target)
+            with suppress(OSError):  # what failed before says more
+                os.unlink(target)
         raise
 
 

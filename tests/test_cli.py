@@ -484,6 +484,15 @@ def test_export_writes_a_whole_file_or_none(run, path, monkeypatch):
     assert sorted(os.listdir(path.parent)) == ["out", "store"]
 
 
+def test_export_through_a_link_leaves_the_link(run, path):
+    as_it_is(path)
+    (path.parent / "link").symlink_to("file")
+    (path.parent / "file").write_text("before")
+    assert run("export", str(path.parent / "link")).status == 0
+    assert (path.parent / "link").is_symlink()
+    assert (path.parent / "file").read_bytes().count(b"\n") == 2
+
+
 def test_export_to_what_is_no_file(run, path):
     as_it_is(path)
     fifo = path.parent / "fifo"
