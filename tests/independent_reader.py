@@ -27,9 +27,10 @@ def read_header(data, size, magic):
     require((version, incompat) == (1, 0), "a newer format")
 
 
-def read_store(folder):
-    """Return {key: (value, seq, modified, expires)} of what is there at this moment."""
-    data, found, last_seq, now = Path(folder, "MANIFEST").read_bytes(), {}, 0, time.time() * 1000
+def read_store(folder, now=None):
+    """Return {key: (value, seq, modified, expires)} of what is there at this moment, or at another (in ms)."""
+    data, found, last_seq = Path(folder, "MANIFEST").read_bytes(), {}, 0
+    now = time.time() * 1000 if now is None else now
     read_header(data, 72, b"BKVMAN\r\n")
     uuid, next_id, _, _, count = struct.unpack_from("<16sQQQI", data, 24)
     require(len(data) == 68 + 36 * count + 4, "damaged manifest")

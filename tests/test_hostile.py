@@ -32,8 +32,8 @@ Content = dict[bytes, bytes]
 
 
 def test_every_operation_on_spoilt_stores(path: Path) -> None:
-    cases = expect_no_violation(hostile_directories(path.parent, 0, every=61))
-    assert cases["hostile directories"] > 400
+    cases = expect_no_violation(hostile_directories(path.parent, 0, every=97))
+    assert cases["hostile directories"] > 250
 
 
 # --- a hundred thousand files ------------------------------------------------------------------

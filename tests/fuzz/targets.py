@@ -1,0 +1,293 @@
+"""The targets. Each takes any bytes; a `BytekvError` is an answer, everything else that is raised is a bug.
+
+A CRC keeps a fuzzer out, so a target tries its input as it is and once more with every CRC made to fit. What is then
+accepted must hold: it comes back the same when it is encoded again, it is what the independent reader reads, and what a
+repair leaves opens, verifies and takes writes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import bytekv
+from bytekv import codec
+from bytekv.codec import CRC, FIXED_SIZE, LOG, MIN_ENTRY_SIZE, RESIDUE, SEGMENT_HEADER_SIZE, checksum
+from bytekv.errors import BytekvError, LimitError
+from bytekv.segment import Scan, Search, find_sync_mark, summarise
+from tests import harness
+from tests.forge import with_crc
+from tests.harness import QuickFiles
+from tests.independent_reader import read_store
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+SALT = 0xA7A6A5A4A3A2A1A0
+SEED = codec.seed_of(SALT)
+HEADER = codec.SegmentHeader(bytes(range(16)), 1, SALT, LOG, 0, 0)
+MIB = 1 << 20
+
+
+def _with_crcs(data: bytes) -> Iterable[bytes]:
+    return (data, with_crc(data)) if len(data) >= 4 else (data,)
+
+
+# --- single structures -------------------------------------------------------------------------
+
+
+def entry(data: bytes) -> None:
+    """Decode one entry: what is accepted is what would be written for it."""
+    codec.measure_entry(data)
+    for raw in data, data[:-4] + CRC.pack(checksum(data[:-4], SEED)):
+        with contextlib.suppress(BytekvError):
+            found = codec.decode_entry(raw, SEED, "p", 0)
+            flags, key, value, seq, modified_ms, expires_ms = found
+            assert codec.measure_entry(raw) == len(raw)
+            if expires_ms or not flags & codec.EXPIRES:  # an expiry of 0 is never written
+                assert b"".join(codec.encode_entry(flags, key, value, seq, modified_ms, expires_ms, SEED)) == raw
+
+
+def header(data: bytes) -> None:
+    """Decode a segment header, for reading and for writing."""
+    for raw in (
+        data,
+        *((with_crc(data[:SEGMENT_HEADER_SIZE]) + data[SEGMENT_HEADER_SIZE:],) if len(data) >= 4 else ()),
+    ):
+        for for_writing in False, True:
+            with contextlib.suppress(BytekvError):
+                found = codec.decode_segment_header(raw, "p", for_writing=for_writing)
+                again = codec.encode_segment_header(found)
+                assert codec.decode_segment_header(again, "p", for_writing=True) == found
+
+
+def manifest(data: bytes) -> None:
+    """Decode a manifest, for reading and for writing."""
+    for raw in _with_crcs(data):
+        for for_writing in False, True:
+            with contextlib.suppress(BytekvError):
+                found = codec.decode_manifest(raw, "p", for_writing=for_writing)
+                assert len(found.segments) * 36 + 72 == len(raw)
+                assert len({row.segment_id for row in found.segments}) == len(found.segments)
+                assert [row.last_seq for row in found.segments] == sorted(row.last_seq for row in found.segments)
+                assert all(row.state == codec.SEALED for row in found.segments[:-1])
+                assert codec.decode_manifest(codec.encode_manifest(found), "p", for_writing=True) == found
+
+
+def hint(data: bytes) -> None:
+    """Decode a hint of the segment that it names."""
+    for raw in _with_crcs(data):
+        names = HEADER
+        if len(raw) >= codec.HINT_HEADER.size:
+            _, _, _, _, uuid, segment_id, salt, *_ = codec.HINT_HEADER.unpack_from(raw)
+            names = HEADER._replace(store_uuid=uuid, segment_id=segment_id, salt=salt)
+        with contextlib.suppress(BytekvError):
+            found = codec.decode_hint(raw, names, "p")
+            assert all(0 <= place < 1 << codec.SEGMENT_SHIFT for place in found.places)
+            assert len(found.keys) == len(found.places)
+            if len(set(found.keys)) == len(found.keys):  # else it was not made by a summary
+                again = codec.decode_hint(b"".join(codec.encode_hint(found, names)), names, "p")
+                for one, other in zip(found, again, strict=True):
+                    assert one == other or list(one) == list(other)
+
+
+# --- a segment ---------------------------------------------------------------------------------
+
+
+def _reading(raw: bytes) -> Callable[[int, int], bytes]:
+    return lambda size, offset: raw[offset : offset + size]
+
+
+def _with_entry_crcs(raw: bytes) -> bytes:
+    """Return the bytes behind a segment header with the CRC of every entry that follows from the lengths before it."""
+    made, at = bytearray(raw), 0
+    while size := codec.measure_entry(bytes(made[at : at + 7])):
+        if at + size > len(made):
+            break
+        made[at + size - 4 : at + size] = CRC.pack(checksum(bytes(made[at : at + size - 4]), SEED))
+        at += size
+    return bytes(made)
+
+
+def segment(data: bytes) -> None:
+    """Scan what follows a segment header, contiguous and in any order, and look behind damage."""
+    for raw in data, _with_entry_crcs(data):
+        for first in 0, None:
+            scan = Scan(_reading(raw), 0, len(raw), SEED, first)
+            end, seqs, count = 0, [], 0
+            for flags, key, seq, expires_ms, offset, part in scan:
+                found = codec.decode_entry(part, SEED, "p", offset)
+                assert (found.flags, found.key, found.seq, found.expires_ms) == (flags, key, seq, expires_ms)
+                assert raw[offset : offset + len(part)] == part
+                assert offset >= end
+                end, count = offset + len(part), count + 1
+                seqs.append(seq)
+            assert end <= scan.end <= len(raw)
+            assert scan.entries == count
+            assert first is None or seqs == list(range(1, count + 1))
+            assert scan.last_seq == (seqs[-1] if seqs else 0)
+            again = Scan(_reading(raw[: scan.end]), 0, scan.end, SEED, first)
+            assert (len(list(again)), again.end, again.damage) == (count, scan.end, None)
+            summary = summarise(Scan(_reading(raw), 0, len(raw), SEED, first))
+            assert summary.length == scan.end
+            assert 0 <= summary.live_bytes + summary.tombstone_bytes <= scan.end
+            mark = find_sync_mark(_reading(raw), scan.end, len(raw), SEED, scan.last_seq)
+            assert Search(_reading(raw), 0, len(raw), SEED).is_vouched_for(scan.end, scan.last_seq) == (
+                mark is not None
+            )
+        following = Search(_reading(raw), 0, len(raw), SEED).find_entry(1, range(1 << 20))
+        if following is not None:
+            size = codec.measure_entry(raw[following:])
+            assert following >= 1
+            assert size >= MIN_ENTRY_SIZE
+            assert FIXED_SIZE[raw[following]]
+            assert checksum(raw[following : following + size], SEED) == RESIDUE
+
+
+# --- a directory -------------------------------------------------------------------------------
+
+NAMES = ("MANIFEST", *(f"{number:010d}.{kind}" for number in range(1, 13) for kind in ("seg", "hint")), "LOCK")
+
+
+def pack(files: dict[str, bytes]) -> bytes:
+    """Return a directory as one piece, as the target takes it: for each file its number, length and bytes."""
+    return b"".join(
+        bytes((NAMES.index(name),)) + len(content).to_bytes(3, "little") + content for name, content in files.items()
+    )
+
+
+def unpack(data: bytes) -> dict[str, bytes]:
+    files, at = {}, 0
+    while at + 4 <= len(data):
+        size = int.from_bytes(data[at + 1 : at + 4], "little")
+        files[NAMES[data[at] % len(NAMES)]] = data[at + 4 : at + 4 + size]
+        at += 4 + size
+    return files
+
+
+def _fitting(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Return the files with CRCs that fit: manifest, hints, headers, and the entries that follow from the lengths."""
+    fitting = {}
+    for name, content in files.items():
+        if name.endswith(".seg") and len(content) >= SEGMENT_HEADER_SIZE:
+            head, at = with_crc(content[:SEGMENT_HEADER_SIZE]), SEGMENT_HEADER_SIZE
+            seed, made = checksum(head[48:56]), bytearray(head + content[SEGMENT_HEADER_SIZE:])
+            while (size := codec.measure_entry(bytes(made[at : at + 7]))) and at + size <= len(made):
+                made[at + size - 4 : at + size] = CRC.pack(checksum(bytes(made[at : at + size - 4]), seed))
+                at += size
+            content = bytes(made)
+        elif not name.endswith(".seg") and len(content) >= 4:
+            content = with_crc(content)
+        fitting[name] = content
+    return fitting
+
+
+_place: Path | None = None
+
+
+def _fresh() -> Path:
+    """Return an empty directory, the same each time; nobody wants to find thousands."""
+    global _place
+    if _place is None:
+        _place = Path(
+            tempfile.mkdtemp(prefix="bytekv-fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+        )
+        atexit.register(shutil.rmtree, _place, ignore_errors=True)
+    path = _place / "store"
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    return path
+
+
+class _Files(QuickFiles):
+    def yield_cpu(self) -> None:
+        pass
+
+
+def directory(data: bytes) -> None:
+    """Open what may be a store, compare it with the independent reader, repair it and go on."""
+    for files in (found := unpack(data)), _fitting(found):
+        path = _fresh()
+        for name, content in files.items():
+            (path / name).write_bytes(content)
+        content, is_from_hints = _read(path)
+        if content is not None and not is_from_hints:
+            independent = read_store(path, QuickFiles().now_ms())
+            assert {key: value for key, (value, *_) in independent.items()} == content
+        try:
+            bytekv.repair(path)
+        except BytekvError:
+            continue
+        _go_on(path)
+
+
+def _read(path: Path) -> tuple[dict[bytes, bytes] | None, bool]:
+    try:
+        db = harness.open_store(path, "r", files=_Files(), io="pread")
+    except BytekvError:
+        return None, False
+    try:
+        return dict(db.items()), db.recovery.hints_used > 0
+    except BytekvError:  # a hint that passes its checks is believed
+        return None, True
+    finally:
+        db.close()
+
+
+def _go_on(path: Path) -> None:
+    """Open a repaired store, verify, write, and find all of it again; hints that lie may say what they like."""
+    for name in os.listdir(path):
+        if name.endswith(".hint"):
+            (path / name).unlink()
+    with harness.open_store(path, "w", files=_Files(), io="pread", segment_size_bytes=1000) as db:
+        report = db.verify()
+        assert report.ok, report
+        with contextlib.suppress(LimitError):  # ids or seqs may be used up
+            db[b"after"] = b"the repair"
+            db.compact()
+        content, seq = dict(db.items()), db.last_seq
+    with harness.open_store(path, "w", files=_Files(), io="pread") as db:
+        assert (dict(db.items()), db.last_seq) == (content, seq)
+
+
+# --- where to begin ----------------------------------------------------------------------------
+
+
+def _golden() -> Iterator[tuple[str, bytes]]:
+    for file in sorted(GOLDEN.rglob("store/*")):
+        yield file.name, file.read_bytes()
+
+
+def _small(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Cut off what follows in preallocated files, and leave out what is too large to be mutated with effect."""
+    return {name: content.rstrip(b"\0") + bytes(64) for name, content in files.items() if len(content) < MIB}
+
+
+def corpus(target: str) -> list[bytes]:
+    """Return inputs to begin with, from the golden stores."""
+    files = [(name, raw) for name, raw in _golden() if len(raw) < MIB]
+    segments = [raw for name, raw in files if name.endswith(".seg")]
+    if target == "manifest":
+        return [raw for name, raw in files if name == "MANIFEST"]
+    if target == "hint":
+        return [raw for name, raw in files if name.endswith(".hint")]
+    if target == "header":
+        return [raw[:SEGMENT_HEADER_SIZE] for raw in segments]
+    stores = [
+        {file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name in NAMES}
+        for folder in sorted(GOLDEN.rglob("store"))
+    ]
+    if target == "directory":
+        return [pack(small) for store in stores if sum(map(len, (small := _small(store)).values())) < 64 << 10]
+    bodies = [_with_entry_crcs(raw[SEGMENT_HEADER_SIZE:].rstrip(b"\0"))[: 16 << 10] for raw in segments]
+    if target == "segment":
+        return bodies
+    return [part for body in bodies for *_, part in Scan(_reading(body), 0, len(body), SEED, None)][:200]
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target for target in (entry, header, hint, manifest, segment, directory)
+}
