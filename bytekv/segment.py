@@ -445,8 +445,9 @@ def save_hint(
 class Writer:
     """Append to one segment. Not thread-safe: the caller holds the store's lock.
 
-    ``end`` is where the next entry goes; ``fast_end`` is how far `map` may be written without asking
-    (allocated, populated, and below the segment size); the hot path in `Committer.put` uses both.
+    ``end`` is where the next entry goes; ``room_end`` is how far `map` may be written without asking
+    (allocated, populated, and below the segment size); ``fast_end`` is the same, or less where the committer
+    wants to be asked all the same. The hot paths in `Committer` use them.
     """
 
     __slots__ = (
@@ -465,6 +466,7 @@ class Writer:
         "header",
         "map",
         "path",
+        "room_end",
         "seed",
     )
 
@@ -493,7 +495,7 @@ class Writer:
         self.base = header.segment_id << SEGMENT_SHIFT
         self.map: mmap.mmap | None = None
         self.end = end
-        self.fast_end = 0
+        self.fast_end = self.room_end = 0
         self.dirty = False  # whether bytes were appended since the segment was opened
 
     @classmethod
@@ -552,7 +554,7 @@ class Writer:
             ahead = min(max(stop, self._populated + _POPULATE), self._allocated)
             self._files.populate(self.map, self._populated, ahead)
             self._populated = ahead
-        self.fast_end = min(self._populated, self._limit, self._allocated - RESERVE)
+        self.fast_end = self.room_end = min(self._populated, self._limit, self._allocated - RESERVE)
 
     def reserve_holds(self, size: int) -> bool:
         """Tell whether ``size`` bytes fit into what is kept back for deletes."""
@@ -629,7 +631,7 @@ class Writer:
         if self._descriptor is not None and self._allocated > self.end:
             self._files.truncate(self._descriptor, self.end, self.path)
             self._allocated = self._populated = self.end
-            self.fast_end = 0
+            self.fast_end = self.room_end = 0
             self.map = None
 
     def trim(self) -> None:
@@ -637,12 +639,12 @@ class Writer:
         if self._descriptor is not None and self._allocated != self.end:
             self._files.truncate(self._descriptor, self.end, self.path)
             self._allocated = self.end
-            self.fast_end = 0
+            self.fast_end = self.room_end = 0
 
     def close(self) -> None:
         """Close the descriptor; a mapping in a reader's hands stays valid."""
         descriptor, self._descriptor = self._descriptor, None
-        self.fast_end = 0
+        self.fast_end = self.room_end = 0
         self.map = None
         if descriptor is not None:
             self._files.close(descriptor)

@@ -45,11 +45,12 @@ class SmallDisk(FakeFiles):
 
     @property
     def used(self) -> int:
-        return sum(
-            os.lstat(os.path.join(folder, name)).st_blocks * 512
-            for folder, _, names in os.walk(self.root)
-            for name in names
-        )
+        blocks = 0
+        for folder, _, names in os.walk(self.root):
+            for name in names:
+                with suppress(FileNotFoundError):  # removed meanwhile by another thread of the store
+                    blocks += os.lstat(os.path.join(folder, name)).st_blocks
+        return blocks * 512
 
     def fill_up(self, leave: int = 0) -> None:
         """Let somebody else take what is free but for ``leave`` bytes."""
