@@ -19,7 +19,6 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.machinery import ExtensionFileLoader, PathFinder
 from itertools import accumulate, pairwise
 from struct import Struct
 
@@ -42,12 +41,16 @@ else:
         layout), the package is imported.
         """
         if "crc32c" not in sys.modules:
-            package = PathFinder.find_spec("crc32c")
-            spec = package and PathFinder.find_spec("crc32c._crc32c", package.submodule_search_locations)
-            if spec is not None and isinstance(spec.loader, ExtensionFileLoader):
-                module = spec.loader.create_module(spec)
-                spec.loader.exec_module(module)
-                return module.crc32c
+            for finder in sys.meta_path:  # as an import does; importlib's own functions would be two modules more
+                package = finder.find_spec("crc32c", None) if hasattr(finder, "find_spec") else None
+                if package is None:
+                    continue
+                spec = finder.find_spec("crc32c._crc32c", package.submodule_search_locations)
+                if spec is not None and type(spec.loader).__name__ == "ExtensionFileLoader":
+                    module = spec.loader.create_module(spec)
+                    spec.loader.exec_module(module)
+                    return module.crc32c
+                break
         from crc32c import crc32c
 
         return crc32c
