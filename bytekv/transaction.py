@@ -62,10 +62,10 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         self._thread = threading.get_ident()
         try:
             self._begin(self)
+            return self
         except BaseException:
             self._end(self, None)  # struck behind the gate, and no __exit__ follows that would open it
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
