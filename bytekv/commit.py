@@ -111,6 +111,7 @@ class _Pending(NamedTuple):
 _ENTERED: Final = ()  # a writer is inside the lock and has not yet changed anything
 _PATIENCE_S: Final = 0.1  # a waiter looks for himself after this long
 _JOIN_BELOW: Final = 64 * 1024
+_JOIN_ALL_BELOW: Final = 64 * 1024 * 1024  # a batch that is joined is in memory three times
 _LOOK_SELDOM: Final = 1024 * 1024  # bytes between two looks at what is dead
 _LOOK_OFTEN: Final = 32 * 1024
 _DRAG_S: Final = 0.001
@@ -232,12 +233,15 @@ class Committer:
                         writer.end = end
                         self.seq = seq
                         keydir = self.keydir
-                        if keydir.expires or keydir.expired or keydir.views or keydir.changed is not None:
+                        locations = keydir.locations
+                        if keydir.expires or keydir.expired or keydir.views:
                             keydir.put(key, location, 0, self._size_of(keydir.newest(key)))
                         else:
-                            old = keydir.locations.setdefault(key, location)
+                            if keydir.changed is not None and key not in locations:
+                                keydir.changed.add(key)
+                            old = locations.setdefault(key, location)
                             if old is not location:
-                                keydir.locations[key] = location
+                                locations[key] = location
                                 segment = old >> 44
                                 keydir.dead[segment] = keydir.dead.get(segment, 0) + (old & 8191 or self._size_of(old))
                         self.pending = None
@@ -569,7 +573,7 @@ class Committer:
         keydir = self.keydir
         count = len(keys)
         total = sum(map(len, keys)) + sum(map(len, values)) + OVERHEAD * count
-        if self._always or keydir.expires or keydir.expired or keydir.views or total > _JOIN_BELOW * count:
+        if self._always or keydir.expires or keydir.expired or keydir.views or total > _JOIN_ALL_BELOW:
             self.append(puts.operations())
             return
         if total > MAX_BATCH_SIZE:

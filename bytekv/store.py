@@ -1143,6 +1143,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         return self._is_closed
 
     @property
+    def options(self) -> Options:
+        """Return the options that the store was opened with, for who is handed an open one."""
+        return self._options
+
+    @property
     def readonly(self) -> bool:
         """Tell whether the store was opened with flag "r"."""
         return self._readonly
