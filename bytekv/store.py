@@ -495,7 +495,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             if len(keys) < count:
                 return
             range_ = range_.after(keys[-1])
-            chunk *= 2
+            chunk *= 4
 
     def _is_whole(self, segment: int) -> bool:
         return not self._keydir.has_dead(segment)
