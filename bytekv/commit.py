@@ -112,7 +112,7 @@ _ENTERED: Final = ()  # a writer is inside the lock and has not yet changed anyt
 _PATIENCE_S: Final = 0.1  # a waiter looks for himself after this long
 _JOIN_BELOW: Final = 64 * 1024
 _JOIN_ALL_BELOW: Final = 64 * 1024 * 1024  # a batch that is joined is in memory three times
-_LOOK_SELDOM: Final = 1024 * 1024  # bytes between two looks at what is dead
+_LOOK_SELDOM: Final = 1024 * 1024  # bytes between two looks at what is dead, less where a segment is small
 _LOOK_OFTEN: Final = 32 * 1024
 _DRAG_S: Final = 0.001
 _LONGEST_DRAG_S: Final = 0.1
@@ -135,6 +135,8 @@ class Committer:
         "_interval_s",
         "_leading",
         "_lock_is_owned",
+        "_look_often",
+        "_look_seldom",
         "_mode",
         "_next_look",
         "_overlay",
@@ -176,6 +178,8 @@ class Committer:
         self._interval_s = options.sync_interval_s
         self._wake = wake
         self._slack_bytes = 2 * options.segment_size_bytes
+        self._look_seldom = min(_LOOK_SELDOM, options.segment_size_bytes // 4)
+        self._look_often = min(_LOOK_OFTEN, options.segment_size_bytes // 32)
 
         # --- guarded by lock
         self.segments = segments
@@ -759,13 +763,13 @@ class Committer:
         the one that is being compacted. A writer pays little and often, one put in 250 up to a millisecond; only
         where that does not help, steeply more.
         """
-        if writer.end < self._next_look <= writer.end + _LOOK_SELDOM:
+        if writer.end < self._next_look <= writer.end + self._look_seldom:
             writer.fast_end = min(writer.fast_end, self._next_look)
             return
         dead = sum(self.keydir.dead.values()) + sum(self.keydir.tombstones.values())
         live = sum(self.segments.lengths().values()) - dead
         debt = (dead - self._slack_bytes - 0.7 * live) / (0.3 * live + self._slack_bytes)
-        self._next_look = writer.end + (_LOOK_SELDOM if debt < 0 else _LOOK_OFTEN)
+        self._next_look = writer.end + (self._look_seldom if debt < 0 else self._look_often)
         self._drag_s = 0.0 if debt < 0 else _DRAG_S * debt if debt < 1 else min(_DRAG_S * debt**4, _LONGEST_DRAG_S)
         writer.fast_end = min(writer.fast_end, self._next_look)
 

@@ -163,10 +163,14 @@ def _without_newest(uses: list[Use], keep_bytes: int) -> list[Use]:
 
 
 def choose_small(uses: list[Use], options: Options, at_least: int) -> list[int]:
-    """Return the first run of ``at_least`` neighbours that are small, empty if there is none."""
+    """Return the first neighbours that are small: ``at_least`` so many, and as many as fill a segment."""
     for run in _runs(uses, lambda use, _: use.length < options.segment_size_bytes // 4):
         if len(run) >= at_least:
-            return [use.segment_id for use in run]
+            length = count = 0
+            while count < len(run) and (count < at_least or length < options.segment_size_bytes):
+                length += run[count].length
+                count += 1
+            return [use.segment_id for use in run[:count]]
     return []
 
 

@@ -1126,6 +1126,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def _worker_failed(self, error: BaseException) -> None:
         if isinstance(error, (StoreFailedError, StoreClosedError)):
             return  # known already: writes raise it
+        self._background_error = repr(error)
         log.error("the background worker of %s died: %s", self._path, repr(error))
         with self._commit.lock:
             self._commit.fail(error)
