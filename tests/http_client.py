@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-TIMEOUT_S = 60
+TIMEOUT_S = 30
 
 
 class Answer(NamedTuple):

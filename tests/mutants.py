@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 _CRASHES = "tests/test_crash_images.py"
+_HTTP_VALUES, _HTTP_MANY, _HTTP_SAFETY = (f"tests/test_http_{name}.py" for name in ("values", "many", "safety"))
 
 
 class Mutant(NamedTuple):
@@ -258,6 +259,175 @@ MUTANTS = [
             ("codec", "    if crc32c(raw, seed) != RESIDUE:", "    if False:"),
         ),
         ("tests/test_store.py",),
+    ),
+    # --- the HTTP door -------------------------------------------------------------------------
+    _mutant(
+        "HTTP: compare-and-set looks first and stores then",
+        "http/operations",
+        "store.put(key, value, ttl=ttl, if_seq=expected)",
+        "store.put(key, value, ttl=ttl)",
+        _HTTP_MANY,
+    ),
+    _mutant(
+        "HTTP: a delete looks first and deletes then",
+        "http/operations",
+        "    with store.transaction() as tx:\n        seq = _seq(store, key)",
+        "    with __import__('contextlib').nullcontext(store) as tx:\n        seq = _seq(store, key)",
+        _HTTP_MANY,
+    ),
+    _mutant(
+        "HTTP: a batch checks its preconditions before anybody is kept out",
+        "http/operations",
+        "reads = bool(wanted) or any",
+        "reads = any",
+        _HTTP_MANY,
+    ),
+    _mutant(
+        "HTTP: a failed precondition does not stop a batch",
+        "http/operations",
+        "        if actual != seq:\n",
+        "        if actual > seq:\n",
+        _HTTP_MANY,
+    ),
+    _mutant(
+        "HTTP: a page repeats the key that its cursor was made from",
+        "http/operations",
+        "include_start=after is None or start != after",
+        "include_start=True",
+        _HTTP_MANY,
+    ),
+    _mutant(
+        "HTTP: a cursor of another listing is taken",
+        "http/operations",
+        "if self.cursor_after(key).encode() == self.cursor:",
+        "if True:",
+        _HTTP_MANY,
+    ),
+    _mutant(
+        "HTTP: a streamed listing shows what was written meanwhile",
+        "http/operations",
+        "item |= _content(snapshot.entry(key))",
+        "item |= _content(snapshot._store.entry(key))",
+        _HTTP_MANY,
+    ),
+    _mutant(
+        "HTTP: a stream that nobody reads to its end keeps its snapshot",
+        "http/streams",
+        "        await run(lines.close)",
+        "        pass",
+        _HTTP_MANY,
+    ),
+    _mutant(
+        "HTTP: a key is decoded twice",
+        "http/message",
+        "    return unquote_to_bytes(quoted)",
+        "    return unquote_to_bytes(unquote_to_bytes(quoted))",
+        _HTTP_VALUES,
+    ),
+    _mutant(
+        "HTTP: the server's own paths are recognised after decoding only",
+        "http/routes",
+        'key in (b"v1", b"-", b"metrics") or key.startswith((b"v1/", b"-/"))',
+        "key == path[1:] and key.startswith((b'v1/', b'-/'))",
+        _HTTP_VALUES,
+    ),
+    _mutant(
+        "HTTP: a weak tag is enough for a write",
+        "http/conditions",
+        "if (seq := seq_of(tag)))\n        if",
+        "if (seq := seq_of(tag.removeprefix('W/'))))\n        if",
+        _HTTP_VALUES,
+    ),
+    _mutant(
+        "HTTP: a list of tags that is not understood is no condition",
+        "http/conditions",
+        """            raise Problem("malformed", f'{name} must""",
+        """            return None\n            raise Problem("malformed", f'{name} must""",
+        _HTTP_VALUES,
+    ),
+    _mutant(
+        "HTTP: a body is measured when all of it is there",
+        "http/message",
+        "                    if len(body) + len(piece) > limit:",
+        "                    if not message.get('more_body') and len(body) + len(piece) > limit:",
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: what arrives of a body whose client leaves is stored",
+        "http/message",
+        '                    if message["type"] != "http.request":\n                        raise ClientGone\n',
+        "",
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: a body shorter than its length is stored",
+        "http/message",
+        "len(body) != self.length",
+        "len(body) > self.length",
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: what a body took is not given back",
+        "http/message",
+        "            self._budget.give(self._taken)\n",
+        "",
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: two lengths are one too many, one beside chunks is not",
+        "http/message",
+        'len(lengths) > 1 or (lengths and self.headers(b"transfer-encoding"))',
+        "len(lengths) > 1",
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: any name is this server's",
+        "http/access",
+        'or name in self._hosts or "*" in self._hosts',
+        "or not name.startswith('evil')",
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: a page of another site may change something",
+        "http/access",
+        'allowed = fetch_site in ("same-origin", "none")',
+        'allowed = fetch_site != "cross-site"',
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: every token has every scope",
+        "http/access",
+        "        if scope not in scopes:",
+        "        if not scopes:",
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: a body is read before its sender is known",
+        "http/application",
+        "                self._admit(request, route.scope)\n",
+        "                await self._body(request)\n                self._admit(request, route.scope)\n",
+        f"{_HTTP_SAFETY}::test_without_a_token_nothing_is_read_from_the_body",
+    ),
+    _mutant(
+        "HTTP: a listing that breaks off ends as if it were whole",
+        "http/application",
+        "problem_of(error).detail)\n                raise\n",
+        'problem_of(error).detail)\n                await send({"type": "http.response.body", "body": b""})\n',
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: readers wait behind writers",
+        "http/application",
+        "run_in_executor(self._readers,",
+        "run_in_executor(self._writers,",
+        "tests/test_http_store.py",
+    ),
+    _mutant(
+        "HTTP: a feed tells the last change again",
+        "http/streams",
+        "            self._position = change.seq\n",
+        "            self._position = change.seq - 1\n",
+        "tests/test_http_changes.py",
     ),
 ]
 

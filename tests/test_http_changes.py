@@ -117,6 +117,36 @@ def test_who_follows_is_told_what_comes(door, open_store, headers):
     assert db.stats().pinned_bytes == 0
 
 
+def test_what_is_written_while_the_feed_looks_comes_once(door, open_store, monkeypatch):
+    """The feed notes how far the store has come, and then asks for the changes: one more may have come between."""
+    db = open_store()
+    http = door(db, poll_interval_s=0.001)
+    changes = type(db).changes
+    to_come = [b"1", b"2", b"3"]
+
+    def one_more(self: Any, since: int) -> Any:
+        if to_come:
+            self[b"k"] = to_come.pop(0)
+        return changes(self, since)
+
+    monkeypatch.setattr(type(db), "changes", one_more)
+
+    async def follow() -> list[int]:
+        async with http.open("GET", "/v1/changes?follow=true") as exchange:
+            db["a"] = "1"
+            while to_come:
+                await lines_until(exchange, 1)
+                db["a"] = "2"
+                await asyncio.sleep(0.001)
+            db["end"] = ""
+            while b'"end"' not in exchange.body:
+                await exchange.piece()
+            return [line["seq"] for line in await lines_until(exchange, 1)]
+
+    seqs = asyncio.run(follow())
+    assert seqs == list(range(1, db.last_seq + 1))
+
+
 def test_events_follow_unless_told_not_to_and_go_on_where_a_client_was(door, open_store):
     db = open_store()
     db.update({"a": "1", "b": "2", "c": "3"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bytekv.http import operations
+from bytekv.http.conditions import Conditions
 from tests.http_client import Client
 from tests.test_http_values import quoted
 
@@ -31,13 +33,14 @@ def keys_of(items: list[dict[str, Any]]) -> list[bytes]:
 def pages(http: Client, query: str) -> Iterator[list[bytes]]:
     """Yield the keys of each page until there are no more."""
     cursor = ""
-    while True:
+    for _ in range(1000):
         answer = http("GET", f"/v1/kv?{query}{cursor}")
         assert answer.status == 200, answer
         yield keys_of(answer.json["items"])
         if answer.json["cursor"] is None:
             return
         cursor = f"&cursor={answer.json['cursor']}"
+    raise AssertionError("the pages come to no end")
 
 
 # --- listings ----------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ def test_pages_together_are_the_scan(keys, limit, reverse, prefix, start, stop):
     listing = operations.Listing(prefix, start, stop, reverse, limit, False, None)
     snapshot = _Keys(keys)
     found: list[bytes] = []
-    while True:
+    while len(found) <= len(keys):
         rest = list(listing.keys(snapshot))
         found += rest[:limit]
         if len(rest) <= limit:
@@ -503,6 +506,23 @@ def test_only_one_creates_and_only_one_deletes(door, open_store, sync):
             assert await at_once("DELETE") == [204] + [404] * 15
 
     asyncio.run(race())
+
+
+def test_nobody_comes_between_a_delete_and_its_condition(open_store):
+    """Whoever stores a newer value meanwhile has to wait: else the delete would take what it was not meant for."""
+    db = open_store()
+    seq = db.put("k", "1")
+    other = threading.Thread(target=db.put, args=(b"k", b"2"))
+
+    class Between(Conditions):
+        def require(self, seq: int) -> None:
+            super().require(seq)
+            other.start()
+            other.join(0.2)  # it cannot end yet, and so it takes as long as we like to wait
+
+    assert operations.delete(db, b"k", Between(f'"{seq}"', None))
+    other.join()
+    assert db["k"] == b"2"
 
 
 @pytest.mark.parametrize("key", [b"a", b"\xff"])

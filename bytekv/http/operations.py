@@ -52,6 +52,7 @@ __all__ = [
 MAX_PAGE_ITEMS: Final = 1000
 PAGE_ITEMS: Final = 100
 _PAGE_BYTES: Final = 4 * 1024 * 1024
+_FINGERPRINT_BYTES: Final = 6
 
 #: Up to nine digits of seconds, thirty years, as `_MAX_TTL_S` in JSON. `float` would take "+5", " 5 " and "1_0", too.
 _TTL: Final = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,3})?")
@@ -152,7 +153,7 @@ class Listing(NamedTuple):
 
     def _fingerprint(self) -> bytes:
         parts = (self.prefix, self.start, self.stop, self.reverse)
-        return sha256(repr(parts).encode()).digest()[:6]
+        return sha256(repr(parts).encode()).digest()[:_FINGERPRINT_BYTES]
 
     def cursor_after(self, key: bytes) -> str:
         """Return a cursor that goes on behind a key: all that a later request needs is in it."""
@@ -174,9 +175,9 @@ class Listing(NamedTuple):
         if self.cursor is None:
             return None
         with suppress(ValueError):
-            raw = urlsafe_b64decode(self.cursor + b"=" * (-len(self.cursor) % 4))
-            if raw.startswith(self._fingerprint()) and self.cursor_after(raw[6:]).encode() == self.cursor:
-                return raw[6:]
+            key = urlsafe_b64decode(self.cursor + b"=" * (-len(self.cursor) % 4))[_FINGERPRINT_BYTES:]
+            if self.cursor_after(key).encode() == self.cursor:
+                return key
         raise Problem("malformed", "this cursor belongs to a listing with another prefix, start, stop or order")
 
 
