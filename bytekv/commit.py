@@ -397,6 +397,8 @@ class Committer:
             raise
         except BaseException:
             self.interrupted = True
+            if self.segments.writer is not None:
+                self.segments.writer.fast_end = 0  # so that the next put comes here, too, and wakes the worker
             raise
 
     def check_reentry(self) -> None:
@@ -616,7 +618,6 @@ class Committer:
         except BytekvError:
             self.pending = None  # cut off again: it has not happened
             raise
-        self.segments.show_writer()
         writer.end = pending.end
         self.seq = pending.seq
         uncounted, self._uncounted = self._uncounted, True
@@ -638,7 +639,6 @@ class Committer:
         except BytekvError:
             self.pending = None  # cut off again: it has not happened
             raise
-        self.segments.show_writer()
         if self._always:
             if not self._queue or self._queue[-1].seq < pending.seq:
                 self._queue.append(pending._replace(parts=[]))
@@ -750,9 +750,10 @@ class Committer:
             if writer is None or not only_deletes:
                 raise
             writer.make_room(size, use_reserve=True)
-        if self._always:
-            writer.fast_end = 0
-        elif self.drags:
+        # In this order: who writes without coming here must be sure that readers see the mapping.
+        self.segments.show_writer()
+        writer.open_room(fast=not self._always)
+        if self.drags and not self._always:
             self._look_at_debt(writer)
         return writer
 

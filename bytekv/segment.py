@@ -542,7 +542,10 @@ class Writer:
         return self.end + size <= self._limit or self.end == SEGMENT_HEADER_SIZE
 
     def make_room(self, size: int, *, use_reserve: bool = False) -> None:
-        """Allocate and populate so that ``size`` bytes can be appended; `DiskFullError` changes nothing."""
+        """Allocate and populate so that ``size`` bytes can be appended; `DiskFullError` changes nothing.
+
+        Only `open_room` lets anybody use more than that.
+        """
         if not self._reserves:
             return
         stop = self.end + size
@@ -554,7 +557,12 @@ class Writer:
             ahead = min(max(stop, self._populated + _POPULATE), self._allocated)
             self._files.populate(self.map, self._populated, ahead)
             self._populated = ahead
-        self.fast_end = self.room_end = min(self._populated, self._limit, self._allocated - RESERVE)
+
+    def open_room(self, *, fast: bool) -> None:
+        """Say how far may be written from now on without asking, on the hot path, too, if ``fast``."""
+        if self.map is not None:
+            self.room_end = min(self._populated, self._limit, self._allocated - RESERVE)
+            self.fast_end = self.room_end if fast else 0
 
     def reserve_holds(self, size: int) -> bool:
         """Tell whether ``size`` bytes fit into what is kept back for deletes."""

@@ -51,17 +51,16 @@ class SameFiles(FakeFiles):
 
 @contextmanager
 def plain_ways_only() -> Iterator[None]:
-    make_room = Writer.make_room
+    open_room = Writer.open_room
 
-    def without_fast_end(self: Writer, *arguments: Any, **named: Any) -> None:
-        make_room(self, *arguments, **named)
-        self.fast_end = 0
+    def without_fast_end(self: Writer, *, fast: bool) -> None:
+        open_room(self, fast=False)
 
     def one_by_one(self: Committer, puts: Puts) -> None:
         self.append(puts.operations())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Writer, "make_room", without_fast_end)
+        patch.setattr(Writer, "open_room", without_fast_end)
         patch.setattr(Committer, "_append_puts", one_by_one)
         yield
 

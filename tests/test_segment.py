@@ -559,6 +559,7 @@ def append(writer: Writer, *values: bytes) -> None:
         parts = encode_entry(PUT, b"k", value, 1, NOW_MS, 0, writer.seed)
         size = sum(map(len, parts))
         writer.make_room(size)
+        writer.open_room(fast=True)
         writer.write(writer.end, parts)
         writer.end += size
 
