@@ -1,0 +1,120 @@
+"""What docs/reference says of options, errors and limits, made from the code: ``python -m tests.reference_pages`` writes it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import bytekv
+from bytekv import codec, errors, options
+from bytekv.options import Options
+
+REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
+
+
+def option_table() -> str:
+    """Return a section for each option, from the comments above the fields."""
+    found = re.findall(r"((?:    #: .*\n)+)    (\w+): ([^=]+) = (.*)\n", inspect.getsource(options), re.MULTILINE)
+    assert [name for _, name, _, _ in found] == Options.names(), "a field lacks its comment"
+    made = ""
+    for comment, name, kind, default in found:
+        choices = options._CHOICES.get(name)
+        kind = ", ".join(f'`"{choice}"`' for choice in choices) if choices else f"`{kind}`"
+        text = " ".join(line.strip().removeprefix("#: ") for line in comment.splitlines()).replace("``", "`")
+        text = re.sub(r'(?<![`=\w])("\w+")(?!`)', r"`\1`", text)
+        made += f"### `{name}`\n\n{kind} · default `{default}`{_value_of(default)}\n\n{text}\n\n"
+    return made
+
+
+def _value_of(default: str) -> str:
+    """Return what an arithmetic expression comes to, in words that people use."""
+    if "*" not in default:
+        return ""
+    size = eval(default)  # of our own source
+    return f", {size >> 20} MiB"
+
+
+def error_tree() -> str:
+    """Return the tree that the module draws."""
+    return (
+        "```\n"
+        + inspect.cleandoc((errors.__doc__ or "").partition("::\n\n")[2].partition("\n\nA missing")[0])
+        + "\n```\n"
+    )
+
+
+def error_list() -> str:
+    """Return a section for each exception, from its docstring."""
+    made = ""
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        first, _, rest = inspect.getdoc(kind).partition("\n\n")
+        text = " ".join(f"{first} {rest}".split()).replace("``", "`")
+        made += f"### `{name}`\n\n{text}\n\n"
+    return made
+
+
+def limit_table() -> str:
+    """Return the table of limits."""
+    ranges = dict(re.findall(r'_number\("(\w+)", ([^)]+)\)', inspect.getsource(options)))
+    rows = [
+        ("key", f"0 to {codec.MAX_KEY_SIZE:,} bytes", "its length is a u16; the empty key is a key"),
+        ("value", f"0 bytes to {codec.MAX_VALUE_SIZE >> 30} GiB", "the empty value is a value"),
+        (
+            "batch, transaction",
+            f"{codec.MAX_BATCH_SIZE >> 30} GiB, entries' overhead included, and 1 MiB more",
+            "it is never split over segments",
+        ),
+        (
+            "overhead of an entry",
+            f"{codec.OVERHEAD} bytes, {codec.OVERHEAD + 8} with an expiry",
+            "on disk, beside key and value",
+        ),
+        (
+            "segment",
+            f"{codec.MAX_SEGMENT_SIZE:,} bytes",
+            "an offset has 31 bits; `segment_size_bytes` says when one is sealed",
+        ),
+        ("segments of a store", f"{codec.MAX_SEGMENTS:,}", "what a manifest may list"),
+        ("seq", f"2⁶³ − 1 = {codec.MAX_NUMBER:,}", "a million operations a second for 292,000 years"),
+        ("decimal integer of `incr`", f"{bytekv.store._MAX_DIGITS:,} digits", "Python itself refuses more than 4,300"),
+        ("keys", "what memory holds", "about 100 bytes each, besides the key"),
+    ]
+    made = "| what | how much | why |\n|---|---|---|\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    made += "\n| option | from | to |\n|---|---|---|\n"
+    for name in Options.names():
+        if name in ranges:
+            low, high = (eval(bound) for bound in ranges[name].split(", "))
+            made += f"| `{name}` | {low:,} | {high:,} |\n"
+    return made
+
+
+#: page, name of the part, what makes it
+PARTS = [
+    ("options.md", "options", option_table),
+    ("errors.md", "tree", error_tree),
+    ("errors.md", "errors", error_list),
+    ("limits.md", "limits", limit_table),
+]
+
+
+def between(text: str, name: str) -> tuple[str, str, str]:
+    """Return what is before, in and after a part of a page."""
+    before, begin, rest = text.partition(f"<!-- {name} -->\n")
+    part, end, after = rest.partition(f"<!-- end of {name} -->")
+    assert begin, f"no part {name}"
+    assert end, f"part {name} has no end"
+    return before + begin, part, end + after
+
+
+def main() -> None:
+    """Write the parts into the pages."""
+    for page, name, make in PARTS:
+        file = REFERENCE / page
+        before, _, after = between(file.read_text(encoding="utf-8"), name)
+        file.write_text(before + make() + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
