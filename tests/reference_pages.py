@@ -1,4 +1,7 @@
-"""What docs/reference says of options, errors and limits, made from the code: ``python -m tests.reference_pages`` writes it."""
+"""What docs/reference says of options, errors and limits, made from the code.
+
+``python -m tests.reference_pages`` writes it into the pages; tests/test_reference_pages.py compares.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +40,8 @@ def _value_of(default: str) -> str:
 
 def error_tree() -> str:
     """Return the tree that the module draws."""
-    return (
-        "```\n"
-        + inspect.cleandoc((errors.__doc__ or "").partition("::\n\n")[2].partition("\n\nA missing")[0])
-        + "\n```\n"
-    )
+    tree = (errors.__doc__ or "").partition("::\n\n")[2].partition("\n\nA missing")[0]
+    return "```\n" + inspect.cleandoc(tree) + "\n```\n"
 
 
 def error_list() -> str:
@@ -63,7 +63,7 @@ def limit_table() -> str:
         ("value", f"0 bytes to {codec.MAX_VALUE_SIZE >> 30} GiB", "the empty value is a value"),
         (
             "batch, transaction",
-            f"{codec.MAX_BATCH_SIZE >> 30} GiB, entries' overhead included, and 1 MiB more",
+            f"{codec.MAX_BATCH_SIZE >> 30} GiB + 1 MiB, overhead included",
             "it is never split over segments",
         ),
         (

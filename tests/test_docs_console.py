@@ -1,4 +1,4 @@
-"""The tutorial and the how-to pages that show a terminal, run from top to bottom: what they show is what there is to see."""
+"""The tutorial and the how-to pages that show a terminal, run from top to bottom, show what there is to see."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""docs/reference has of options, errors and limits what the code has, and the map in the design its modules in layers."""
+"""docs/reference says of options, errors and limits what the code says; the map of the modules is that of the layers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -44,5 +45,5 @@ def test_the_map_shows_every_module_above_what_it_imports() -> None:
     shown = [module for band in bands for module in band]
     assert sorted(shown) == sorted({layer.partition(".")[0] for layer in LAYERS} - {""})
     rank = {layer.partition(".")[0]: number for number, layer in enumerate(LAYERS)}
-    for upper, lower in zip(bands, bands[1:], strict=False):
+    for upper, lower in pairwise(bands):
         assert min(rank[module] for module in upper) > max(rank[module] for module in lower), (upper, lower)
