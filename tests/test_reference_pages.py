@@ -1,4 +1,4 @@
-"""docs/reference says of options, errors and limits what the code says; the map of the modules is that of the layers."""
+"""docs/reference says of options, errors and limits what the code says; the map of modules is that of the layers."""
 
 from __future__ import annotations
 
