@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from bytekv.http import Application, running, serve
+from bytekv.listening import listen
 from tests.test_http_values import KEYS, quoted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -350,6 +351,29 @@ def test_without_uvicorn_the_error_says_what_to_install(open_store, monkeypatch)
 def test_an_error_while_starting_reaches_the_caller(open_store):
     with pytest.raises(TypeError), running(open_store(), max_boddy_bytes=1):
         pass
+
+
+def test_small_replies_are_sent_at_once():
+    """A reply of two small pieces took 45 ms: the second waited until the client's delayed ACK of the first. asyncio
+    sets TCP_NODELAY only where a socket says that its protocol is TCP, and the listening ones said 0."""
+
+    async def look() -> set[int]:
+        found: asyncio.Queue[int] = asyncio.Queue()
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted = writer.get_extra_info("socket")
+            found.put_nowait(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        set_options = set()
+        for listener in listen("localhost", 0, secret="nothing", is_set=True):
+            async with await asyncio.start_server(connected, sock=listener):
+                _, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+                set_options.add(bool(await found.get()))
+                writer.close()
+        return set_options
+
+    assert asyncio.run(look()) == {True}
 
 
 # --- mounted -----------------------------------------------------------------------------------
