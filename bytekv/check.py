@@ -67,10 +67,10 @@ class Report:
     __slots__ = ("checked_bytes", "damage", "entries", "keys", "quarantined", "segments")
 
     def __init__(self) -> None:
-        self.segments = 0
-        self.entries = 0
-        self.keys = 0
-        self.checked_bytes = 0
+        self.segments: int = 0
+        self.entries: int = 0
+        self.keys: int = 0
+        self.checked_bytes: int = 0
         self.damage: list[Damage] = []
         #: Files that a repair moved or copied into quarantine/.
         self.quarantined: list[str] = []

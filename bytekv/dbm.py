@@ -49,7 +49,7 @@ def _translated(call: Callable[[], T]) -> T:
         raise error(str(cause)) from cause
 
 
-class _Database(MutableMapping[Bytes, bytes]):
+class _Database(MutableMapping[bytes, bytes]):
     """A store behind the methods that the modules of `dbm`, and bsddb before them, have in common."""
 
     def __init__(self, store: Store) -> None:

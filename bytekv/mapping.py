@@ -13,6 +13,12 @@ from .codec import Entry as StoredEntry
 from .errors import LimitError
 from .record import NamedTuple
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar, overload
+
+    T = TypeVar("T")
+
 __all__ = [
     "Bytes",
     "Entry",
@@ -276,6 +282,20 @@ class OrderedMapping(Mapping[bytes, bytes]):
     def __reversed__(self) -> Iterator[bytes]:
         """Iterate over all keys in falling order."""
         return self.scan_keys(reverse=True)
+
+    if TYPE_CHECKING:
+
+        @overload
+        def get(self, key: Bytes) -> bytes | None: ...
+        @overload
+        def get(self, key: Bytes, default: T) -> bytes | T: ...
+
+    def get(self, key: Bytes, default: object = None) -> object:
+        """Return the value of ``key``, ``default`` if there is none."""
+        try:
+            return self[key]  # type: ignore[index]
+        except KeyError:
+            return default
 
     def keys(self) -> KeysView[bytes]:
         """Return a view of the keys, in order."""

@@ -72,19 +72,19 @@ class Recovery:
     )
 
     def __init__(self, segments: int) -> None:
-        self.clean = True
-        self.segments = segments
-        self.keys = 0
-        self.last_seq = 0
-        self.durable_seq = 0
-        self.bytes_scanned = 0
-        self.hints_used = 0
-        self.hints_missing = 0
-        self.torn_bytes = 0
+        self.clean: bool = True
+        self.segments: int = segments
+        self.keys: int = 0
+        self.last_seq: int = 0
+        self.durable_seq: int = 0
+        self.bytes_scanned: int = 0
+        self.hints_used: int = 0
+        self.hints_missing: int = 0
+        self.torn_bytes: int = 0
         self.torn_reason: str | None = None
         self.quarantined: list[str] = []
         self.swept: list[str] = []
-        self.duration_s = 0.0
+        self.duration_s: float = 0.0
         #: The `Report` of the repair, if opening with recover="salvage" had to do one.
         self.salvaged: object = None
 

@@ -50,7 +50,7 @@ class Snapshot(OrderedMapping):
         self._view: View | None = view
         self._release = release
         #: The sequence number of the newest operation that this snapshot shows.
-        self.seq = view.seq
+        self.seq: int = view.seq
 
     def _open_view(self) -> View:
         if self._view is None:

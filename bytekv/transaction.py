@@ -17,7 +17,9 @@ from .mapping import Bytes, OrderedMapping, Range, expiry_of, key_of, to_bytes, 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Any, Protocol, TypeVar, overload
+
+    T = TypeVar("T")
 
     class Host(Protocol):
         """What a transaction needs of its store."""
@@ -106,7 +108,9 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         self._writes.pop(key, None)
         self._writes[key] = value if ttl is None and expires is None else (value, expiry_of(ttl, expires))
 
-    __setitem__ = put
+    def __setitem__(self, key: Bytes, value: Bytes) -> None:
+        """Store ``value`` under ``key``; as `put`."""
+        self.put(key, value)
 
     def __delitem__(self, key: Bytes) -> None:
         """Delete ``key``; `KeyError` if it does not exist."""
@@ -114,6 +118,21 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         key = to_bytes("key", key)
         self._writes.pop(key, None)
         self._writes[key] = None
+
+    if TYPE_CHECKING:  # inherited ones, which take keys and values as `put` does
+
+        @overload
+        def pop(self, key: Bytes) -> bytes: ...
+        @overload
+        def pop(self, key: Bytes, default: T) -> bytes | T: ...
+        def pop(self, key: Bytes, default: object = None) -> object:
+            """Delete ``key`` and return its value; ``default`` or `KeyError` if it does not exist."""
+
+        def setdefault(self, key: Bytes, default: Bytes) -> bytes:
+            """Return the value of ``key``; if it does not exist, store ``default`` first."""
+
+        def update(self, other: Any = (), /, **more: Bytes) -> None:
+            """Store all pairs of a mapping or an iterable, and keyword arguments."""
 
     def __len__(self) -> int:
         """Return the number of keys. Complexity: O(n)."""
