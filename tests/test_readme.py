@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import doctest
+import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -78,3 +80,25 @@ def test_the_contract_uses_names_that_exist():
         assert hasattr(bytekv, name) or hasattr(builtins, name), name
     for name in re.findall(r"`db\.(\w+)", README + CONTRACT):
         assert hasattr(bytekv.Store, name), name
+
+
+def test_every_action_of_a_developer_has_a_name_and_a_command_that_exists():
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    actions = dict(re.findall(r"^\| ([\w-]+) \| `([^`]+)` \|", page, re.MULTILINE))
+    assert {"check", "test", "deep", "docs", "bench", "fuzz"} <= set(actions)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for action, command in actions.items():
+        program, *arguments = command.split()
+        if program == ".venv/bin/python":
+            assert arguments[0] == "-m", action
+            module = arguments[1]
+            if module.startswith("tests."):
+                assert importlib.util.find_spec(module) is not None, action
+            else:
+                assert module == "coverage" or re.search(rf'"{module}\b', project), (
+                    f"{action}: which extra has {module}?"
+                )
+        else:
+            assert os.access(ROOT / program, os.X_OK), action
+        for path in re.findall(r"tests/\S+", command):
+            assert (ROOT / path).exists(), action
