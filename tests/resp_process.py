@@ -36,10 +36,11 @@ class Process:
         line = self._process.stdout.readline()
         assert line, "the server did not start"
         self.address = ("127.0.0.1", int(line))
+        self.pid = self._process.pid
 
     def memory_bytes(self, field: str = "VmHWM") -> int:
         """Return the most memory that the process has ever had resident, or has now (VmRSS)."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        status = Path(f"/proc/{self.pid}/status").read_text()
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field + ":"))
 
     def kill(self) -> None:

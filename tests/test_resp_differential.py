@@ -148,20 +148,16 @@ MALFORMED = [
 ENDLESS = [b"*" + b"1" * 70_000, b"*1\r\n$" + b"1" * 70_000, b"A" * 70_000]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [*(data + b"*x\r\n" for data in MALFORMED), *ENDLESS],  # each of them ends the connection
-    ids=lambda data: repr(data[:24]),
-)
-def test_malformed_requests_get_the_same_last_words(open_store, redis, data):
-    replies = []
+def test_malformed_requests_get_the_same_last_words(open_store, redis):
     with Server(open_store(), port=0) as server:
-        for address in (server.address, redis):
-            with Client(address) as client:
-                client("FLUSHALL")
-                client.send(data)
-                replies.append(client.rest())
-    assert replies[0] == replies[1]
+        for data in [*(data + b"*x\r\n" for data in MALFORMED), *ENDLESS]:  # each of them ends the connection
+            replies = []
+            for address in (server.address, redis):
+                with Client(address) as client:
+                    client("FLUSHALL")
+                    client.send(data)
+                    replies.append(client.rest())
+            assert replies[0] == replies[1], data[:80]
 
 
 def test_every_error_about_subcommands_and_arity_is_the_same(open_store, redis):

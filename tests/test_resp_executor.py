@@ -95,6 +95,23 @@ def test_the_straight_way_answers_what_the_plain_one_does(open_store, path, resp
         "EXISTS a b",
         "SET a 1 QX 5",
         "SET a 1 2 3 4",
+        "PING",
+        "ping",
+        "PING hello",
+        "PING a b",
+        "INCR",
+        "INCR n",
+        "incr n",
+        "INCR n 5",
+        "SET n 9223372036854775807",
+        "INCR n",
+        "SET n -9223372036854775808",
+        "INCR n",
+        "SET n 007",
+        "INCR n",
+        "SET n 41 EX 100",
+        "INCR n",
+        "DEL n",
         "SET a 2",
     ]
     tell, other = Teller(open_store(at=path.with_name("a")), resp3=resp3), Teller(open_store(at=path), resp3=resp3)
@@ -104,10 +121,10 @@ def test_the_straight_way_answers_what_the_plain_one_does(open_store, path, resp
         reply = ways[command[0]](command)
         taken += reply is not None
         assert (other(command) if reply is None else reply) == tell(command), command
-    assert taken == 12
+    assert taken == 22
     stores = [each.executor.store for each in (tell, other)]
     assert dict(stores[0]) == dict(stores[1]) == {b"a": b"2"}
-    assert set(other.executor.straight(resp3, writes=False)) == {b"GET", b"get", b"EXISTS", b"exists"}
+    assert set(other.executor.straight(resp3, writes=False)) == {b"GET", b"get", b"EXISTS", b"exists", b"PING", b"ping"}
 
 
 # --- commands that Redis has not, or not yet -------------------------------------------------------

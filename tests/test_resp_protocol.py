@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tracemalloc
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,25 +94,25 @@ def single_bytes(data: bytes) -> list[bytes]:
     return [data[at : at + 1] for at in range(len(data))]
 
 
-@pytest.mark.parametrize(("data", "commands"), GOOD)
-def test_requests_whole_in_bytes_in_halves_and_followed(data, commands):
-    done = (commands, None, False)
-    assert parse(data) == done
-    assert parse(*single_bytes(data)) == done
-    for cut in range(0, len(data), max(1, len(data) // 200)):
-        assert parse(data[:cut], data[cut:]) == done
-    assert parse(data, data) == (commands * 2, None, False)
-    assert parse(data + b"*2\r\n$3\r\nGE", b"T\r\n$1\r\nk\r\n") == ([*commands, [b"GET", b"k"]], None, False)
-    assert parse(data + b"*2\r\n$3") == (commands, None, True)
-    assert parse(data + b"PI") == (commands, None, True)
+def test_requests_whole_in_bytes_in_halves_and_followed():
+    for data, commands in GOOD:
+        done = (commands, None, False)
+        assert parse(data) == done
+        assert parse(*single_bytes(data)) == done
+        for cut in range(0, len(data), max(1, len(data) // 200)):
+            assert parse(data[:cut], data[cut:]) == done, (data, cut)
+        assert parse(data, data) == (commands * 2, None, False)
+        assert parse(data + b"*2\r\n$3\r\nGE", b"T\r\n$1\r\nk\r\n") == ([*commands, [b"GET", b"k"]], None, False)
+        assert parse(data + b"*2\r\n$3") == (commands, None, True)
+        assert parse(data + b"PI") == (commands, None, True)
 
 
-@pytest.mark.parametrize(("data", "commands", "complaint"), BAD, ids=lambda given: repr(given)[:30])
-def test_what_is_wrong_whole_and_in_bytes(data, commands, complaint):
-    wrong = (commands, complaint, False)
-    assert parse(data) == wrong
-    assert parse(*single_bytes(data)) == wrong
-    assert parse(data, request("PING")) == wrong, "nothing may be parsed after it"
+def test_what_is_wrong_whole_and_in_bytes():
+    for data, commands, complaint in BAD:
+        wrong = (commands, complaint, False)
+        assert parse(data) == wrong
+        assert parse(*single_bytes(data)) == wrong
+        assert parse(data, request("PING")) == wrong, "nothing may be parsed after it"
 
 
 @given(
@@ -207,47 +206,50 @@ def test_a_large_value_in_chunks_is_held_once():
 # --- numbers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["0", "7", "-7", "9223372036854775807", "-9223372036854775808"])
-def test_integers(text):
-    assert integer(text.encode()) == int(text)
+def test_integers():
+    for text in ("0", "7", "-7", "9223372036854775807", "-9223372036854775808"):
+        assert integer(text.encode()) == int(text)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", "-", "+5", " 5", "5 ", "5\n", "05", "-0", "-05", "1_000", "0x10", "1e3", "1.0", "٣", "9223372036854775808",
-     "-9223372036854775809", "1" * 5000],
-)  # fmt: skip
-def test_what_python_takes_for_an_integer_and_redis_does_not(text):
-    assert integer(text.encode()) is None
+NO_INTEGERS = [
+    *("", "-", "+5", " 5", "5 ", "5\n", "05", "-0", "-05", "1_000", "0x10", "1e3", "1.0", "٣"),
+    *("9223372036854775808", "-9223372036854775809", "1" * 5000),
+]
+
+
+def test_what_python_takes_for_an_integer_and_redis_does_not():
+    for text in NO_INTEGERS:
+        assert integer(text.encode()) is None, text
 
 
 # --- replies -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("reply", "resp2", "resp3"),
-    [
-        (b"", b"$0\r\n\r\n", None),
-        (b"a\r\n", b"$3\r\na\r\n\r\n", None),
-        (7, b":7\r\n", None),
-        (-1, b":-1\r\n", None),
-        (True, b":1\r\n", None),
-        (None, b"$-1\r\n", b"_\r\n"),
-        (NIL_ARRAY, b"*-1\r\n", b"_\r\n"),
-        (OK, b"+OK\r\n", None),
-        (Simple(b"PONG"), b"+PONG\r\n", None),
-        ([], b"*0\r\n", None),
-        ([b"a", [1, None]], b"*2\r\n$1\r\na\r\n*2\r\n:1\r\n$-1\r\n", b"*2\r\n$1\r\na\r\n*2\r\n:1\r\n_\r\n"),
-        ({b"a": 1}, b"*2\r\n$1\r\na\r\n:1\r\n", b"%1\r\n$1\r\na\r\n:1\r\n"),
-        ({}, b"*0\r\n", b"%0\r\n"),
-        (Verbatim(b"text"), b"$4\r\ntext\r\n", b"=8\r\ntxt:text\r\n"),
-        (ReplyError(b"ERR no"), b"-ERR no\r\n", None),
-        ([ReplyError(b"ERR no")], b"*1\r\n-ERR no\r\n", None),
-    ],
-)
-def test_replies(reply, resp2, resp3):
-    assert encode(reply, resp3=False) == resp2
-    assert encode(reply, resp3=True) == (resp2 if resp3 is None else resp3)
+#: A reply, and its bytes in RESP2 and, if they differ, in RESP3.
+REPLIES = [
+    (b"", b"$0\r\n\r\n", None),
+    (b"a\r\n", b"$3\r\na\r\n\r\n", None),
+    (7, b":7\r\n", None),
+    (-1, b":-1\r\n", None),
+    (True, b":1\r\n", None),
+    (None, b"$-1\r\n", b"_\r\n"),
+    (NIL_ARRAY, b"*-1\r\n", b"_\r\n"),
+    (OK, b"+OK\r\n", None),
+    (Simple(b"PONG"), b"+PONG\r\n", None),
+    ([], b"*0\r\n", None),
+    ([b"a", [1, None]], b"*2\r\n$1\r\na\r\n*2\r\n:1\r\n$-1\r\n", b"*2\r\n$1\r\na\r\n*2\r\n:1\r\n_\r\n"),
+    ({b"a": 1}, b"*2\r\n$1\r\na\r\n:1\r\n", b"%1\r\n$1\r\na\r\n:1\r\n"),
+    ({}, b"*0\r\n", b"%0\r\n"),
+    (Verbatim(b"text"), b"$4\r\ntext\r\n", b"=8\r\ntxt:text\r\n"),
+    (ReplyError(b"ERR no"), b"-ERR no\r\n", None),
+    ([ReplyError(b"ERR no")], b"*1\r\n-ERR no\r\n", None),
+]
+
+
+def test_replies():
+    for reply, resp2, resp3 in REPLIES:
+        assert encode(reply, resp3=False) == resp2
+        assert encode(reply, resp3=True) == (resp2 if resp3 is None else resp3)
 
 
 def test_an_error_is_one_line_whatever_a_client_put_into_it():

@@ -292,7 +292,7 @@ _KEY_COST: Final = 27 + 100 + 33  # of an entry on disk; of a key in memory, and
     "slowlog get",
     -2,
     "[count]",
-    "Return the commands that took longest lately; GET, SET, DEL and EXISTS are not timed.",
+    "Return the commands that took longest lately; the shortest are not timed.",
 )
 def _slowlog_get(session: Session, arguments: list[bytes]) -> Reply:
     if len(arguments) > 3:
