@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
 
 from bytekv.files import Files
 from bytekv.options import Options
 from bytekv.store import Store
+
+#: What says that a case went wrong: `pytest.fail`, and a `pytest.raises` that met nothing, raise no `Exception`.
+WRONG = (Exception, pytest.fail.Exception)
 
 
 class Case(NamedTuple):
@@ -24,6 +31,7 @@ class Case(NamedTuple):
     error: BaseException | None = None
     detail: str = ""  # of which there is a count on request
     count: int = 1
+    is_last: bool = False  # there are no more of this kind
 
 
 def expect_no_violation(cases: Iterable[Case]) -> Counter[str]:
@@ -35,6 +43,28 @@ def expect_no_violation(cases: Iterable[Case]) -> Counter[str]:
         counts[case.kind] += case.count
         counts[case.detail] += case.count
     return counts
+
+
+@contextlib.contextmanager
+def patched(values: Mapping[str, object]) -> Iterator[None]:
+    """Set module attributes, by their full names, for a while; what methods run under outside of pytest, too."""
+    with contextlib.ExitStack() as stack:
+        for name, value in values.items():
+            stack.enter_context(mock.patch(name, value))
+        yield
+
+
+def _stays_asleep(worker: object) -> bool:
+    return True
+
+
+#: Nothing happens in the background; what the worker would do is a step like any other.
+NO_WORKER: dict[str, object] = {"bytekv.worker.Worker.wake": _stays_asleep}
+
+
+def hints_from(size: int) -> dict[str, object]:
+    """Return what gives segments of so many bytes a hint file."""
+    return {f"bytekv.{module}.HINT_FROM": size for module in ("recovery", "compactor")}
 
 
 class FakeFiles(Files):

@@ -34,7 +34,7 @@ from bytekv.store import Store
 from tests import forge, harness
 from tests.fault_files import SystemCalls
 from tests.forge import OUTPUT, Entry, Segment
-from tests.harness import Case, QuickFiles
+from tests.harness import WRONG, Case, QuickFiles
 from tests.independent_reader import read_store
 from tests.test_sweeps import STORIES, Story
 
@@ -590,7 +590,7 @@ def hostile_directories(place: Path, seed: int, every: int = 1) -> Iterator[Case
                 try:
                     arena.prepare(stories[craft.story].pristine, craft.make)
                     arena.run(operation, io, umask)
-                except Exception as error:
+                except WRONG as error:
                     error.add_note(f"{craft.story}; {craft.name}; {operation}; io {io}, umask {umask:o}")
                     yield Case("hostile directories", error)
                 else:

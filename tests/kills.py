@@ -26,7 +26,7 @@ from bytekv.compactor import Compactor
 from bytekv.segment import Writer
 from bytekv.segment_manager import SegmentManager
 from bytekv.store import Store
-from tests.harness import Case, QuickFiles, open_store
+from tests.harness import WRONG, Case, QuickFiles, open_store
 
 SYNCS = ("interval", "always", "os")
 MODES = tuple(itertools.product(SYNCS, ("mmap", "pread")))
@@ -160,9 +160,9 @@ def _announce(page: Page) -> None:
     """Have rolls, compactions and batches in many parts say in the page that they are under way; in this process."""
 
     def announced(phase: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
             with page.during(phase):
-                return method(*arguments)
+                return method(*arguments, **named)
 
         return call
 
@@ -269,7 +269,7 @@ def kills(place: Path, seed: int, modes: tuple[tuple[str, str], ...] = MODES) ->
                     struck = kill_one(path, model, page, sync, io, phase, dice)
                     if dice.random() < 0.5 or turn == KILLS_OF_A_STORE - 1:
                         observe(path, model, page.acknowledged, *dice.choice(MODES))
-                except Exception as error:
+                except WRONG as error:
                     error.add_note(f"kill {turn} of store {number}, in {phase}; sync {sync}, io {io}")
                     yield Case("kills", error)
                     break

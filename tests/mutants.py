@@ -8,15 +8,18 @@ table of who is caught by what.
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.harness import Case
 
 ROOT = Path(__file__).parent.parent
 _CRASHES = "tests/test_crash_images.py"
@@ -453,6 +456,28 @@ def apply(mutant: Mutant, package: Path) -> None:
         file.write_text(text.replace(old, new), encoding="utf-8")
 
 
+#: What nobody would overlook. A mutant that breaks this proves nothing about the tests.
+_ORDINARY_USE = """
+import bytekv, sys
+for sync in "interval", "always", "os":
+    with bytekv.open(sys.argv[1], "n", sync=sync, segment_size_bytes=2000) as db:
+        for number in range(200):
+            db[f"{number % 60}"] = f"{number}" * 9
+        db.update({"batch": "1", "more": "2"})
+        del db["3"]
+        db.sync()
+        db.compact()
+        content = dict(db)
+        assert len(content) == 61 and content[b"59"] == b"179" * 9, content
+        assert db.verify().ok
+    with bytekv.open(sys.argv[1], "w") as db:
+        assert dict(db) == content
+    with bytekv.open(sys.argv[1], "r") as db:
+        assert dict(db.scan("1")) == {key: value for key, value in content.items() if key.startswith(b"1")}
+assert bytekv.repair(sys.argv[1]).ok
+"""
+
+
 def run(mutant: Mutant) -> Result:
     """Run a mutant's tests on a copy of the project; stop at the first that fails."""
     began = time.monotonic()
@@ -464,6 +489,10 @@ def run(mutant: Mutant) -> Result:
         apply(mutant, copy / "bytekv")
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-rf", "-p", "no:cacheprovider", *mutant.tests]
         environment = {**os.environ, "PYTHONPATH": place}
+        ordinary = [sys.executable, "-c", _ORDINARY_USE, str(copy / "store")]
+        used = subprocess.run(ordinary, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+        if used.returncode:
+            raise RuntimeError(f"{mutant.story}: breaks what nobody would overlook\n{used.stderr}")
         done = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, text=True, timeout=900, check=False
         )
@@ -472,6 +501,17 @@ def run(mutant: Mutant) -> Result:
     named = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
     by = named[1] if named else " ".join(mutant.tests)
     return Result(done.returncode == 1, by, time.monotonic() - began)
+
+
+def mutants_caught(place: Path, seed: int) -> Iterator[Case]:
+    """Try all mutants, in an order that the seed decides; it goes wrong if nothing notices one."""
+    for mutant in random.Random(seed).sample(MUTANTS, len(MUTANTS)):
+        try:
+            assert run(mutant).caught, f"nothing notices that {mutant.story}"
+        except Exception as error:
+            yield Case("mutants", error)
+        else:
+            yield Case("mutants")
 
 
 def main(mutants: Iterable[Mutant]) -> list[str]:

@@ -7,21 +7,16 @@ verify, and opening it again must find the same and change nothing (D5).
 Single crashes find little in a log: it takes a second one to bring back what the first one buried. So from
 many images the story goes on: the store is recovered there, what was lost is written again, the very same
 call, and power is cut once more, inside the recovery or after it.
-
-The deep run takes ``BYTEKV_DEEP_SECONDS`` and ``BYTEKV_DEEP_SEED`` from the environment.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -54,6 +49,7 @@ from tests.crash_stories import (
     short_steps,
     short_stories,
 )
+from tests.harness import Case
 
 
 @pytest.fixture
@@ -61,16 +57,21 @@ def place(path: Path) -> Path:
     return path.parent
 
 
+#: What is rare with large segments is common with small ones.
+OFTEN = {
+    **harness.NO_WORKER,
+    **harness.hints_from(120),
+    "bytekv.compactor._SLICE": 1,
+    "bytekv.compactor._FLUSH": 200,
+    "bytekv.segment._FIRST_STEP": 256,
+    "bytekv.segment.RESERVE": 64,
+}
+
+
 @pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the worker's thread from starting, and make what is rare with large segments common with small."""
-    monkeypatch.setattr("bytekv.worker.Worker.wake", lambda self: True)
-    for module in ("recovery", "compactor"):
-        monkeypatch.setattr(f"bytekv.{module}.HINT_FROM", 120)
-    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
-    monkeypatch.setattr("bytekv.compactor._FLUSH", 200)
-    monkeypatch.setattr("bytekv.segment._FIRST_STEP", 256)
-    monkeypatch.setattr("bytekv.segment.RESERVE", 64)
+def often() -> Iterator[None]:
+    with harness.patched(OFTEN):
+        yield
 
 
 @pytest.mark.usefixtures("often")
@@ -122,10 +123,14 @@ def stories_to_be_killed(every: int) -> Iterator[tuple[list[Step], int, Setting]
                     yield story, len(story) - len(after), Setting(*mode, *shape)
 
 
-def tell_with_kills(judge: Judge, every: int) -> None:
+def tellings_with_kills(judge: Judge, every: int) -> Iterator[Callable[[], object]]:
+    """Yield tellings of the same stories, each killed a boundary later than the one before."""
+    died: list[bool] = []
     for story, number, setting in stories_to_be_killed(every):
         for boundary in itertools.count():
-            if not judge.tell(story, setting, at_most=4, share=0.02, begin=number + 1, deaths={number: boundary}):
+            how = {"at_most": 4, "share": 0.02, "begin": number + 1, "deaths": {number: boundary}}
+            yield lambda story=story, setting=setting, how=how: died.append(judge.tell(story, setting, **how))  # type: ignore[misc]
+            if not died[-1]:
                 break
 
 
@@ -133,14 +138,9 @@ def tell_with_kills(judge: Judge, every: int) -> None:
 def test_a_kill_at_every_boundary_of_a_step_and_then_a_power_cut(place: Path) -> None:
     """What a killed process left unsynced is still in the kernel's memory, and the next one builds on it."""
     judge = Judge(place)
-    tell_with_kills(judge, every=11)
+    for tell in tellings_with_kills(judge, every=11):
+        tell()
     assert judge.counts["stories"] > 150, judge
-
-
-@pytest.mark.deep
-@pytest.mark.usefixtures("often")
-def test_a_kill_at_every_boundary_in_every_mode(place: Path) -> None:
-    tell_with_kills(Judge(place), every=1)
 
 
 @pytest.mark.usefixtures("often")
@@ -205,23 +205,13 @@ def test_a_power_cut_in_the_middle_of_a_repair(place: Path, beginning: str, dama
     assert len(images) > 12
 
 
-@pytest.mark.usefixtures("often")
-def test_random_stories(place: Path) -> None:
-    judge = Judge(place)
-    for number in range(20):
-        steps, setting, deaths = random_story(f"0 {number}")
-        judge.tell(steps, setting, at_most=5, share=0.1, deaths=deaths)
-    assert judge.counts["images"] > 1000, judge
-    assert judge.counts["images after a second crash"] > 3000, judge
-
-
-def test_stories_on_files_of_the_usual_size(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stories_on_files_of_the_usual_size(place: Path) -> None:
     """With 64 KiB of preallocation and 32 KiB of reserve, nothing patched but the worker."""
-    monkeypatch.setattr("bytekv.worker.Worker.wake", lambda self: True)
     judge = Judge(place)
-    for number in range(4):
-        steps, setting, deaths = random_story(f"usual {number}")
-        judge.tell(steps, setting, at_most=5, share=0.1, deaths=deaths)
+    with harness.patched(harness.NO_WORKER):
+        for number in range(4):
+            steps, setting, deaths = random_story(f"usual {number}")
+            judge.tell(steps, setting, at_most=5, share=0.1, deaths=deaths)
     assert judge.counts["images"] > 200, judge
 
 
@@ -235,17 +225,14 @@ def random_story(seed: str) -> tuple[list[Step], Setting, dict[int, int]]:
     return steps, setting, deaths
 
 
-Told = tuple[str, Sequence[Step], Setting, dict[str, Any]]
-
-
-def told_in_turn(seed: int) -> Iterator[Told]:
+def tellings_in_turn(judge: Judge) -> Iterator[Callable[[], object]]:
     """Yield short stories, of one and two steps after each beginning and of three from nothing, and longer ones.
 
     Of the short ones every one in every mode, if there is time; of those of four to six steps a sample.
     """
-    dice = random.Random(seed)
+    dice = random.Random(judge.seed)
     short = [
-        (f"of {length} steps", steps, setting, {"at_most": 16, "share": 0.05, "begin": last})
+        (steps, setting, {"at_most": 16, "share": 0.05, "begin": last})
         for length in (1, 2, 3)
         for steps, last, setting in all_short_stories(length)
         if last <= 3 or length < 3
@@ -253,38 +240,46 @@ def told_in_turn(seed: int) -> Iterator[Told]:
     dice.shuffle(short)
     for length in itertools.cycle((4, 5, 6)):
         if short:
-            yield short.pop()
+            steps, setting, how = short.pop()
+            yield partial(judge.tell, steps, setting, **how)
         shape = dice.choice(SHAPES)
         steps = [*dice.choice([*beginnings(shape).values()])]
         steps += [dice.choice(short_steps(shape, len(steps) + number)) for number in range(length)]
-        yield f"of {length} steps", steps, Setting(*dice.choice(MODES), *shape), {"at_most": 32, "share": 0.05}
+        yield partial(judge.tell, steps, Setting(*dice.choice(MODES), *shape), at_most=32, share=0.05)
 
 
-def told_at_random(seed: int) -> Iterator[Told]:
+def tellings_at_random(judge: Judge) -> Iterator[Callable[[], object]]:
     for number in itertools.count():
-        steps, setting, deaths = random_story(f"{seed} {number}")
+        steps, setting, deaths = random_story(f"{judge.seed} {number}")
         how = {"at_most": 12, "share": 0.3, "again": 4 if number % 4 else 32, "deaths": deaths}
-        yield f"at random, {'with' if deaths else 'no'} deaths", steps, setting, how
+        yield partial(judge.tell, steps, setting, **how)
 
 
-@pytest.mark.deep
-@pytest.mark.usefixtures("often")
-def test_stories_for_as_long_as_one_likes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    seconds = float(os.environ.get("BYTEKV_DEEP_SECONDS", "300"))
-    judge = Judge(place, int(os.environ.get("BYTEKV_DEEP_SEED", "0")))
-    began = time.monotonic()
-    kinds: Counter[str] = Counter()
-    violations: list[str] = []
-    for share, stories in (0.6, told_in_turn(judge.seed)), (1.0, told_at_random(judge.seed)):
-        for kind, steps, setting, how in stories:
-            kinds[kind] += 1
+def crash_images(place: Path, seed: int) -> Iterator[Case]:
+    """Tell stories without end, of each kind in turn; the cases are the images of a first and of a second crash."""
+    judge = Judge(place, seed)
+    kinds = [tellings_in_turn(judge), tellings_at_random(judge), tellings_with_kills(judge, every=1)]
+    with harness.patched(OFTEN):
+        while kinds:
+            before, error = judge.counts.copy(), None
             try:
-                judge.tell(steps, setting, **how)
+                if (tell := next(kinds[0], None)) is None:
+                    kinds.pop(0)
+                    continue
+                tell()
             except Violation as violation:
-                violations.append(str(violation))
-            if time.monotonic() - began > share * seconds or len(violations) > 10:
-                break
-    with capsys.disabled():
-        print(f"\n{time.monotonic() - began:.0f} s, {len(violations)} violations, {judge}")
-        print("stories " + ", ".join(f"{kind}: {count:,}" for kind, count in sorted(kinds.items())))
-    assert not violations, "\n\n".join(violations)
+                error = violation
+            kinds.append(kinds.pop(0))
+            new = judge.counts - before
+            yield Case("crash images", error, count=new["images"])
+            yield Case("crash images, second crash", count=new["images after a second crash"])
+
+
+@pytest.mark.usefixtures("often")
+def test_random_stories(place: Path) -> None:
+    judge = Judge(place)
+    for number in range(20):
+        steps, setting, deaths = random_story(f"0 {number}")
+        judge.tell(steps, setting, at_most=5, share=0.1, deaths=deaths)
+    assert judge.counts["images"] > 1000, judge
+    assert judge.counts["images after a second crash"] > 3000, judge

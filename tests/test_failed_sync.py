@@ -8,6 +8,9 @@ is decided when the store is opened again, and opening asks the medium, not the 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import random
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +21,7 @@ import pytest
 from bytekv.errors import StoreFailedError
 from bytekv.store import Store
 from tests.fault_files import FailingSyncs, LosingFiles
-from tests.harness import crash, open_store
+from tests.harness import WRONG, Case, crash, open_store
 
 Content = dict[bytes, bytes]
 TIMEOUT_S = 20.0
@@ -188,18 +191,24 @@ def _fail_each_sync(path: Path, files_class: type[FailingSyncs], action: str, **
         yield diary
 
 
+def _judge(diary: Diary) -> None:
+    """See that the failure is known to everybody, and look at what it has left."""
+    assert len(diary.errors) == 1
+    # If the process lived on, nothing that was acknowledged is lost (D3); the failed call is undecided.
+    at_least = diary.store.durable_seq if isinstance(diary.files, LosingFiles) else diary.acknowledged
+    if not diary.store.closed:
+        diary.expect_refusal()
+        diary.close()
+    assert diary.files.after_failure == 0, "a failed sync was tried again"
+    diary.expect_after_reopening(at_least=at_least)
+
+
 @ios
 @modes
 @pytest.mark.parametrize("action", ACTIONS)
 def test_the_kth_sync_fails(path: Path, action: str, sync: str, io: str) -> None:
     for diary in _fail_each_sync(path, FailingSyncs, action, sync=sync, io=io):
-        assert len(diary.errors) == 1
-        if not diary.store.closed:
-            diary.expect_refusal()
-            diary.close()
-        assert diary.files.after_failure == 0, "a failed sync was tried again"
-        # The process lived on, so nothing that was acknowledged is lost (D3); the failed call is undecided.
-        diary.expect_after_reopening(at_least=diary.acknowledged)
+        _judge(diary)
 
 
 @ios
@@ -208,12 +217,31 @@ def test_the_kth_sync_fails(path: Path, action: str, sync: str, io: str) -> None
 def test_a_disk_that_drops_what_it_could_not_write(path: Path, action: str, sync: str, io: str) -> None:
     """The cache still shows what the medium never got. Opening must not build on it: a power cut would take it away."""
     for diary in _fail_each_sync(path, LosingFiles, action, sync=sync, io=io):
-        durable = diary.store.durable_seq
-        if not diary.store.closed:
-            diary.expect_refusal()
-            diary.close()
-        assert diary.files.after_failure == 0, "a failed sync was tried again"
-        diary.expect_after_reopening(at_least=durable)
+        _judge(diary)
+
+
+def failed_syncs(place: Path, seed: int) -> Iterator[Case]:
+    """Fail each sync of each action, on both disks, with segments of several sizes; a case is a failure."""
+    modes = itertools.product(("interval", "always", "os"), ("mmap", "pread"))
+    all_ways = [
+        (size, files_class, action, *mode)
+        for size, files_class, action, mode in itertools.product(
+            (500, 300), (FailingSyncs, LosingFiles), ACTIONS, modes
+        )
+    ]
+    for number, (size, files_class, action, sync, io) in enumerate(random.Random(seed).sample(all_ways, len(all_ways))):
+        folder = place / f"failed-{number}"
+        folder.mkdir()
+        how = {"sync": sync, "io": io, "segment_size_bytes": size}
+        for k, diary in enumerate(_fail_each_sync(folder / "store", files_class, action, **how), 1):
+            try:
+                _judge(diary)
+            except WRONG as error:
+                error.add_note(f"sync {k} of {action}, {files_class.__name__}, {how}")
+                yield Case("failed syncs", error)
+            else:
+                yield Case("failed syncs")
+        shutil.rmtree(folder)
 
 
 @ios

@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.targets import TARGETS, corpus, pack, unpack
-from tests.harness import Case
+from tests.harness import WRONG, Case
 
 EXAMPLES = {"directory": 150}
 CHUNK = 100
@@ -36,28 +37,21 @@ def mutated(draw: Callable[..., Any], seeds: list[bytes]) -> bytes:
     return data
 
 
-def _try(target: str, examples: int, **how: Any) -> None:
+def _search(target: str, examples: int, **how: Any) -> Callable[[], None]:
     @settings(max_examples=examples, deadline=None, database=None, **how)
     @given(mutated(corpus(target)))
     def run(data: bytes) -> None:
         TARGETS[target](data)
 
-    run()
+    return run
 
 
-def fuzz_cases(seed: int) -> Iterator[Case]:
+def fuzz_cases(place: Path, seed: int) -> Iterator[Case]:
     """Try all targets in turn, without end, with other mutations each time."""
     for number, target in enumerate(itertools.cycle(TARGETS)):
-
-        @hypothesis.seed(seed * 1_000_003 + number)
-        @settings(max_examples=CHUNK, deadline=None, database=None)
-        @given(mutated(corpus(target)))
-        def run(data: bytes, target: str = target) -> None:
-            TARGETS[target](data)
-
         try:
-            run()
-        except Exception as error:
+            hypothesis.seed(seed * 1_000_003 + number)(_search(target, CHUNK))()
+        except WRONG as error:
             yield Case("fuzz cases", error)
         else:
             yield Case("fuzz cases", count=CHUNK, detail=target)
@@ -65,7 +59,7 @@ def fuzz_cases(seed: int) -> Iterator[Case]:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_any_bytes(target: str) -> None:
-    _try(target, EXAMPLES.get(target, 300), derandomize=True)
+    _search(target, EXAMPLES.get(target, 300), derandomize=True)()
 
 
 @pytest.mark.parametrize("target", TARGETS)

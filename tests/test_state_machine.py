@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ from bytekv import ConflictError, StoreClosedError, compactor, repair
 from bytekv.snapshot import Snapshot
 from bytekv.store import Store
 from tests import harness
-from tests.harness import FakeFiles
+from tests.harness import WRONG, Case, FakeFiles
 from tests.test_scan import expected
 
 #: About fifty; the first few come most often. Awkward ones: empty, at the ends of the order, long, longest.
@@ -629,35 +630,44 @@ class StoreMachine(RuleBasedStateMachine):
             assert report.ok, report
 
 
-@pytest.fixture
-def nothing_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the worker's thread from starting, and make what is rare with large segments common with small."""
-    monkeypatch.setattr("bytekv.worker.Worker.wake", lambda self: True)
-    for module in ("recovery", "compactor"):
-        monkeypatch.setattr(f"bytekv.{module}.HINT_FROM", 120)
-    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
-    monkeypatch.setattr("bytekv.compactor._FLUSH", 200)
+#: What is rare with large segments is common with small ones.
+ALONE = {
+    **harness.NO_WORKER,
+    **harness.hints_from(120),
+    "bytekv.compactor._SLICE": 1,
+    "bytekv.compactor._FLUSH": 200,
+}
 
 
-def run(examples: int, steps: int, *, derandomize: bool) -> None:
-    run_state_machine_as_test(
-        StoreMachine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            derandomize=derandomize,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+def run(machine: type[StoreMachine], examples: int, steps: int, *, derandomize: bool) -> None:
+    with harness.patched(ALONE):
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=steps,
+                derandomize=derandomize,
+                database=None,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
 
 
-@pytest.mark.usefixtures("nothing_in_the_background")
+LIVES = 4  # between two looks at the clock
+
+
+def lives(place: Path, seed: int) -> Iterator[Case]:
+    """Lead lives without end, each in a place of its own; a case is one life."""
+    for number in itertools.count():
+        machine = hypothesis.seed(seed * 1_000_003 + number)(type("AnotherStoreMachine", (StoreMachine,), {}))
+        try:
+            run(machine, LIVES, 80, derandomize=False)
+        except WRONG as error:
+            yield Case("state machine lives", error)
+        else:
+            yield Case("state machine lives", count=LIVES)
+
+
 def test_a_store_is_a_dict_whatever_happens() -> None:
-    run(200, 50, derandomize=True)
-
-
-@pytest.mark.deep
-@pytest.mark.usefixtures("nothing_in_the_background")
-def test_a_store_is_a_dict_whatever_happens_at_length() -> None:
-    run(5_000, 80, derandomize=False)
+    run(StoreMachine, 200, 50, derandomize=True)
