@@ -12,6 +12,7 @@ itself, and the promise that a batch is whole. If the damaged entry was a tombst
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from .codec import (
     CLEAR,
@@ -376,13 +377,24 @@ def _copy_into_quarantine(directory: Directory, path: str, name: str, report: Re
         files.close(descriptor)
 
 
+def _prevailing_uuid(directory: Directory, ids: list[int]) -> bytes | None:
+    """Return the uuid that most segments carry: a stray one of another store must not mix with them."""
+    counts: dict[bytes, int] = {}
+    for segment_id in ids:
+        with suppress(CorruptionError):
+            descriptor, header = open_segment(directory, segment_id)
+            directory.files.close(descriptor)
+            counts[header.store_uuid] = counts.get(header.store_uuid, 0) + 1
+    return max(counts, key=lambda uuid: counts[uuid], default=None)
+
+
 def _salvage_without_manifest(
     directory: Directory, segment_size_bytes: int, report: Report, progress: Callable[[Progress], object] | None
 ) -> Report:
     """Rebuild a store whose manifest is lost: the newest entry of each key, by seq, goes into new segments."""
     ids = directory.segments_on_disk()
     files = directory.files
-    uuids: dict[bytes, int] = {}
+    uuid = _prevailing_uuid(directory, ids) or files.random(16)
     newest: dict[bytes, tuple[int, int, int, int]] = {}  # key -> seq, location, offset, size
     cleared = (0, 0)  # seq and location of the newest clear
     last_seq = 0
@@ -395,7 +407,9 @@ def _salvage_without_manifest(
             report.damage.append(Damage(error.path, error.offset, error.reason))
             continue
         try:
-            uuids[header.store_uuid] = uuids.get(header.store_uuid, 0) + 1
+            if header.store_uuid != uuid:
+                report.damage.append(Damage(path, 0, "belongs to another store"))
+                continue
             salts[segment_id] = header.salt
             size = _possible_size(path, files.size(descriptor, path), report)
             last_seq = max(last_seq, header.previous_seq)
@@ -414,7 +428,6 @@ def _salvage_without_manifest(
             files.close(descriptor)
         if progress is not None:
             progress(Progress(number + 1, len(ids)))
-    uuid = max(uuids, key=lambda found: uuids[found]) if uuids else files.random(16)
     kept = sorted((found for found in newest.values() if found[0] > cleared[0]), key=lambda found: found[0])
     writer = _Replacements(directory, uuid, 1, segment_size_bytes)
     for seq, location, offset, size in kept:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -179,6 +181,124 @@ def test_a_second_writer_in_another_process(path: Path, holder: Script, monkeypa
     with open_store(path, "w") as db:  # while the other process lives on
         assert db.recovery.clean
         assert dict(db.items()) == {b"held": b"1", b"more": b"2"}
+
+
+_RACERS = """
+    rounds, racers, fresh = int(arguments[0]), int(arguments[1]), arguments[2] != "w"
+
+    def race(start, tried, trying, number):
+        os.read(start, 1)  # until all are there
+        try:
+            db = bytekv.open(path, arguments[2])
+        except StoreLockedError as error:
+            assert error.pid is None or error.pid > 0
+            os.write(trying, b"x")
+            os._exit(1)
+        for _ in range(racers - 1):
+            os.read(tried, 1)  # until all the others have tried
+        db[b"%d" % number] = b"won"
+        db.close()
+        os._exit(0)
+
+    for number in range(rounds):
+        if fresh and os.path.exists(path):
+            import shutil
+            shutil.rmtree(path)
+        start, go = os.pipe()
+        tried, trying = os.pipe()
+        children = []
+        for _ in range(racers):
+            child = os.fork()
+            if child == 0:
+                try:
+                    os.close(go)
+                    race(start, tried, trying, number)
+                finally:
+                    os._exit(2)
+            children.append(child)
+        os.close(go)
+        codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+        for pipe in start, tried, trying:
+            os.close(pipe)
+        assert codes == [0] + [1] * (racers - 1), codes
+        with bytekv.open(path, "r") as db:
+            assert b"%d" % number in db
+            assert len(db) == (1 if fresh else number + 2), dict(db)
+    say("one each time")
+"""
+
+
+@pytest.mark.parametrize("flag", ["w", "c", "n"])
+def test_of_many_who_open_at_the_same_moment_one_is_the_writer(path: Path, flag: str) -> None:
+    """Of a store that is there, of one that is not there yet, and of one that all want to empty."""
+    if flag == "w":
+        with open_store(path) as db:
+            db[b"first"] = b"1"
+    assert _run(_RACERS, path, 15, 5, flag) == ["one each time"]
+    with open_store(path, "w") as db:
+        assert db.recovery.clean
+        assert db.verify().ok
+
+
+def test_of_many_threads_that_open_at_the_same_moment_one_is_the_writer(path: Path) -> None:
+    for _ in range(20):
+        barrier = threading.Barrier(5)
+        outcomes: list[object] = []
+
+        def race(barrier: threading.Barrier = barrier, outcomes: list[object] = outcomes) -> None:
+            barrier.wait()
+            try:
+                outcomes.append(open_store(path))
+            except StoreLockedError as error:
+                outcomes.append(error)
+
+        threads = [threading.Thread(target=race) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (winner,) = [outcome for outcome in outcomes if not isinstance(outcome, StoreLockedError)]
+        assert len(outcomes) == 5
+        winner.close()  # type: ignore[attr-defined]
+
+
+def test_a_second_writer_by_another_mount_of_the_same_directory(path: Path, holder: Script) -> None:
+    """Neither a link nor another spelling: the path shows nothing of it, only device and inode do."""
+    mounted = path.with_name("mounted")
+    mounted.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or subprocess.run([mount, "--bind", path, mounted], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not possible here")
+    try:
+        with pytest.raises(StoreLockedError) as caught:
+            open_store(mounted)
+        assert caught.value.pid == holder.pid
+        with open_store(mounted, "r") as reader:
+            assert dict(reader) == {b"held": b"1"}
+        holder.go()
+        holder.expect("closed")
+        with open_store(path), pytest.raises(StoreLockedError):
+            open_store(mounted)
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+
+
+def test_a_program_that_is_started_meanwhile_inherits_nothing(path: Path) -> None:
+    """Not even if the application hands down all its descriptors: the lock ends with the store."""
+    with open_store(path) as db:
+        db[b"a"] = b"1"
+        db.sync()
+        command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False)
+        assert child.stdout is not None
+        child.stdout.readline()
+        names = f"/proc/{child.pid}/fd"
+        if os.path.isdir(names):
+            held = [os.readlink(f"{names}/{name}") for name in os.listdir(names)]
+            assert not [target for target in held if str(path) in target]
+    with open_store(path, "w") as db:
+        assert dict(db) == {b"a": b"1"}
+    child.communicate(timeout=TIMEOUT_S)
 
 
 def test_the_lock_is_free_once_its_holder_is_killed(path: Path, holder: Script) -> None:
@@ -426,7 +546,8 @@ def test_forks_while_threads_write(path: Path, sync: str) -> None:
         """
         import threading
         sys.setswitchinterval(1e-6)
-        db = bytekv.open(path, sync=arguments[0], sync_interval_s=0.005, segment_size_bytes=8000)
+        compacting = dict(segment_size_bytes=8000, compact_dead_bytes=1000, compact_dead_ratio=0.2)
+        db = bytekv.open(path, sync=arguments[0], sync_interval_s=0.005, **compacting)
         over = False
         written = [0, 0, 0]
 
@@ -447,6 +568,7 @@ def test_forks_while_threads_write(path: Path, sync: str) -> None:
         for thread in threads:
             thread.join()
         assert min(written) > 0
+        assert db.stats().compactions > 0, "no fork can have struck in the middle of one"
         content = dict(db.items())
         assert db.verify().ok
         db.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import shutil
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import pytest
 
 import bytekv
 from bytekv.codec import SEGMENT_HEADER_SIZE, seed_of
+from bytekv.errors import StoreIOError
 from bytekv.segment import Scan
-from tests.harness import crash, damage, open_store, segment_files, snapshot_of
+from tests.harness import QuickFiles, crash, damage, open_store, segment_files, snapshot_of
 
 
 def build(path: Path) -> dict[bytes, bytes]:
@@ -132,6 +135,66 @@ def test_clear_holds_through_a_rebuild(path: Path):
         assert dict(db) == {b"kept": b"1"}
 
 
+def test_a_segment_of_another_store_does_not_mix_with_a_rebuilt_one(path: Path):
+    """Its entries have higher seqs, and won."""
+    content = build(path)
+    other = path.with_name("other")
+    with open_store(other, segment_size_bytes=300) as db:
+        for number in range(200):
+            db[f"key-{number % 24:02}"] = "of another store"
+    stray = path / "0000000020.seg"
+    assert not stray.exists()
+    shutil.copy(other / stray.name, stray)
+    (path / "MANIFEST").unlink()
+    report = bytekv.repair(path)
+    assert (str(stray), "belongs to another store") in [(found.path, found.reason) for found in report.damage]
+    assert str(path / "quarantine" / "0000000020.damaged") in report.quarantined
+    with open_store(path) as db:
+        assert dict(db) == content
+        assert db.verify().ok
+
+
+class Stop(BaseException):
+    """The process ends here."""
+
+
+def test_what_was_deleted_stays_so_if_the_manifest_is_lost_while_victims_go(path: Path):
+    """Victims are removed oldest first: a put never outlives the tombstone that a compaction has dropped with it."""
+
+    class Mortal(QuickFiles):
+        left = 1 << 30
+
+        def unlink(self, path: str) -> bool:
+            self.left -= path.endswith(".seg")
+            if self.left < 0:
+                raise Stop
+            return super().unlink(path)
+
+    for removed in itertools.count():
+        shutil.rmtree(path, ignore_errors=True)
+        files = Mortal()
+        db = open_store(path, files=files, segment_size_bytes=300, io="pread")
+        for number in range(4):
+            db[f"deleted {number}"] = "x" * 100
+        for number in range(4):
+            del db[f"deleted {number}"]
+        db["kept"] = "y" * 200
+        content = dict(db)
+        files.left = removed
+        try:
+            db.compact()
+        except Stop:
+            crash(db)
+        else:
+            db.close()
+            break
+        (path / "MANIFEST").unlink()
+        bytekv.repair(path)
+        with open_store(path) as db:
+            assert dict(db) == content
+    assert removed > 3
+
+
 def test_a_missing_segment_is_reported_and_the_rest_kept(path: Path):
     content = build(path)
     lost = segment_files(path)[1]
@@ -199,12 +262,124 @@ def test_verify_names_every_damaged_entry_with_its_key(path: Path):
         assert db.verify().ok
 
 
-def test_verify_names_the_damage_of_an_open_store(path: Path):
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+@pytest.mark.parametrize("flag", ["r", "w"])
+def test_verify_names_the_damage_of_an_open_store(path: Path, flag: str, io: str):
     build(path)
-    with open_store(path, io="pread") as db:
+    with open_store(path, flag, io=io) as db:
         file = segment_files(path)[1]
         offset, key, size = entries(file)[2]
         damage(file, offset + size - 5)
         report = db.verify()
         assert [(found.path, found.offset, found.key) for found in report.damage] == [(str(file), offset, key)]
         assert str(key) in str(report)
+
+
+# --- how they go about it ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+def test_verify_reads_with_pread_and_survives_a_disk_that_does_not(path: Path, io: str):
+    """Through a mapping, a sector that cannot be read kills the process."""
+    content = build(path)
+    unreadable = segment_files(path)[1].name
+
+    class Worn(QuickFiles):
+        is_worn = False
+        reads = 0
+
+        def read(self, descriptor: int, size: int, offset: int, path: str) -> bytes:
+            self.reads += size
+            if self.is_worn and path.endswith(unreadable):
+                raise StoreIOError(errno.EIO, "Input/output error", path)
+            return super().read(descriptor, size, offset, path)
+
+    files = Worn()
+    with open_store(path, files=files, io=io) as db:
+        files.reads = 0
+        assert db.verify().ok
+        assert files.reads >= sum(file.stat().st_size for file in segment_files(path)), "not all of it was read"
+        files.is_worn = True
+        report = db.verify()
+        assert [(Path(found.path).name, "Input/output error" in found.reason) for found in report.damage] == [
+            (unreadable, True)
+        ]
+        files.is_worn = False
+        assert db.verify().ok
+        assert dict(db) == content
+
+
+def test_verify_and_repair_tell_how_far_they_are(path: Path):
+    build(path)
+    told: list[bytekv.Progress] = []
+    with open_store(path) as db:
+        report = db.verify(progress=told.append)
+        total = report.checked_bytes
+        assert [step.total_bytes for step in told] == [total] * report.segments
+    assert [step.done_bytes for step in told] == sorted({step.done_bytes for step in told})
+    assert told[-1].done_bytes == total == sum(file.stat().st_size for file in segment_files(path))
+    damage(segment_files(path)[1], 90)
+    told.clear()
+    report = bytekv.repair(path, progress=told.append)
+    assert len(told) == report.segments
+    assert told[-1].done_bytes == told[-1].total_bytes == total
+
+
+@pytest.mark.parametrize("damaged", [0, 1, 2])
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+def test_a_compaction_neither_copies_nor_drops_what_is_damaged(path: Path, io: str, damaged: int):
+    """It stops, says where, and has changed nothing; the store goes on, and the worker does not try again."""
+    build(path)
+    with open_store(path, io=io, segment_size_bytes=700, compact_dead_bytes=1, compact_dead_ratio=0.01) as db:
+        for number in range(0, 24, 2):
+            db[f"key-{number:02}"] = "overwritten, so that there is something to win"
+        db._commit.seal()
+        file = segment_files(path)[damaged]
+        offset, key, size = entries(file)[1]
+        damage(file, offset + size - 5)
+        before, content = snapshot_of(path), {name: db[name] for name in db if name != key}
+        with pytest.raises(bytekv.CorruptionError) as caught:
+            db.compact()
+        assert (caught.value.path, caught.value.offset) == (str(file), offset)
+        left = snapshot_of(path)
+        assert {name: left[name] for name in before if name.endswith(".seg")} == {
+            name: content for name, content in before.items() if name.endswith(".seg")
+        }
+        assert left["MANIFEST"] == before["MANIFEST"]
+        db._may_compact = True
+        db._work()
+        assert str(file) in (db.stats().background_error or "")
+        assert not db._may_compact
+        assert {name: db[name] for name in content} == content
+        db["goes on"] = "1"
+        assert [found.offset for found in db.verify().damage] == [offset]
+        del db["goes on"]
+    report = bytekv.repair(path)
+    assert [(found.path, found.offset, found.key) for found in report.damage] == [(str(file), offset, key)]
+    with open_store(path) as db:
+        found = dict(db)
+        found.pop(key, None)
+        assert found == {name: value for name, value in content.items() if name != key}
+        db.compact()
+        assert db.verify().ok
+
+
+def test_damage_in_many_places_costs_what_is_damaged_and_nothing_else(path: Path):
+    content = build(path)
+    lost = set()
+    for file in segment_files(path):
+        for offset, key, size in entries(file)[::3]:
+            damage(file, offset + size - 5)
+            lost.add(key)
+    damaged = {file.name: file.read_bytes() for file in segment_files(path)}
+    report = bytekv.repair(path)
+    assert {found.key for found in report.damage} == lost
+    assert {Path(kept).name.removesuffix(".damaged"): Path(kept).read_bytes() for kept in report.quarantined} == {
+        name.removesuffix(".seg"): raw for name, raw in damaged.items()
+    }
+    with open_store(path) as db:
+        found = {key: value for key, value in db.items() if key not in lost}
+        assert found == {key: value for key, value in content.items() if key not in lost}
+    before = snapshot_of(path)
+    assert bytekv.repair(path).ok
+    assert snapshot_of(path) == before, "once more is the same as once"
