@@ -252,7 +252,8 @@ MUTANTS = [
         "a forked child frees its parent's lock",
         "directory",
         "        if self._lock is not None:\n            with suppress(OSError):  # what a close says",
-        "        if self._lock is not None and not self._lock.closed:\n            self.files.unlock(self._lock.fileno())\n"
+        "        if self._lock is not None:\n"
+        "            None if self._lock.closed else self.files.unlock(self._lock.fileno())\n"
         "            with suppress(OSError):  # what a close says",
         "tests/test_processes.py",
         "-k",
