@@ -94,7 +94,7 @@ class SegmentManager:
         self.publishing: Manifest | None = None  # set while a manifest is being replaced
         self.changing: tuple[Writer | None, Writer | None] | None = None  # (old, new) likewise
         self._limit = options.segment_size_bytes
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()  # a signal handler may come here while its own thread is in it
         limit = options.max_open_segments
         if limit is None:
             # Half of what the process may have: the other half is the application's. Each open segment

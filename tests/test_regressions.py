@@ -540,3 +540,22 @@ def test_a_refused_change_waits_for_the_entry_that_refuses_it(open_store: Callab
     second.join()
     assert [durable for _, durable in told] == [2]
     assert db["k"] == b"no number"
+
+
+def test_a_signal_handler_reads_while_its_thread_opens_a_segment(open_store: Callable[..., Store]) -> None:
+    """The lock around the opening of segments was not re-entrant: a handler that struck inside it waited for ever."""
+
+    class Interrupted(FakeFiles):
+        handler: Callable[[], object] = staticmethod(lambda: None)
+
+        def open(self, path: str, **named: bool) -> int:
+            handler, self.handler = self.handler, lambda: None
+            handler()
+            return super().open(path, **named)
+
+    files = Interrupted()
+    db = open_store(files=files, segment_size_bytes=400, max_open_segments=1)
+    for number in range(4):
+        db[b"%d" % number] = b"x" * 300
+    files.handler = lambda: db[b"0"]
+    assert db[b"1"] == b"x" * 300
