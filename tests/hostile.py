@@ -108,14 +108,24 @@ class _Files(QuickFiles):
         pass
 
 
-OPERATIONS: dict[str, Callable[[Path, str], object]] = {
-    "w": lambda path, io: _open(path, "w", io),
-    "r": lambda path, io: _open(path, "r", io),
-    "c": lambda path, io: _open(path, "c", io),
-    "repair": lambda path, io: bytekv.repair(path),
-    "n": lambda path, io: _open(path, "n", io),
-    "salvage": lambda path, io: _open(path, "w", io, recover="salvage"),
+def _refresh(reader: Store | None) -> None:
+    """Have a reader that saw the good store look at what has become of it."""
+    assert reader is not None
+    _try(reader.refresh)
+    _read(reader)
+    _try(reader.refresh)
+
+
+OPERATIONS: dict[str, Callable[[Arena, str], object]] = {
+    "w": lambda arena, io: _open(arena.path, "w", io),
+    "r": lambda arena, io: _open(arena.path, "r", io),
+    "c": lambda arena, io: _open(arena.path, "c", io),
+    "repair": lambda arena, io: bytekv.repair(arena.path),
+    "n": lambda arena, io: _open(arena.path, "n", io),
+    "salvage": lambda arena, io: _open(arena.path, "w", io, recover="salvage"),
+    "refresh": lambda arena, io: _refresh(arena.reader),
 }
+READS_ONLY = ("r", "refresh")
 
 
 # --- where it is done --------------------------------------------------------------------------
@@ -173,11 +183,12 @@ class Arena:
         self.place, self.path, self.outside = place, place / "store", place / "outside"
         self.sockets: list[socket.socket] = []
         self.pristine: dict[str, bytes] = {}
+        self.reader: Store | None = None
         self.calls = 0
         self.peak = 0
 
-    def prepare(self, pristine: dict[str, bytes], make: Callable[[Arena], None]) -> None:
-        """Put a store down, and let it be spoilt."""
+    def prepare(self, pristine: dict[str, bytes], make: Callable[[Arena], None], *, with_reader: bool = False) -> None:
+        """Put a store down, open a reader if it is wanted, and let the store be spoilt."""
         self.clear()
         self.pristine = pristine
         self.path.mkdir(mode=0o700)
@@ -186,9 +197,14 @@ class Arena:
         (self.outside / "folder" / "inside").write_bytes(b"inside")
         for name, content in pristine.items():
             (self.path / name).write_bytes(content)
+        if with_reader:  # not through a mapping: no Python program survives it if somebody cuts a mapped file
+            self.reader = harness.open_store(self.path, "r", files=_Files(), io="pread")
         make(self)
 
     def clear(self) -> None:
+        if self.reader is not None:
+            self.reader.close()
+            self.reader = None
         while self.sockets:
             self.sockets.pop().close()
         for path in self.path, self.outside:
@@ -205,13 +221,13 @@ class Arena:
         old_umask = os.umask(umask)
         try:
             with _measured(self) as calls, contextlib.suppress(BytekvError):
-                OPERATIONS[operation](self.path, io)
+                OPERATIONS[operation](self, io)
         finally:
             os.umask(old_umask)
         self.calls = calls.counts["any"]
         after = tree_of(self.path)
         assert tree_of(self.outside) == outside, "something outside was touched"
-        if operation == "r":
+        if operation in READS_ONLY:
             assert after == before, "a reader changed something"
         for path in after.keys() - before.keys():
             wanted = 0o700 if stat.S_ISDIR(os.lstat(path).st_mode) else 0o600
@@ -588,7 +604,7 @@ def hostile_directories(place: Path, seed: int, every: int = 1) -> Iterator[Case
             for number, (craft, operation) in enumerate(itertools.islice(cases, 0, None, every)):
                 io, umask = ("mmap", "pread")[number // 2 % 2], UMASKS[number % len(UMASKS)]
                 try:
-                    arena.prepare(stories[craft.story].pristine, craft.make)
+                    arena.prepare(stories[craft.story].pristine, craft.make, with_reader=operation == "refresh")
                     arena.run(operation, io, umask)
                 except WRONG as error:
                     error.add_note(f"{craft.story}; {craft.name}; {operation}; io {io}, umask {umask:o}")
