@@ -57,7 +57,7 @@ class View:
     `locations` second; so nobody needs a lock. Memory: in proportion to what is written while it is open.
     """
 
-    __slots__ = ("__weakref__", "_keydir", "_vanished", "count", "number", "read_ahead", "seq", "undo")
+    __slots__ = ("__weakref__", "_keydir", "_mortal", "_vanished", "count", "number", "read_ahead", "seq", "undo")
 
     def __init__(self, keydir: Keydir, number: int, seq: int) -> None:
         self._keydir = keydir
@@ -67,6 +67,7 @@ class View:
         self.undo: dict[bytes, tuple[int, int] | None] = {}  # key -> (location, expires_ms); None: was not there
         self.read_ahead: list[tuple[bytes, bytes]] = []  # what a scan has read and perhaps not yet given out
         self._vanished: SortedList = _sorted_list()  # keys in undo that were there
+        self._mortal: dict[bytes, int] = {}  # and those of them that were to expire
 
     def note(self, key: bytes, location: int | None, expires_ms: int) -> None:
         """Remember what a key was, unless it has changed before. Under the lock."""
@@ -75,6 +76,8 @@ class View:
                 self.undo[key] = None
             else:
                 self._vanished.add(key)
+                if expires_ms:
+                    self._mortal[key] = expires_ms
                 self.undo[key] = location, expires_ms
 
     def locate(self, key: bytes, now_ms: int) -> int | None:
@@ -104,8 +107,9 @@ class View:
         return keys
 
     def __len__(self) -> int:
+        """Return how many keys there were, those not counted that have expired since. Under the lock."""
         now_ms = self._keydir.now_ms()
-        return self.count - sum(1 for found in self.undo.values() if found and 0 < found[1] <= now_ms)
+        return self.count - sum(1 for expires_ms in self._mortal.values() if expires_ms <= now_ms)
 
 
 class Keydir:
@@ -143,6 +147,8 @@ class Keydir:
             old = self.expired.pop(key, None)
             if self.changed is not None:
                 self.changed.add(key)
+        if expires_ms and key not in self.expires:
+            self.expires[key] = expires_ms  # first: it may have passed, and then nobody is to see the key
         self.locations[key] = location
         if expires_ms:
             self.expires[key] = expires_ms

@@ -133,9 +133,7 @@ class SegmentManager:
         return found
 
     def _open(self, segment_id: int) -> tuple[View, int]:
-        row = self.retiring.get(segment_id) or next(
-            (row for row in self.manifest.segments if row.segment_id == segment_id), None
-        )
+        row = self._row(segment_id)
         if row is None:
             raise KeyError(segment_id)
         self._evict(self.max_open - 1)
@@ -144,13 +142,22 @@ class SegmentManager:
                 found = self._view(row), seed_of(row.salt)
                 break
             except StoreIOError as error:
+                if error.errno == errno.ENOENT and self._row(segment_id) is None:
+                    raise KeyError(segment_id) from error  # retired since the row was found
                 # The application has taken the descriptors: do with fewer, down to this one alone.
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) or not self._evict(
                     len(self.readers) // 2
                 ):
                     raise
         self.readers[segment_id] = found
+        if self._row(segment_id) is None:  # asked after: `release` takes the row away before it looks here
+            self.readers.pop(segment_id, None)
         return found
+
+    def _row(self, segment_id: int) -> SegmentRow | None:
+        # In this order: `replace_run` makes a segment a retiring one before it takes it off the list.
+        listed = (row for row in self.manifest.segments if row.segment_id == segment_id)
+        return next(listed, None) or self.retiring.get(segment_id)
 
     def open_view(self, descriptor: int, segment_id: int, size: int) -> View:
         """Return a view of the first ``size`` bytes of an open segment; the descriptor stays the caller's."""
@@ -406,8 +413,8 @@ class SegmentManager:
         ]
         for item in free:
             for segment_id in item.segments:
-                self.readers.pop(segment_id, None)
                 self.retiring.pop(segment_id, None)
+                self.readers.pop(segment_id, None)
                 self.hinted.pop(segment_id, None)
         return free
 

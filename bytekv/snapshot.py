@@ -83,7 +83,7 @@ class Snapshot(OrderedMapping):
         return self._store.find_in(self._open_view(), to_bytes("key", key)) is not None
 
     def __len__(self) -> int:
-        """Return the number of keys. Complexity: O(number of keys changed since)."""
+        """Return the number of keys. Complexity: O(number of keys with an expiry changed since)."""
         return self._store.count_in(self._open_view())
 
     def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:

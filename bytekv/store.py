@@ -258,12 +258,14 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         while True:
             self._check_open()
             location = self._keydir.locate(key, now_ms)
+            if location is None and key in self._locations:
+                self._purge()
+                location = self._locations.get(key)  # one that is still there is a put's that was under way
             if location is None:
-                if key in self._locations:
-                    self._purge()
                 return None
             try:
-                return self._read(key, location)
+                found = self._read(key, location)
+                return None if 0 < found.expires_ms <= now_ms else found
             except KeyError:
                 continue  # retired by a compaction, which has moved the key before
             except StoreIOError as error:
@@ -341,7 +343,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         if not self._keydir.expires or self._keydir.locate(key, self._files.now_ms()) is not None:
             return True
         self._purge()
-        return False
+        return not self._commit.is_entered and key in self._locations  # a put may have been under way
 
     def __len__(self) -> int:
         """Return the number of keys, expired ones not counted. Complexity: O(1), plus O(log n) a key expired since."""
@@ -373,10 +375,15 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def ttl(self, key: Bytes) -> float | None:
         """Return the seconds that ``key`` has left, None if it does not expire; `KeyError` if it does not exist."""
         key = to_bytes("key", key)
-        if key not in self:
-            raise KeyError(key)
-        expires_ms = self._keydir.expires.get(key)
-        return None if expires_ms is None else max(0.0, (expires_ms - self._files.now_ms()) / 1000)
+        self._check_open()
+        if self._commit.interrupted:
+            self._commit.settle_for_reader()
+        with self._commit.lock:  # a put changes location and expiry one after the other
+            now_ms = self._files.now_ms()
+            if self._keydir.locate(key, now_ms) is None:
+                raise KeyError(key)
+            expires_ms = self._keydir.expires.get(key)
+        return None if expires_ms is None else (expires_ms - now_ms) / 1000
 
     def get_many(self, keys: Iterable[Bytes]) -> dict[bytes, bytes]:
         """Return the values of those of ``keys`` that exist, each as of its own moment.
@@ -450,7 +457,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def count_in(self, view: View) -> int:
         """Return how many keys there were at the moment of a view, those not counted that expired since."""
         len(self)  # takes out what has expired
-        return len(view)
+        with self._commit.lock:
+            return len(view)
 
     def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]:
         """Walk through the keys of a range at the moment of a view."""
