@@ -110,7 +110,7 @@ class Options:
             self.__dict__.update(given)  # what was not given is the class's
             self._check()
 
-        def __setattr__(self, name, value):
+        def __setattr__(self, name, value=None):
             raise AttributeError(f"options cannot be changed: {name}")
 
         __delattr__ = __setattr__

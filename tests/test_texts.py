@@ -1,0 +1,106 @@
+"""What people read of objects and errors, what travels between processes, what a wrong option is told."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bytekv
+from bytekv import codec, errors
+from bytekv.segment import FileView, Writer, _is_whole
+
+RAISED = [
+    errors.StoreLockedError("/store", 7),
+    errors.CorruptionError("/store/0000000001.seg", 80, "entry fails its CRC32C"),
+    errors.ConflictError(b"key", 1, 2),
+    errors.ChangesLostError("/store", 1, 20),
+    errors.DiskFullError(28, "No space left on device", "/store"),
+    errors.StoreFailedError("/store: sync failed"),
+]
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+def test_an_error_comes_whole_out_of_another_process(error: bytekv.BytekvError) -> None:
+    """Exceptions of more than one argument are not by themselves: multiprocessing would hang on them."""
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+        assert vars(again) == vars(error)
+
+
+def test_what_a_store_and_its_moments_say_of_themselves(open_store: Any, path: Path) -> None:
+    db = open_store()
+    db["a"] = "1"
+    assert repr(db) == f"<bytekv.Store {str(path)!r}, 1 keys>"
+    with db.snapshot() as snapshot:
+        assert repr(snapshot) == "<bytekv.Snapshot at seq 1>"
+    assert repr(snapshot) == "<bytekv.Snapshot at seq 1, closed>"
+    with open_store("r") as reader:
+        assert repr(reader) == f"<bytekv.Store {str(path)!r}, read-only, 1 keys>"
+    db.close()
+    assert repr(db) == f"<bytekv.Store {str(path)!r}, closed>"
+
+
+def test_recovery_says_what_it_did(open_store: Any, path: Path) -> None:
+    open_store(segment_size_bytes=1 << 20).update({f"{number:05}": bytes(100) for number in range(2000)})
+    with open_store("r") as reader:
+        text = str(reader.recovery)
+    assert text.startswith("2000 keys in 1 segments, last seq 2000, ")
+    assert "the last process did not close the store" in text
+
+
+def test_recovery_names_what_it_set_aside_and_removed(path: Path) -> None:
+    with bytekv.open(path) as db:
+        db["a"] = bytes(200_000)
+        (segment,) = path.glob("*.seg")
+        whole = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    for name, content in whole.items():
+        (path / name).write_bytes(content.rstrip(b"\0") + b"\x01torn" if name == segment.name else content)
+    for number in range(70, 80):
+        (path / f"00000000{number}.seg").write_bytes(b"left over")
+    with bytekv.open(path) as db:
+        text = str(db.recovery)
+        assert db.recovery.torn_bytes == 5
+    assert "; 5 bytes of an unfinished write set aside in " in text
+    assert "leftovers removed: 0000000070.seg, " in text
+    assert text.endswith(" and 2 more")
+
+
+def test_options_are_checked_and_cannot_be_changed() -> None:
+    with pytest.raises(TypeError, match="unknown option 'colour'; there are sync, "):
+        bytekv.Options(colour="blue")  # type: ignore[call-arg]
+    options = bytekv.Options(sync="os", follow=None)
+    for change in (lambda: setattr(options, "sync", "always"), lambda: delattr(options, "sync")):
+        with pytest.raises(AttributeError, match="options cannot be changed: sync"):
+            change()
+    assert options.sync == "os"
+    assert repr(options).startswith("Options(sync='os', sync_interval_s=1.0, ")
+    assert eval(repr(options), vars(bytekv)).sync == "os"
+
+
+def test_a_batch_counts_keys(open_store: Any) -> None:
+    with open_store().batch() as batch:
+        batch["a"] = "1"
+        batch["a"] = "2"
+        del batch["b"]
+        assert len(batch) == 2
+
+
+def test_columns_are_little_endian_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec.sys, "byteorder", "big")
+    assert codec._little_endian(array("I", [1])) == array("I", [1 << 24])
+
+
+def test_a_file_cut_short_while_it_is_searched_holds_nothing_whole() -> None:
+    assert not _is_whole(lambda size, offset: b"", 0, 100, 0)
+
+
+@pytest.mark.parametrize("kind", [FileView, Writer])
+def test_an_object_whose_making_was_interrupted_closes_nothing(kind: type) -> None:
+    """Else KeyboardInterrupt in `__init__` would be followed by an AttributeError in `__del__`."""
+    kind.__new__(kind).__del__()
