@@ -50,7 +50,7 @@ METHODS = {
     "short_stories": Method(3, "test_second_crash:short_stories"),
     "hostile": Method(4, "hostile:hostile_directories"),
     "fuzz": Method(3, "test_fuzz:fuzz_cases"),
-    "mutants": Method(7, "mutants:mutants_caught"),
+    "mutants": Method(12, "mutants:mutants_caught"),
 }
 #: These take a budget and a seed, and return (cases, violations, seed) at their end.
 TALLIES = {"interrupts": "KeyboardInterrupt at each opcode"}
