@@ -22,6 +22,7 @@ from .codec import (
     SegmentHeader,
     SegmentRow,
     decode_segment_header,
+    seed_of,
 )
 from .errors import ChangesLostError, CorruptionError
 from .record import NamedTuple
@@ -101,7 +102,7 @@ class ChangeLog:
         try:
             for part in parts:
                 check_open()
-                scan = self._scan(part, since_seq)
+                scan = self._scan(part, since_seq, check_open)
                 try:
                     for flags, key, seq, expires_ms, _, raw in scan:
                         if seq > last_seq:
@@ -129,13 +130,18 @@ class ChangeLog:
         finally:
             pin.close()
 
-    def _scan(self, part: _Part, since_seq: int) -> Scan:
-        view, seed = self._segments.view(part.row.segment_id)
-        start, seq = SEGMENT_HEADER_SIZE, part.header.previous_seq
-        for known, (segment_id, offset) in list(self._places.items()):
-            if segment_id == part.row.segment_id and seq < known <= since_seq and offset <= part.stop:
+    def _scan(self, part: _Part, since_seq: int, check_open: Callable[[], None]) -> Scan:
+        segment_id, start, seq = part.row.segment_id, SEGMENT_HEADER_SIZE, part.header.previous_seq
+        for known, (segment, offset) in list(self._places.items()):
+            if segment == segment_id and seq < known <= since_seq and offset <= part.stop:
                 start, seq = offset, known
-        return Scan(lambda size, at: view[at : at + size], start, part.stop, seed, seq)
+
+        def read(size: int, at: int) -> bytes:
+            check_open()
+            view, _ = self._segments.view(segment_id)  # not kept: a feed that is left must not keep the file open
+            return view[at : at + size]
+
+        return Scan(read, start, part.stop, seed_of(part.row.salt), seq)
 
     def _remember(self, part: _Part, scan: Scan) -> None:
         self._places.pop(scan.last_seq, None)

@@ -155,6 +155,7 @@ def _one_by_one(
                 pairs.append((key, raw[end:-4]))
                 held += size
                 if held > _HELD:
+                    view, current = None, -1  # a generator that is left here must not keep the file open
                     yield at, pairs
                     pairs, held = [], 0
                 continue
@@ -163,7 +164,9 @@ def _one_by_one(
             pairs.append((key, value))
             held += len(value)
             if held > _HELD:
+                view, current = None, -1
                 yield at, pairs
                 pairs, held = [], 0
+    view = None
     yield at, pairs
     return at

@@ -60,9 +60,12 @@ class Retired(NamedTuple):
 class Pin:
     """The segments of one moment, whose files stay until this is closed or dropped."""
 
-    __slots__ = ("__weakref__", "_release", "lengths", "rows")
+    __slots__ = ("__weakref__", "_release", "is_call", "lengths", "rows")
 
-    def __init__(self, rows: tuple[SegmentRow, ...], lengths: list[int], release: Callable[[Pin], None]) -> None:
+    def __init__(
+        self, rows: tuple[SegmentRow, ...], lengths: list[int], release: Callable[[Pin], None], is_call: bool
+    ) -> None:
+        self.is_call = is_call  # of a call that is under way, and ends by itself
         self.rows = rows
         self.lengths = lengths  # of each; the active segment is longer than its row says
         self._release = release
@@ -393,8 +396,11 @@ class SegmentManager:
         """Remove the files of victims once every view and pin that was open when they were replaced is closed."""
         self._pinned.append(Retired(victims, {*views, *self._pins}))
 
-    def pin(self, release: Callable[[], None]) -> Pin:
-        """Keep the files of this moment; ``release`` is called when they are let go. Under the lock."""
+    def pin(self, release: Callable[[], None], *, is_call: bool) -> Pin:
+        """Keep the files of this moment; ``release`` is called when they are let go. Under the lock.
+
+        ``is_call``: they are needed by a call that may be carried out to its end though the store be closed.
+        """
         pins, number = self._pins, next(self._pin_numbers)
 
         def let_go(_: object) -> None:
@@ -402,9 +408,16 @@ class SegmentManager:
                 release()
 
         lengths = self.lengths()
-        pin = Pin(self.manifest.segments, [lengths[row.segment_id] for row in self.manifest.segments], let_go)
+        pin = Pin(self.manifest.segments, [lengths[row.segment_id] for row in self.manifest.segments], let_go, is_call)
         pins[number] = weakref.ref(pin, let_go)  # one that leaks closes itself
         return pin
+
+    def forget_pins(self) -> None:
+        """Let go what whoever iterates has pinned: the store is being closed."""
+        for number, reference in list(self._pins.items()):
+            pin = reference()
+            if pin is None or not pin.is_call:
+                self._pins.pop(number, None)
 
     def release(self, open_views: Container[int]) -> list[Retired]:
         """Forget the segments that no open view can need any more, and return those whose files may go now."""

@@ -770,7 +770,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         for _ in range(2):
             with self._commit.lock:
                 last_seq = self._commit.visible_seq
-                pin = self._segments.pin(self._release)
+                pin = self._segments.pin(self._release, is_call=False)
             if not 0 <= since_seq <= last_seq:
                 raise LimitError(f"since_seq must lie between 0 and {last_seq}, the last seq, not {since_seq}")
             try:
@@ -1000,7 +1000,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             if not self._readonly:
                 commit.sync_what_waits()  # a backup holds nothing that a power cut could take from the store
                 sealed = {(row.segment_id, row.length) for row in segments.sealed()}
-            seq, manifest, pin = commit.seq, segments.manifest, segments.pin(self._release)
+            seq, manifest, pin = commit.seq, segments.manifest, segments.pin(self._release, is_call=True)
         rows = rows_of(pin.rows, pin.lengths, seq)
         return pin, Moment(
             manifest.store_uuid,
@@ -1220,7 +1220,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                     for row in self._segments.manifest.segments:
                         if recovery.needs_hint(self._segments, row):
                             recovery.build_hint(self._segments, row, lambda: None)
-            self._segments.remove(self._segments.release(()))  # iterators and snapshots end with the store
+            self._segments.forget_pins()  # iterators and snapshots end with the store
+            self._segments.remove(self._segments.release(()))
         finally:
             refuse = lambda: StoreClosedError(f"{path}: this store was closed")  # noqa: E731
             commit.refusal = refuse
