@@ -614,7 +614,7 @@ def _expect_no_lock_held(store: Store) -> None:
     commit = store._commit
     for name, lock in {"lock": commit.lock, "sync_lock": commit.sync_lock, "compacting": store._compacting}.items():
         assert not lock._is_owned(), f"{name} was not given back"
-    assert not store._segments._opening.locked(), "opening was not given back"
+    assert not store._segments._opening._is_owned(), "opening was not given back"
 
 
 @contextlib.contextmanager
