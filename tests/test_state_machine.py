@@ -670,4 +670,4 @@ def lives(place: Path, seed: int) -> Iterator[Case]:
 
 
 def test_a_store_is_a_dict_whatever_happens() -> None:
-    run(StoreMachine, 200, 50, derandomize=True)
+    run(StoreMachine, 70, 50, derandomize=True)

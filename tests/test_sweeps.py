@@ -309,11 +309,12 @@ def flips_and_cuts(place: Path, seed: int) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize("story", STORIES)
-def test_damage_at_every_offset(path: Path, story: str) -> None:
-    expect_no_violation(sweep(path, story, step=1))
+def test_damage_at_every_third_offset(path: Path, story: str) -> None:
+    """The long form, `flips_and_cuts`, leaves none out."""
+    expect_no_violation(sweep(path, story, step=3))
 
 
 @pytest.mark.parametrize("story", STORIES)
 def test_damage_where_no_hint_speaks_for_a_segment(path: Path, story: str) -> None:
-    """Without hints every entry is read at open: damage to what is dead shows, too. Every third offset."""
-    expect_no_violation(sweep(path, story, step=3, hints_from=1 << 20))
+    """Without hints every entry is read at open: damage to what is dead shows, too. Every seventh offset."""
+    expect_no_violation(sweep(path, story, step=7, hints_from=1 << 20))
