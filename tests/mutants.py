@@ -24,6 +24,9 @@ from tests.harness import Case
 ROOT = Path(__file__).parent.parent
 _CRASHES = "tests/test_crash_images.py"
 _HTTP_VALUES, _HTTP_MANY, _HTTP_SAFETY = (f"tests/test_http_{name}.py" for name in ("values", "many", "safety"))
+_RESP_PROTOCOL, _RESP_EXECUTOR, _RESP_SERVER, _RESP_ABUSE = (
+    f"tests/test_resp_{name}.py" for name in ("protocol", "executor", "server", "abuse")
+)
 
 
 class Mutant(NamedTuple):
@@ -507,6 +510,173 @@ MUTANTS = [
         "            self._position = change.seq\n",
         "            self._position = change.seq - 1\n",
         "tests/test_http_changes.py",
+    ),
+    # --- the RESP door -------------------------------------------------------------------------
+    _mutant(
+        "RESP: a length is not compared with what came",
+        "resp/protocol",
+        "if buffer[size : size + 2] != _CRLF:",
+        "if False:",
+        _RESP_PROTOCOL,
+    ),
+    _mutant(
+        "RESP: numbers are read as Python reads them",
+        "resp/protocol",
+        "    if _INTEGER.fullmatch(text) is None:\n        return None\n    number = int(text)",
+        "    try:\n        number = int(text)\n    except ValueError:\n        return None",
+        _RESP_PROTOCOL,
+    ),
+    _mutant(
+        "RESP: what follows AUTH in the same packet is parsed before the password is checked",
+        "resp/protocol",
+        "            if one_only:\n                return\n",
+        "",
+        _RESP_PROTOCOL,
+    ),
+    _mutant(
+        "RESP: a request may grow for ever",
+        "resp/protocol",
+        "if self._size + given + _ARGUMENT_COST > self.limits.request_bytes:",
+        "if False:",
+        _RESP_PROTOCOL,
+    ),
+    _mutant(
+        "RESP: an error takes a client's line breaks into the protocol",
+        "resp/protocol",
+        'text.strip(_CRLF).replace(b"\\r", b" ").replace(b"\\n", b" ")',
+        "text",
+        _RESP_PROTOCOL,
+    ),
+    _mutant(
+        "RESP: what a unit of work has written is not seen by what follows",
+        "resp/work",
+        "    def value(self, key: bytes) -> bytes | None:\n"
+        '        """Return the value of a key, None if there is none."""\n'
+        "        if self._cleared or key in self._writes:",
+        "    def value(self, key: bytes) -> bytes | None:\n"
+        '        """Return the value of a key, None if there is none."""\n'
+        "        if self._cleared:",
+        _RESP_EXECUTOR,
+    ),
+    _mutant(
+        "RESP: of two who compare and set in one batch both win",
+        "resp/commands",
+        "if seq != (0 if found is None else found.seq):",
+        "if seq > 0 and seq != (0 if found is None else found.seq):",
+        _RESP_EXECUTOR,
+    ),
+    _mutant(
+        "RESP: a write in the same batch does not count for WATCH",
+        "resp/work",
+        "return -1 if key in self._writes or key in self.store else 0",
+        "return self.store.entry(key).seq if key in self.store else 0",
+        _RESP_EXECUTOR,
+    ),
+    _mutant(
+        "RESP: EXEC does not look at what was watched",
+        "resp/executor",
+        "if any(work.seq(key) != seq for key, seq in item.watched.items()):",
+        "if False:",
+        _RESP_SERVER,
+    ),
+    _mutant(
+        "RESP: a batch that did not fit is not carried out one by one",
+        "resp/executor",
+        "            self._one_by_one(batch, replies)\n            return\n",
+        '            made = [(task.client, b"-MISCONF\\r\\n") for task in batch]\n',
+        _RESP_EXECUTOR,
+    ),
+    _mutant(
+        "RESP: a failed sync is acknowledged",
+        "resp/executor",
+        "made = [(client, encode(error_of(error), resp3)) for client, _, resp3 in batch]",
+        "pass",
+        _RESP_EXECUTOR,
+    ),
+    _mutant(
+        "RESP: each write has a sync of its own",
+        "resp/executor",
+        "                if task.is_loner:",
+        "                if True:",
+        _RESP_EXECUTOR,
+    ),
+    _mutant(
+        "RESP: a client that does not read is read from",
+        "resp/server",
+        "        self._is_choked = True\n        self._transport.pause_reading()",
+        "        pass",
+        _RESP_SERVER,
+        _RESP_ABUSE,
+    ),
+    _mutant(
+        "RESP: what is queued by MULTI is not bounded",
+        "resp/session",
+        "if self._queue_bytes > _MAX_QUEUE_BYTES:",
+        "if False:",
+        _RESP_SERVER,
+    ),
+    _mutant(
+        "RESP: a byte now and then keeps a connection for ever",
+        "resp/server",
+        "        elif self.request_since is None:\n            self.request_since = self.active_at",
+        "        else:\n            self.request_since = self.active_at",
+        _RESP_SERVER,
+    ),
+    _mutant(
+        "RESP: who does not show the password stays",
+        "resp/server",
+        "elif not self.session.is_authenticated and now - self.connected_at > _AUTHENTICATION_S:",
+        "elif False:",
+        _RESP_SERVER,
+    ),
+    _mutant(
+        "RESP: commands are carried out before the password is shown",
+        "resp/session",
+        "return self.is_authenticated and self.queue is None",
+        "return self.queue is None",
+        _RESP_SERVER,
+    ),
+    _mutant(
+        "RESP: any address is listened on",
+        "resp/server",
+        "is_set=self.password_digest is not None",
+        "is_set=True",
+        _RESP_SERVER,
+    ),
+    _mutant(
+        "RESP: a browser's commands are carried out",
+        "resp/session",
+        "if name in _NOT_REDIS:",
+        "if False:",
+        _RESP_SERVER,
+    ),
+    _mutant(
+        "RESP: stopping does not wait for what is being carried out",
+        "resp/server",
+        "            if not self._is_waiting:\n                self.close()",
+        "            self.close()",
+        _RESP_SERVER,
+    ),
+    _mutant(
+        "RESP: stopping does not sync",
+        "resp/server",
+        "await self.loop.run_in_executor(None, self._store.sync)",
+        "pass",
+        _RESP_SERVER,
+    ),
+    _mutant(
+        "RESP: the writes of several clients have a sync each",
+        "resp/server",
+        "answer.writes and server.group_commit",
+        "answer.writes and False",
+        _RESP_SERVER,
+    ),
+    _mutant(
+        "RESP: the table of cursors grows for ever",
+        "resp/work",
+        "while len(self._keys) > _MAX_CURSORS or self._bytes > _MAX_CURSOR_BYTES:",
+        "while False:",
+        _RESP_EXECUTOR,
     ),
 ]
 

@@ -18,6 +18,7 @@ from bytekv.resp import Server, serve
 from bytekv.resp import server as server_module
 from bytekv.resp import session as session_module
 from bytekv.store import Store
+from tests.fault_files import SystemCalls
 from tests.harness import open_store as open_at
 from tests.resp_harness import Argument, Client, items, parts, request
 
@@ -325,6 +326,30 @@ def test_many_clients_share_batches(house, open_store):
     assert door.store.durable_seq == door.store.last_seq
 
 
+def test_writes_that_wait_share_a_sync(house, open_store):
+    """While one batch is held up, the writes of all clients gather; then they are one batch, and one sync."""
+    door = house(open_store(sync="always"), group_commit=True)
+    clients = [door.client() for _ in range(30)]
+    door.store.put("first", "")  # makes the segment
+    with SystemCalls() as calls:
+        with door.store.transaction():
+            for client in clients:
+                client.send(request("INCR", "n") * 5)
+            everything_has_arrived(door)
+            calls.count()
+        for client in clients:
+            assert all(client.reply()[:1] == b":" for _ in range(5))
+        assert 1 <= calls.counts["sync"] <= 2
+    assert door.store[b"n"] == b"150"
+
+
+def everything_has_arrived(door: House) -> None:
+    """Return when the server has looked at all that was sent before."""
+    with Client(door.server.address) as other:
+        for _ in range(3):  # the first may be looked at in the same turn of the loop
+            other("PING")
+
+
 def test_inline_commands_and_blank_lines(house):
     client = house().client()
     client.send(b'\r\n\r\nSET k "a b"\r\nGET k\nPING\r\n')
@@ -614,6 +639,23 @@ def test_stopping_keeps_what_was_acknowledged(open_store, sync):
     assert len(acknowledged) == 4
     for number, count in acknowledged.items():
         assert all(f"{number}:{each}" in store for each in range(count + 1))
+
+
+def test_stopping_finishes_and_answers_what_is_being_carried_out(house, open_store):
+    door = house(open_store(sync="always"), group_commit=True)
+    client = door.client()
+    with door.store.transaction() as tx:
+        client.send(request("SET", "k", "v") + request("CLIENT", "ID") + request("SET", "k", "not begun"))
+        everything_has_arrived(door)
+        stopping = threading.Thread(target=door.server.stop)
+        stopping.start()
+        with pytest.raises(ConnectionError):
+            while True:  # until it listens no more
+                Client(door.server.address).close()
+        tx["other"] = "x"
+    assert client.rest() == OK
+    stopping.join()
+    assert door.store[b"k"] == b"v"
 
 
 def test_stopping_does_not_wait_for_clients_that_do_not_read(house, monkeypatch):
