@@ -404,6 +404,7 @@ class Server:
         self._max_connections = max_connections
         self._backup_dir = None if backup_dir is None else os.fspath(backup_dir)
         self._connections: dict[int, _Connection] = {}
+        self._open: set[_Connection] = set()  # with those that are refused
         self._number = 0
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._unflushed: list[_Connection] = []
@@ -489,9 +490,9 @@ class Server:
         while self._under_way:
             await asyncio.wait(self._under_way)
         patience = self.loop.time() + _GRACE_S
-        while self._connections and self.loop.time() < patience:
+        while self._open and self.loop.time() < patience:
             await asyncio.sleep(0.01)
-        for connection in list(self._connections.values()):
+        for connection in self._open:
             connection.abort()
         if self._writer is not None:
             self._writer.shutdown()
@@ -547,6 +548,7 @@ class Server:
     def admit(self, connection: _Connection, address: str, local_address: str) -> bytes | None:
         """Give a new connection its session; return what to tell it if there are too many."""
         self.connections_received += 1
+        self._open.add(connection)
         if len(self._connections) >= self._max_connections or self._is_stopping:
             self.connections_refused += 1
             return b"-ERR max number of clients reached\r\n"
@@ -557,6 +559,7 @@ class Server:
 
     def forget(self, connection: _Connection) -> None:
         """Take a connection that is gone out of the tables."""
+        self._open.discard(connection)
         session = getattr(connection, "session", None)
         if session is not None:
             self.sessions.pop(session.number, None)
