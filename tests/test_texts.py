@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import sys
 from array import array
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import bytekv
 from bytekv import codec, errors
-from bytekv.segment import FileView, Writer, _is_whole
+from bytekv.segment import FileView, Search, Writer, _is_whole
 
 RAISED = [
     errors.StoreLockedError("/store", 7),
@@ -98,6 +101,29 @@ def test_columns_are_little_endian_on_every_machine(monkeypatch: pytest.MonkeyPa
 
 def test_a_file_cut_short_while_it_is_searched_holds_nothing_whole() -> None:
     assert not _is_whole(lambda size, offset: b"", 0, 100, 0)
+
+
+def test_nothing_is_found_in_nothing() -> None:
+    assert Search(lambda size, offset: b"", 100, 100, 0).find_entry(100, range(1, 9)) is None
+
+
+def test_a_missing_crc32c_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "crc32c", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=lambda *_: None)])
+    with pytest.raises(ImportError, match="crc32c"):
+        codec._load_crc32c()
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+def test_a_segment_gives_back_what_it_does_not_need_once(open_store: Any, path: Path, io: str) -> None:
+    db = open_store(io=io)
+    db["a"] = "1"
+    writer = db._segments.writer
+    for _ in range(2):
+        writer.shrink_to_fit()
+        assert path.joinpath(os.path.basename(writer.path)).stat().st_size == writer.end
+    db["b"] = "2"
+    assert dict(db) == {b"a": b"1", b"b": b"2"}
 
 
 @pytest.mark.parametrize("kind", [FileView, Writer])
