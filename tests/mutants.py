@@ -560,7 +560,7 @@ MUTANTS = [
     ),
     _mutant(
         "RESP: of two who compare and set in one batch both win",
-        "resp/commands",
+        "resp/keys",
         "if seq != (0 if found is None else found.seq):",
         "if seq > 0 and seq != (0 if found is None else found.seq):",
         _RESP_EXECUTOR,
@@ -602,7 +602,7 @@ MUTANTS = [
     ),
     _mutant(
         "RESP: a client that does not read is read from",
-        "resp/server",
+        "resp/connection",
         "        self._is_choked = True\n        self._transport.pause_reading()",
         "        pass",
         _RESP_SERVER,
@@ -617,15 +617,15 @@ MUTANTS = [
     ),
     _mutant(
         "RESP: a byte now and then keeps a connection for ever",
-        "resp/server",
+        "resp/connection",
         "        elif self.request_since is None:\n            self.request_since = self.active_at",
         "        else:\n            self.request_since = self.active_at",
         _RESP_SERVER,
     ),
     _mutant(
         "RESP: who does not show the password stays",
-        "resp/server",
-        "elif not self.session.is_authenticated and now - self.connected_at > _AUTHENTICATION_S:",
+        "resp/connection",
+        "elif not self.session.is_authenticated and now - self.connected_at > AUTHENTICATION_S:",
         "elif False:",
         _RESP_SERVER,
     ),
@@ -652,7 +652,7 @@ MUTANTS = [
     ),
     _mutant(
         "RESP: stopping does not wait for what is being carried out",
-        "resp/server",
+        "resp/connection",
         "            if not self._is_waiting:\n                self.close()",
         "            self.close()",
         _RESP_SERVER,
@@ -666,7 +666,7 @@ MUTANTS = [
     ),
     _mutant(
         "RESP: the writes of several clients have a sync each",
-        "resp/server",
+        "resp/connection",
         "answer.writes and server.group_commit",
         "answer.writes and False",
         _RESP_SERVER,

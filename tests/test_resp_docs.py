@@ -6,7 +6,7 @@ import inspect
 import re
 from pathlib import Path
 
-from bytekv.resp import Server, administration, server, session
+from bytekv.resp import Server, administration, connection, session
 from bytekv.resp.commands import COMMANDS, REFUSED
 from bytekv.resp.protocol import UNTRUSTED, Limits
 
@@ -70,12 +70,12 @@ def test_limits_are_those_of_the_code():
     assert limits["arguments of a command"] == f"{Limits().arguments:,}"
     assert limits["an argument"] == f"{Limits().bulk_bytes >> 20} MiB"
     assert limits["all arguments of a command"] == f"{Limits().request_bytes >> 30} GiB"
-    size, seconds = UNTRUSTED.bulk_bytes >> 10, round(server._AUTHENTICATION_S)
+    size, seconds = UNTRUSTED.bulk_bytes >> 10, round(connection.AUTHENTICATION_S)
     before = limits["the same, before the password"]
     assert before == f"{UNTRUSTED.arguments} arguments, {size} KiB each, {seconds} seconds"
     assert limits["commands between MULTI and EXEC"] == f"{session._MAX_QUEUE_BYTES >> 20} MiB"
     assert limits["keys under WATCH"] == f"{session._MAX_WATCHED_BYTES >> 20} MiB"
-    assert limits["replies that wait for a client"] == f"{server._WRITE_BYTES >> 10} KiB"
+    assert limits["replies that wait for a client"] == f"{connection.WRITE_BYTES >> 10} KiB"
     assert limits["connections"] == f"{default('max_connections'):,}"
     assert limits["a request on its way"] == f"{default('request_timeout_s'):.0f} seconds and one more for each KiB"
 

@@ -15,6 +15,7 @@ import pytest
 
 import bytekv
 from bytekv.resp import Server, serve
+from bytekv.resp import connection as connection_module
 from bytekv.resp import server as server_module
 from bytekv.resp import session as session_module
 from bytekv.store import Store
@@ -273,8 +274,8 @@ def test_a_client_that_does_not_read_is_not_read_from(house):
     connection = door.connections()[0]
     held = door.on_loop(connection._transport.get_write_buffer_size)
     assert connection._is_choked
-    assert 0 < held < 2 * server_module._WRITE_BYTES + 2 * len(value)
-    assert len(connection._backlog) * len(request("GET", "k")) < server_module._READ_BYTES + 1000
+    assert 0 < held < 2 * connection_module.WRITE_BYTES + 2 * len(value)
+    assert len(connection._backlog) * len(request("GET", "k")) < connection_module.READ_BYTES + 1000
     reply = b"$2000\r\n" + value + b"\r\n"
     for number in range(20_000):
         assert client.reply() == reply, number
@@ -658,7 +659,7 @@ def test_stopping_finishes_and_answers_what_is_being_carried_out(house, open_sto
 
 
 def test_stopping_does_not_wait_for_clients_that_do_not_read(house, monkeypatch):
-    monkeypatch.setattr(server_module, "_GRACE_S", 0.05)
+    monkeypatch.setattr(server_module, "GRACE_S", 0.05)
     door = house()
     client = door.client(receive_bytes=4096)
     client("SET", "k", "v" * 100_000)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from .. import __version__
-from .arguments import Pattern, integer_of, word
-from .commands import COMMANDS, Command, syntax_error, wrong_arity
+from .arguments import Pattern, integer_of, syntax_error, word
+from .commands import COMMANDS, Command, wrong_arity
 from .protocol import OK, Reply, ReplyError, Simple, Verbatim, integer
 from .session import REDIS_VERSION, Door, Later, Session, check_name, session_command
 

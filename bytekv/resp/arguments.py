@@ -1,4 +1,4 @@
-"""What stands in an argument, read and printed as Redis reads and prints it: patterns, floats, times.
+"""What stands in arguments, read and printed as Redis reads and prints it: floats, times, options, patterns.
 
 Knows no command and no store. Integers are in `protocol`, which needs them for lengths.
 """
@@ -12,7 +12,7 @@ from typing import Final
 
 from .protocol import ReplyError, integer
 
-__all__ = ["Pattern", "add_floats", "integer_of", "milliseconds_of", "word"]
+__all__ = ["Options", "Pattern", "add_floats", "integer_of", "milliseconds_of", "syntax_error", "word"]
 
 _MAX_MS: Final = 1 << 61  # of time: 73 million years; a store takes no much later one
 _MAX_PATTERN_BYTES: Final = 16 * 1024  # compiling one takes some µs a byte
@@ -96,6 +96,56 @@ def _printed(number: Fraction) -> bytes:
     digits = b"%018d" % abs(round(number * 10**17))
     text = (digits[:-17] + b"." + digits[-17:]).rstrip(b"0").rstrip(b".")
     return b"-" + text if number < 0 and text != b"0" else text
+
+
+# --- options -----------------------------------------------------------------------------------
+
+
+def syntax_error() -> ReplyError:
+    """Return the error for options that do not go together, or do not exist."""
+    return ReplyError(b"ERR syntax error")
+
+
+_TIMES: Final = {b"EX": (1000, True), b"PX": (1, True), b"EXAT": (1000, False), b"PXAT": (1, False)}
+
+
+class Options:
+    """The options of SET and GETEX: a time, or one of the flags that stand for none."""
+
+    def __init__(self, arguments: list[bytes], allowed: frozenset[bytes], name: bytes) -> None:
+        self.flags: set[bytes] = set()
+        self.equals: bytes | None = None
+        self._time: tuple[bytes, bytes] | None = None
+        self._name = name
+        rest = iter(arguments)
+        for argument in rest:
+            option = word(argument)
+            if option in _TIMES or (option == b"IFEQ" and option in allowed):
+                value = next(rest, None)
+                if value is None:
+                    raise syntax_error()
+                if option == b"IFEQ":
+                    self.equals = value
+                elif self._time is not None and self._time[0] != option:
+                    raise syntax_error()
+                else:
+                    self._time = option, value
+            elif option in allowed:
+                self.flags.add(option)
+            else:
+                raise syntax_error()
+        conditions = len(self.flags & {b"NX", b"XX"}) + (self.equals is not None)
+        expiries = len(self.flags & {b"KEEPTTL", b"PERSIST"}) + (self._time is not None)
+        if conditions > 1 or expiries > 1:
+            raise syntax_error()
+
+    def expires_ms(self, now_ms: int) -> int:
+        """Return the time that was given, 0 if there was none."""
+        if self._time is None:
+            return 0
+        option, value = self._time
+        unit_ms, relative = _TIMES[option]
+        return milliseconds_of(value, unit_ms, now_ms if relative else 0, self._name)
 
 
 # --- patterns ----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from .. import (
     StoreFailedError,
     StoreIOError,
 )
+from . import keys, strings  # noqa: F401 - enter their commands into the table
 from .commands import COMMANDS, find_command
 from .protocol import NIL_ARRAY, Reply, ReplyError, encode, integer
 from .work import Cursors, Work

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from .arguments import integer_of, word
-from .commands import COMMANDS, command, find_command, syntax_error, wrong_arity
+from .arguments import integer_of, syntax_error, word
+from .commands import COMMANDS, command, find_command, wrong_arity
 from .executor import Block, Executor, Item, error_of
 from .protocol import OK, UNTRUSTED, Limits, Reply, ReplyError, Simple, encode, integer
 from .work import Work
