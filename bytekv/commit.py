@@ -114,7 +114,7 @@ _JOIN_BELOW: Final = 64 * 1024
 _JOIN_ALL_BELOW: Final = 64 * 1024 * 1024  # a batch that is joined is in memory three times
 _LOOK_SELDOM: Final = 1024 * 1024  # bytes between two looks at what is dead, less where a segment is small
 _LOOK_OFTEN: Final = 32 * 1024
-_DRAG_S: Final = 0.001
+_DRAG_S: Final = 0.001  # at the bound; a half, a quarter of the way there an eighth of it, a 64th
 _LONGEST_DRAG_S: Final = 0.1
 
 _pack_entry = ENTRY.pack
@@ -761,8 +761,8 @@ class Committer:
         """Owe the worker time if there is more to compact than it gets done beside the writers.
 
         The store is to stay at about twice its live bytes; what is slack are the segment that is being written and
-        the one that is being compacted. A writer pays little and often, one put in 250 up to a millisecond; only
-        where that does not help, steeply more.
+        the one that is being compacted. A writer pays little and often, one put in 250, and
+        next to nothing until the bound is near; beyond it, steeply more.
         """
         if writer.end < self._next_look <= writer.end + self._look_seldom:
             writer.fast_end = min(writer.fast_end, self._next_look)
@@ -771,7 +771,7 @@ class Committer:
         live = sum(self.segments.lengths().values()) - dead
         debt = (dead - self._slack_bytes - 0.7 * live) / (0.3 * live + self._slack_bytes)
         self._next_look = writer.end + (self._look_seldom if debt < 0 else self._look_often)
-        self._drag_s = 0.0 if debt < 0 else _DRAG_S * debt if debt < 1 else min(_DRAG_S * debt**4, _LONGEST_DRAG_S)
+        self._drag_s = 0.0 if debt < 0 else min(_DRAG_S * debt**3, _LONGEST_DRAG_S)
         writer.fast_end = min(writer.fast_end, self._next_look)
 
     def _roll(self) -> Writer:

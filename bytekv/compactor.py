@@ -313,7 +313,7 @@ class Output:
 class _Job:
     """A published compaction whose victims are not retired yet."""
 
-    __slots__ = ("dropped", "hinted", "moved", "outputs", "recounts", "tombstones", "victims")
+    __slots__ = ("dropped", "hinted", "outputs", "recounts", "tombstones", "victims")
 
     def __init__(self, victims: list[int]) -> None:
         self.victims = victims
@@ -321,7 +321,6 @@ class _Job:
         self.tombstones: dict[int, int] = {}  # of the outputs, by segment
         self.hinted: dict[int, int] = {}
         self.dropped: list[tuple[bytes, int]] = []  # expired keys whose entry is gone
-        self.moved = 0  # keys of the first of the outputs that the keydir points at already
         self.recounts = 0
 
 
@@ -667,17 +666,19 @@ class Compactor:
             pause()
 
     def _move_some(self, job: _Job) -> None:
+        """Move some keys of the first output, its last ones first, and forget them: freeing a million at once would
+        hold the GIL for milliseconds. The places go last; interrupted before, nothing is left to do for the rest."""
         keydir, output = self._keydir, job.outputs[0]
-        locations, base, part = keydir.locations, output.base, slice(job.moved, job.moved + _SLICE)
-        for key, old, place in zip(output.keys[part], output.originals[part], output.places[part], strict=True):
+        locations, base = keydir.locations, output.base
+        part = slice(max(0, len(output.places) - _SLICE), len(output.places))
+        for key, old, place in zip(output.keys[part], output.originals[part], output.places[part], strict=False):
             if locations.get(key) == old:  # written out of `Keydir.move`
                 locations[key] = base | place
             elif not keydir.move(key, old, base | place):
                 keydir.bury(output.header.segment_id, place & SIZE_MASK or self._segments.entry_size(base | place))
-        if part.stop < len(output.keys):
-            job.moved = part.stop
-        else:
-            job.moved = 0  # first this: interrupted in between, the same keys are looked at once more
+        for column in (output.keys, output.originals, output.places):
+            del column[part.start :]
+        if not output.places:
             del job.outputs[0]
 
     def _retire(self, job: _Job) -> list[Retired]:

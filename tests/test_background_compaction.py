@@ -144,7 +144,7 @@ def test_the_same_writes_meet_the_same_compactions(begin, path) -> None:
 
     def live_once(name: str) -> tuple[Any, ...]:
         db = begin(at=path / name)
-        for number in range(12_000):
+        for number in range(24_000):
             db.put_in_turn(b"%d" % (number * 7 % 900), b"%093d" % number)
         result = db.stats(), db.turns.now_s, db.turns.dragged_s, db.turns.slices
         db.close()
