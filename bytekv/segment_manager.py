@@ -191,7 +191,7 @@ class SegmentManager:
         """Drop the segments that have been open longest until ``keep`` are left; False if none was dropped."""
         active = self.writer.header.segment_id if self.writer is not None else 0
         # Replaced in place: the hot path holds this very dict.
-        dropped = [segment_id for segment_id in self.readers if segment_id != active][
+        dropped = [segment_id for segment_id in list(self.readers) if segment_id != active][
             : max(0, len(self.readers) - keep)
         ]
         for segment_id in dropped:

@@ -1021,6 +1021,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 SegmentStats(segment, length, dead.get(segment, 0), tombstones.get(segment, 0))
                 for segment, length in lengths.items()
             )
+            pinned_bytes = self._segments.pinned_bytes
         total = sum(row.length_bytes for row in rows)
         gone = sum(row.dead_bytes + row.tombstone_bytes for row in rows)
         return Stats(
@@ -1034,7 +1035,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._compactions,
             self._background_error,
             len(self._keydir.views),
-            self._segments.pinned_bytes,
+            pinned_bytes,
             rows,
         )
 
