@@ -497,7 +497,6 @@ def serve(arguments: Namespace) -> int:
             host, port = _address(arguments.resp, 6379)
             password = _first_line(arguments.password_file) if arguments.password_file else arguments.password
             at_resp = {"password": password, "backup_dir": arguments.backup_dir}
-            at_resp["group_commit"] = arguments.sync == "always"
             doors.append(lambda started: serve_resp(store, host, port, started=started, **at_resp))
         if arguments.http is not None:
             from .http import serve as serve_http

@@ -295,7 +295,7 @@ def test_large_replies_go_out_whole(house):
 
 
 def test_a_client_that_closes_its_half_gets_what_it_asked_for(house, open_store):
-    door = house(open_store(sync="always"), group_commit=True)
+    door = house(open_store(sync="always"))
     client = door.client()
     client.send(request("SET", "k", "v") + request("WAITAOF", 1, 0, 0) + request("GET", "k") + request("INCR", "n"))
     client.socket.shutdown(socket.SHUT_WR)

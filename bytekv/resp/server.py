@@ -53,8 +53,8 @@ class Server:
     that is not loopback. ``max_connections`` are served at once. ``request_timeout_s``: seconds for a request to
     arrive, plus one for each KiB. ``idle_timeout_s``: seconds after which a client that sends nothing is disconnected;
     0: never. ``backup_dir``: where BGSAVE puts backups, each in a directory of its own; None: it is refused.
-    ``group_commit``: let the writes that arrive together share one sync, beside the event loop; choose it if the store
-    was opened with ``sync="always"``. ``limits``: what one request may ask for.
+    ``group_commit``: let the writes that arrive together share one sync, beside the event loop; None: if the store was
+    opened with ``sync="always"``. ``limits``: what one request may ask for.
 
     Starting raises `ValueError` for an address that is not loopback without a password, and `OSError` if it cannot be
     had. Durability: a reply means what the return of `Store.put` means. Transactions of the application should be
@@ -79,7 +79,7 @@ class Server:
         request_timeout_s: float = 60.0,
         idle_timeout_s: float = 0.0,
         backup_dir: str | os.PathLike[str] | None = None,
-        group_commit: bool = False,
+        group_commit: bool | None = None,
         limits: Limits = _LIMITS,
     ) -> None:
         if password is not None and not password:
@@ -87,7 +87,7 @@ class Server:
         #: Host and port of the first address that is listened on.
         self.address: tuple[str, int] = (host, port)
         self.executor = Executor(store)
-        self.group_commit = group_commit
+        self.group_commit = store.options.sync == "always" if group_commit is None else group_commit
         self.idle_timeout_s = idle_timeout_s
         self.request_timeout_s = request_timeout_s
         self.limits = limits
@@ -99,7 +99,7 @@ class Server:
         self.started_at = time.time()
         self.is_compacting = self.is_backing_up = False
         self.now = time.monotonic()  # looked at once a second: only deadlines need it
-        self.ways = [self.executor.straight(resp3, writes=not group_commit) for resp3 in (False, True)]
+        self.ways = [self.executor.straight(resp3, writes=not self.group_commit) for resp3 in (False, True)]
         self._store = store
         self._host, self._port = host, port
         self._max_connections = max_connections
