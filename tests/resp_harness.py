@@ -131,6 +131,7 @@ class Commands:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
+        self._different_s = 0
         self.makers: list[Callable[[], list[Argument]]] = [
             getattr(self, name) for name in dir(self) if name.startswith("make_")
         ]
@@ -304,7 +305,12 @@ class Commands:
         name = self.random.choice(["EXPIRE", "PEXPIRE", "EXPIREAT", "PEXPIREAT"])
         option = ("P" if name[0] == "P" else "E") + ("XAT" if name.endswith("AT") else "X")
         conditions = self.random.sample(["NX", "XX", "GT", "LT", "gt"], self.random.choice([0, 0, 0, 1, 1, 2]))
-        return [name, self.key(), self.time(option), *conditions]
+        key, time = self.key(), self.time(option)
+        if option[-1] == "X" and {"GT", "LT"} & {each.upper() for each in conditions} and str(time).isdigit():
+            # The same time to live again, a millisecond later: whether that is later depends on whose clock has ticked.
+            self._different_s += 100_000
+            time = str(int(time) + self._different_s)
+        return [name, key, time, *conditions]
 
     def make_keys(self) -> list[Argument]:
         return ["KEYS", self.pattern()]
