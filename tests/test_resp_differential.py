@@ -11,7 +11,6 @@ import random
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -96,9 +95,12 @@ def test_random_commands_with_group_commit(open_store, redis):
 
 
 @pytest.mark.deep
-def test_random_commands_for_long(open_store, redis):
-    for seed in range(int(os.environ.get("BYTEKV_DEEP_SECONDS", "60"))):
-        run(lambda seed=seed: open_store(at=Path(f"{seed}")), redis, 1000 + seed, 3000, resp3=seed % 2 == 1)
+def test_random_commands_for_long(open_store, redis, path):
+    for seed in range(1000, 1000 + int(os.environ.get("BYTEKV_DEEP_SECONDS", "60"))):  # each takes about one
+        sync = "always" if seed % 3 == 2 else "interval"
+        store = open_store(at=path.with_name(str(seed)), sync=sync)
+        run(lambda store=store: store, redis, seed, 3000, resp3=seed % 2 == 1, group_commit=sync == "always")
+        store.close()
 
 
 def test_random_pipelines(open_store, redis):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +28,7 @@ from tests.harness import open_store as open_at
 from tests.resp_harness import Argument, Client, items, parts, request
 
 OK = b"+OK\r\n"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class House:
@@ -165,6 +170,10 @@ def test_who_does_not_show_the_password_in_time_is_disconnected(house):
     assert silent("PING")[:7] == b"-NOAUTH"
     door.wait(2)
     assert silent.rest() == b""
+    assert known("RESET") == b"+RESET\r\n"
+    door.wait(9)
+    assert known("AUTH", "secret") == OK
+    door.wait(100)
     assert known("PING") == b"+PONG\r\n"
 
 
@@ -179,6 +188,23 @@ def test_who_begins_a_request_and_does_not_end_it_is_disconnected(house):
     door.wait(2)
     assert slow.rest() == b"", "a byte now and then does not help"
     assert idle("PING") == b"+PONG\r\n"
+
+
+def test_a_request_whose_rest_the_server_did_not_read_has_its_time_afterwards(house):
+    door = house(request_timeout_s=60)
+    client, other = door.client(receive_bytes=4096), door.client()
+    client("SET", "k", "v" * 100_000)
+    client.send(request("GET", "k") * 100 + b"*1\r\n$4\r\nPI")
+    everything_has_arrived(door)
+    assert door.connections()[0]._is_choked
+    assert door.connections()[0].request_since is not None
+    door.wait(1000)
+    assert other("PING") == b"+PONG\r\n"
+    for _ in range(100):
+        assert len(client.reply()) > 100_000
+    door.wait(50)
+    client.send(b"NG\r\n")
+    assert client.reply() == b"+PONG\r\n"
 
 
 def test_a_large_request_has_time_for_its_size(house):
@@ -462,6 +488,10 @@ def test_client_reply(house, open_store, sync):
     assert items(client.reply()) == [b"1", b"2"]
     client.send(request("CLIENT", "REPLY", "SKIP") + request("GET", "a") + request("GET", "b"))
     assert client.reply() == b"$1\r\n2\r\n"
+    client.send(
+        request("CLIENT", "REPLY", "SKIP") + request("SET", "a", 3) + request("GET", "a") + request("SET", "a", 4)
+    )
+    assert (client.reply(), client.reply()) == (b"$1\r\n3\r\n", OK)
 
 
 def test_clients_are_listed_and_disconnected(house):
@@ -594,6 +624,23 @@ def test_serve_ends_when_it_is_cancelled_and_when_a_client_says_so(open_store):
     asyncio.run(main(lambda task, writer: writer.write(request("SHUTDOWN"))))
     assert urls[0].startswith("redis://127.0.0.1:")
     assert store[b"n"] == b"2"
+
+
+def test_a_program_that_does_not_stop_its_server_ends_all_the_same(path):
+    script = (
+        "import bytekv, socket, sys\n"
+        "from bytekv.resp import Server\n"
+        "server = Server(bytekv.open(sys.argv[1], sync='always'), port=0, group_commit=True)\n"
+        "server.start()\n"
+        "with socket.create_connection(server.address) as client:\n"
+        "    client.sendall(b'SET k v\\r\\n')\n"
+        "    assert client.recv(100) == b'+OK\\r\\n'\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", script, str(path)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    with bytekv.open(path) as store:
+        assert dict(store) == {b"k": b"v"}
 
 
 def test_a_port_that_is_taken_is_an_error(house, path):

@@ -82,9 +82,9 @@ class Connection(asyncio.BufferedProtocol):
         "_ways",
         "active_at",
         "closing_since",
-        "connected_at",
         "request_since",
         "session",
+        "stranger_since",
     )
 
     session: Session
@@ -101,7 +101,7 @@ class Connection(asyncio.BufferedProtocol):
         self._is_at_eof = False  # the client sends nothing more
         self._is_choked = False  # the client does not read
         self._is_waiting = False  # for a batch, or for something slow
-        self.active_at = self.connected_at = server.now
+        self.active_at = self.stranger_since = server.now
         self.closing_since: float | None = None
         self.request_since: float | None = None  # when the request that is not all there began
 
@@ -238,6 +238,7 @@ class Connection(asyncio.BufferedProtocol):
         if (parser.limits is UNTRUSTED) == session.is_authenticated:
             parser.limits = session.limits
             self._is_cautious = True
+            self.stranger_since = self._server.now
         self._ways = self._server.ways[session.resp3] if session.is_plain else {}
         return self._ways
 
@@ -264,7 +265,7 @@ class Connection(asyncio.BufferedProtocol):
             self._server.do_later(self, answer)
             return following
         items: list[Item] = [answer.item]
-        if self._adapt():
+        if self._adapt() and not self.session.is_silent:  # CLIENT REPLY SKIP is about this one only
             for arguments in following[: _MAX_SHARE - 1]:
                 found = COMMANDS.get(arguments[0].lower())
                 if found is None or found.kind == "session":
@@ -298,6 +299,8 @@ class Connection(asyncio.BufferedProtocol):
             self._run(commands)
             if not self._is_choked and not self._is_waiting and not self._is_at_eof:
                 self._transport.resume_reading()
+                if self.request_since is not None:
+                    self.request_since = self._server.now  # it was not the client who kept the rest
 
     # --- what the server says ----------------------------------------------------------------------
 
@@ -308,9 +311,9 @@ class Connection(asyncio.BufferedProtocol):
             self.closing_since = self.closing_since or now
             if now - self.closing_since > GRACE_S:
                 self._transport.abort()
-        elif not self.session.is_authenticated and now - self.connected_at > AUTHENTICATION_S:
+        elif not self.session.is_authenticated and now - self.stranger_since > AUTHENTICATION_S:
             self.close()
-        elif self.request_since is not None and not self._backlog:
+        elif self.request_since is not None and not self._is_choked and not self._is_waiting:
             patience_s = server.request_timeout_s + self._parser.partial_bytes / _MIN_BYTES_PER_S
             if now - self.request_since > patience_s:
                 self.close()
