@@ -453,11 +453,13 @@ class Committer:
 
     def _wait_at_gate(self) -> None:
         while self._gate_owner is not None:
-            if self._gate_owner() is None:
-                self._gate_owner = None  # dropped without an end: rolled back
+            owner = self._gate_owner()
+            if owner is None or owner.has_given_up:
+                self._gate_owner = None  # dropped without an end, or with one that failed: rolled back
             elif self._gate_thread == threading.get_ident():
                 raise ReentryError("this thread has a transaction open; write to the transaction, not to the store")
             else:
+                del owner  # lest it live on while we wait
                 self.pending = None
                 self._gate.wait(timeout=1.0)
                 self.ready()

@@ -55,6 +55,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
         self._store, self._begin, self._end = store, begin, end
         self._writes: Writes = {}
         self._thread: int | None = None
+        self.has_given_up = False  # its gate is open, even if there was no memory to open it
         #: seq of the last operation once committed; None before, or if there was nothing to do.
         self.seq: int | None = None
 
@@ -66,7 +67,9 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
             self._begin(self)
             return self
         except BaseException:
-            self._end(self, None)  # struck behind the gate, and no __exit__ follows that would open it
+            # Struck behind the gate, and no __exit__ follows that would open it.
+            self.has_given_up = True  # opening the gate takes memory, this does not
+            self._end(self, None)
             raise
 
     def __exit__(
@@ -77,6 +80,7 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
             self._thread = 0
             self.seq = self._end(self, self._writes if kind is None else None)
         except BaseException:
+            self.has_given_up = True
             self._end(self, None)
             raise
 

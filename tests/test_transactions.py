@@ -140,6 +140,34 @@ def test_a_transaction_that_is_dropped_keeps_nobody_out(open_store):
     assert dict(db) == {b"b": b"2"}
 
 
+def test_a_transaction_without_memory_to_open_its_gate_keeps_nobody_out(open_store, monkeypatch):
+    """It is rolled back. Other writers waited for as long as somebody still had the object."""
+    db = open_store()
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    began, ended = db.transaction(), db.transaction()
+    with monkeypatch.context() as shortage:
+        shortage.setattr(type(db._commit), "open_gate", no_memory)
+        shortage.setattr(type(db._commit), "leave", no_memory)  # the gate is shut by then
+        with pytest.raises(MemoryError):
+            began.__enter__()
+        shortage.setattr(type(db._commit), "leave", lambda commit: None)
+    db["a"] = "1"
+    ended.__enter__()
+    ended["a"] = "2"
+    with monkeypatch.context() as shortage:
+        shortage.setattr(type(db._commit), "open_gate", no_memory)
+        shortage.setattr(db, "_commit_batch", no_memory)
+        with pytest.raises(MemoryError):
+            ended.__exit__(None, None, None)
+    assert dict(db) == {b"a": b"1"}
+    with db.transaction() as after:
+        after["a"] = "3"
+    assert dict(db) == {b"a": b"3"}
+
+
 def test_closing_ends_a_transaction_without_its_writes(open_store):
     db = open_store()
     tx = db.transaction()
