@@ -23,6 +23,7 @@ import errno
 import io
 import os
 import threading
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -52,7 +53,8 @@ _MAX_MANIFEST_SIZE = 64 << 20
 
 # flock already keeps a second open of the same process out; this table also does where flock is
 # emulated with fcntl locks, which one process may take twice and any close() drops.
-_held: set[tuple[int, int]] = set()
+# What could not be given back, for want of memory, goes with its Directory, as the lock's file does.
+_held: weakref.WeakValueDictionary[tuple[int, int], Directory] = weakref.WeakValueDictionary()
 _held_guard = threading.RLock()  # re-entered if a finaliser closes another store meanwhile
 
 
@@ -202,7 +204,7 @@ class Directory:
                 if not self.files.lock(descriptor, path):
                     raise StoreLockedError(self.path, self._holder(descriptor, path))
                 self._identity = identity
-                _held.add(identity)
+                _held[identity] = self
                 with suppress(BytekvError):  # the pid is a courtesy; a full disk must not keep us out
                     if not self.files.has_other_names(descriptor, path):
                         self.files.write(descriptor, (b"%d\n" % os.getpid()).ljust(20), 0, path)
@@ -224,7 +226,7 @@ class Directory:
 
     def _give_up_lock(self) -> None:
         if self._identity is not None:
-            _held.discard(self._identity)
+            _held.pop(self._identity, None)
             self._identity = None
             if self._lock is not None and not self._lock.closed:
                 # Not only by closing: a child forked a moment ago may still hold the same open file.

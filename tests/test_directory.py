@@ -224,6 +224,21 @@ def test_the_table_of_this_process_holds_where_the_file_system_does_not(director
         Directory(str(path), Permissive()).acquire()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file")
+def test_a_lock_that_could_not_be_given_back_goes_with_its_directory(directory, path, monkeypatch):
+    """There was no memory for it when an opening failed, and this process could never open the store again."""
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as shortage:
+        shortage.setattr(Directory, "load", no_memory)
+        shortage.setattr(Directory, "release", no_memory)
+        with pytest.raises(MemoryError):
+            open_store(path)
+    open_store(path).close()
+
+
 def _try_to_open(path: str, answers) -> None:
     try:
         open_store(path, "w").close()
