@@ -103,6 +103,7 @@ _MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refu
 _SORTED_FOR_COMPACTION: Final = 1 << 20  # keys; sorting so many takes half a second
 _FIRST_CHUNK: Final = 64
 _LAST_CHUNK: Final = 1024
+_NO_MEMORY: Final = "no memory for the work in the background"  # made beforehand: there is none to make it
 
 
 class SegmentStats(NamedTuple):
@@ -1103,7 +1104,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 self._commit.drags = False  # waiting for it would be in vain
                 log.warning("compaction put off until the next segment is full: %s", str(error))
             self._commit.flush_notes()
-            return self._sync_if_due()
+            delay = self._sync_if_due()
+            if self._background_error is _NO_MEMORY:
+                self._background_error = None
+            return delay
         except (StopWork, StoreFailedError, StoreClosedError):
             return None  # a failed sync is known to every writer already
 
@@ -1146,13 +1150,21 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def _victims(self) -> list[int]:
         return compactor.choose(self._survey(), self._options)
 
-    def _worker_failed(self, error: BaseException) -> None:
+    def _worker_failed(self, error: BaseException) -> bool:
+        if isinstance(error, MemoryError):
+            # There may be some again. Until then writers sync themselves, and need not wait for a compaction.
+            self._commit.drags = False
+            if self._background_error is None:
+                self._background_error = _NO_MEMORY
+                log.warning("%s: %s; it is tried again and again", self._path, _NO_MEMORY)
+            return True
         if isinstance(error, (StoreFailedError, StoreClosedError)):
-            return  # known already: writes raise it
+            return False  # known already: writes raise it
         self._background_error = repr(error)
         log.error("the background worker of %s died: %s", self._path, repr(error))
         with self._commit.lock:
             self._commit.fail(error)
+        return False
 
     # --- lifecycle -----------------------------------------------------------------------------
 

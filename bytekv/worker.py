@@ -24,6 +24,7 @@ __all__ = ["Pacer", "StopWork", "Worker", "start_no_more"]
 
 _SLICE_S: Final = 0.0007  # of work in one go: a put that waits for it stays below a millisecond
 _BREAK_S: Final = 0.00005  # the shortest sleep that another thread can use
+_BREATH_S = 1.0  # before work that went wrong is tried again
 
 _at_exit = False
 
@@ -57,10 +58,11 @@ class Worker:
     """Run ``method`` of an object in the background.
 
     The method returns the seconds until it wants to be called again, or None to wait for `wake`.
-    An exception ends the thread and is handed to ``failed``: it must not vanish.
+    An exception is handed to ``failed``, for it must not vanish, which tells whether another try is worth it;
+    if not, the thread ends.
     """
 
-    def __init__(self, method: Callable[[], float | None], failed: Callable[[BaseException], None], name: str) -> None:
+    def __init__(self, method: Callable[[], float | None], failed: Callable[[BaseException], bool], name: str) -> None:
         self._life = _Life()
         self._starting = threading.Lock()
         self._started = False
@@ -162,17 +164,19 @@ def _run(method: Any, failed: Any, worker_of: Callable[[], Worker | None], life:
 def _work(method: Any, failed: Any, worker_of: Callable[[], Worker | None], life: _Life) -> None:
     delay: float | None = None
     while True:
-        # An owner may vanish unseen, so no wait is endless.
-        life.wanted.acquire(timeout=60.0 if delay is None else delay)
-        call, worker = method(), worker_of()
-        if call is None or worker is None or worker.is_stopping:
-            return
-        del worker
         try:
+            # An owner may vanish unseen, so no wait is endless.
+            life.wanted.acquire(timeout=60.0 if delay is None else delay)
+            call, worker = method(), worker_of()
+            if call is None or worker is None or worker.is_stopping:
+                return
             delay = call()
         except BaseException as error:
-            report = failed()
-            if report is not None:
-                report(error)
-            return
-        del call
+            delay = _BREATH_S
+            try:
+                call = failed()
+                if call is None or not call(error):
+                    return
+            except MemoryError:
+                pass  # what went wrong will be told when it does so again
+        call = worker = None

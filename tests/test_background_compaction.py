@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from bytekv.compactor import Use, choose
 from bytekv.errors import CorruptionError, StoreFailedError
 from bytekv.options import Options
 from bytekv.store import Store
-from bytekv.worker import Pacer
+from bytekv.worker import Pacer, Worker
 from tests import harness
 from tests.harness import QuickFiles, damage, segment_files
 from tests.turns import READ_S, Turns, TurnsStore, bytes_on_disk
@@ -462,6 +463,63 @@ def test_a_worker_that_dies_is_told_by_the_next_write(path, monkeypatch, caplog:
         db.close()
     with harness.open_store(path) as again:
         assert len(again) == 10
+
+
+def test_work_that_there_is_no_memory_for_is_tried_again_and_told(
+    path, monkeypatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its thread ended for good and writes were refused, for a shortage that had long been over."""
+    is_short = True
+    tries = threading.Semaphore(0)
+
+    def choose_with_effort(*arguments: Any) -> list[int]:
+        tries.release()
+        if is_short:
+            raise MemoryError
+        return choose(*arguments)
+
+    monkeypatch.setattr("bytekv.worker._BREATH_S", 0.0)
+    with harness.open_store(path, auto_compact=True, sync="os", segment_size_bytes=4096, compact_dead_bytes=64) as db:
+        monkeypatch.setattr("bytekv.compactor.choose", choose_with_effort)
+        overwrite(db, 100)
+        for _ in range(3):  # one that was begun, and two for which nobody has called
+            assert tries.acquire(timeout=60)
+        assert db.stats().background_error == "no memory for the work in the background"
+        assert not db._commit.drags, "a writer would wait in vain"
+        overwrite(db, 100)
+        is_short = False
+        while db.stats().background_error is not None:
+            db._worker.wake()
+            assert tries.acquire(timeout=60)
+        assert db.stats().compactions
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [f"{path}: no memory for the work in the background; it is tried again and again"]
+
+
+def test_work_is_tried_again_even_if_there_was_no_memory_to_tell(monkeypatch) -> None:
+    class Employer:
+        def __init__(self) -> None:
+            self.calls = [MemoryError(), ZeroDivisionError("work"), ZeroDivisionError("work")]
+            self.reports = [MemoryError(), MemoryError()]
+            self.told: list[BaseException] = []
+            self.worker = Worker(self.work, self.failed, "bytekv in want")
+
+        def work(self) -> float | None:
+            raise self.calls.pop(0)
+
+        def failed(self, error: BaseException) -> bool:
+            if self.reports:
+                raise self.reports.pop(0)
+            self.told.append(error)
+            return False
+
+    monkeypatch.setattr("bytekv.worker._BREATH_S", 0.0)
+    employer = Employer()
+    assert employer.worker.wake()
+    with employer.worker._life.done:
+        pass
+    assert [str(error) for error in employer.told] == ["work"]
+    assert not employer.worker.wake()
 
 
 # --- what is chosen ------------------------------------------------------------------------------

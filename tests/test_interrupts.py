@@ -333,7 +333,7 @@ class Employer:
     def work(self) -> None:
         self.came.release()
 
-    def failed(self, error: BaseException) -> None:
+    def failed(self, error: BaseException) -> bool:
         raise error
 
 
