@@ -625,7 +625,7 @@ MUTANTS = [
     _mutant(
         "RESP: who does not show the password stays",
         "resp/connection",
-        "elif not self.session.is_authenticated and now - self.connected_at > AUTHENTICATION_S:",
+        "elif not self.session.is_authenticated and now - self.stranger_since > AUTHENTICATION_S:",
         "elif False:",
         _RESP_SERVER,
     ),
