@@ -134,6 +134,7 @@ class Committer:
         "_gate_thread",
         "_interval_s",
         "_leading",
+        "_least_dead",
         "_lock_is_owned",
         "_look_often",
         "_look_seldom",
@@ -194,6 +195,7 @@ class Committer:
         self.wants_worker = False  # a segment was sealed: hints and a compaction may be due
         self.drags = False  # a worker compacts, and writers that outrun it are slowed down
         self._next_look = 0  # offset in the active segment at which to look whether they do
+        self._least_dead = 1 << 63  # bytes, at any look so far
         self._drag_s = 0.0  # what the writer that has looked owes
         self.notes: list[tuple[Callable[..., None], str, tuple[object, ...]]] = []  # to be logged once the lock is free
         self._queue: deque[_Pending] = deque()  # appended, not yet durable and therefore not yet visible
@@ -764,14 +766,17 @@ class Committer:
 
         The store is to stay at about twice its live bytes; what is slack are the segment that is being written and
         the one that is being compacted. A writer pays little and often, one put in 250, and
-        next to nothing until the bound is near; beyond it, steeply more.
+        next to nothing until the bound is near; beyond it, steeply more. What a store had too much of when it was
+        opened is not their doing: until that is gone they owe only for what they add to it.
         """
         if writer.end < self._next_look <= writer.end + self._look_seldom:
             writer.fast_end = min(writer.fast_end, self._next_look)
             return
         dead = sum(self.keydir.dead.values()) + sum(self.keydir.tombstones.values())
         live = sum(self.segments.lengths().values()) - dead
-        debt = (dead - self._slack_bytes - 0.7 * live) / (0.3 * live + self._slack_bytes)
+        self._least_dead = min(self._least_dead, dead)
+        allowed = max(0.7 * live, self._least_dead) + self._slack_bytes
+        debt = (dead - allowed) / (0.3 * live + self._slack_bytes)
         self._next_look = writer.end + (self._look_seldom if debt < 0 else self._look_often)
         self._drag_s = 0.0 if debt < 0 else min(_DRAG_S * debt**3, _LONGEST_DRAG_S)
         writer.fast_end = min(writer.fast_end, self._next_look)

@@ -28,6 +28,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """Keep what is there by now out of the garbage collection after each test, which took 70 ms for that."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def path() -> Iterator[Path]:
     """A name for a store, in a directory of its own; in memory where the machine has such, for the many syncs."""

@@ -346,6 +346,24 @@ def test_writers_wait_longer_the_more_is_left_to_compact(by_hand) -> None:
     assert not any(held), "a writer waited with the lock in its hands"
 
 
+def test_what_was_left_by_others_is_not_owed_for(by_hand, path: Path) -> None:
+    """A store that was filled with its compaction off and opened with it on slowed its writers down to a third until
+    the garbage of years was gone, though they did not add to it."""
+    clock = Clock()
+    with harness.open_store(path, "c", segment_size_bytes=16 * KIB, auto_compact=False) as db:
+        overwrite(db, 3000, 300)
+        left = db.stats().total_bytes
+    db = by_hand(files=clock, segment_size_bytes=16 * KIB, compact_dead_bytes=1 << 30)
+    while db.stats().total_bytes < left + 2 * 16 * KIB - KIB:
+        assert drags_of(db, clock, 1, 300) == []
+    drags_of(db, clock, 300, 300)
+    assert clock.pauses
+    db.compact()
+    assert drags_of(db, clock, 1, 300) == []
+    overwrite(db, 1000, 300)
+    assert clock.pauses, "the old measure still holds"
+
+
 @pytest.mark.parametrize("how", ["batch", "transaction", "incr"])
 def test_every_kind_of_write_pays(by_hand, how: str) -> None:
     clock = Clock()

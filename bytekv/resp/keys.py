@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from random import randbytes
+from random import randint
 from typing import Final
 
 from .. import Store
@@ -100,8 +100,9 @@ def _randomkey(work: Work, arguments: list[bytes]) -> Reply:
     common = 0
     while common < min(len(first), len(last)) and first[common] == last[common]:
         common += 1
-    place = first[:common] + randbytes(4)
-    return next(work.keys(start=place, limit=1), None) or next(work.keys(stop=place, reverse=True, limit=1), first)
+    low, high = (int.from_bytes(key[common : common + 8].ljust(8, b"\0")) for key in (first, last))
+    place = first[:common] + randint(low, high).to_bytes(8)
+    return next(work.keys(start=place, limit=1), last)
 
 
 @command("keys", 2, "read", "pattern", "List the keys that match a pattern.", group="generic")
