@@ -313,8 +313,11 @@ class Directory:
 
     def unused_id(self, next_id: int) -> int:
         """Return ``next_id``, or the id above those that files of interrupted work have: none is used twice."""
-        ids = (segment_id + 1 for segment_id in self.segments_on_disk() if segment_id < next_id + _IDS_AHEAD)
-        return max([next_id, *ids])
+        limit = next_id + _IDS_AHEAD
+        for segment_id in self.segments_on_disk():
+            if segment_id < limit:
+                next_id = max(next_id, segment_id + 1)
+        return next_id
 
     def segments_on_disk(self) -> list[int]:
         """List the ids of all segment files, for a repair without a manifest."""

@@ -24,6 +24,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import suppress
+from functools import partial
 from itertools import chain
 from types import TracebackType
 
@@ -239,8 +240,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._changes: ChangeLog | None = None  # made when it is asked for
         self._commit.drags = self._may_compact and options.compact_rate_bytes_s is None
         if self._readonly:
-            path = self._path
-            self._commit.only_read(self.recovery.durable_seq, lambda: ReadOnlyError(f"{path}: opened with flag 'r'"))
+            refuse = partial(ReadOnlyError, f"{self._path}: opened with flag 'r'")
+            self._commit.only_read(self.recovery.durable_seq, refuse)
             self._follower = Follower(self._commit)
 
     def _recover_beside_writer(self) -> bool:
@@ -1225,7 +1226,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             commit.flush_notes()
 
     def _shut(self, commit: Committer) -> None:
-        path = self._path
         try:
             if not self._readonly and commit.refusal is None:  # else an interrupted close() has been here
                 commit.close()
@@ -1236,7 +1236,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._segments.forget_pins()  # iterators and snapshots end with the store
             self._segments.remove(self._segments.release(()))
         finally:
-            refuse = lambda: StoreClosedError(f"{path}: this store was closed")  # noqa: E731
+            refuse = partial(StoreClosedError, f"{self._path}: this store was closed")
             commit.refusal = refuse
             self._locations = _Gone(refuse)
             self._keydir.drop_views()
@@ -1247,8 +1247,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def _after_fork(self) -> None:
         """In a child process: refuse everything and give up what was inherited, without unlocking."""
-        path = self._path
-        refuse = lambda: ForkedStoreError(f"{path}: opened by the parent process; open it again here")  # noqa: E731
+        refuse = partial(ForkedStoreError, f"{self._path}: opened by the parent process; open it again here")
         commit = self._commit
         commit.forget_after_fork()
         commit.refusal = refuse
