@@ -177,6 +177,20 @@ MUTANTS = [
         "            pass\n",
         "tests/test_interrupts.py",
     ),
+    _mutant(
+        "a transaction that cannot open its gate keeps it shut",
+        "commit",
+        "owner is None or owner.has_given_up:",
+        "owner is None:",
+        "tests/test_transactions.py",
+    ),
+    _mutant(
+        "a lock that could not be given back is never free again",
+        "directory",
+        "Directory] = weakref.WeakValueDictionary()",
+        "Directory] = {}",
+        "tests/test_directory.py",
+    ),
     # --- compaction ----------------------------------------------------------------------------
     _mutant(
         "the outputs of a compaction are not synced",

@@ -53,16 +53,20 @@ def tally(budget_s: float, seed: int) -> tuple[int, list[str], int]:
     return 12, ["one", "two"], seed
 
 
+def impossible(budget_s: float, seed: int) -> tuple[int, list[str], int]:
+    return 0, [], seed
+
+
 FAKES = {
     function.__name__: Method(1, f"test_deep:{function.__name__}")
-    for function in (good, ending, endless, breaking, dying, tally)
+    for function in (good, ending, endless, breaking, dying, tally, impossible)
 }
 
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deep, "METHODS", FAKES)
-    monkeypatch.setattr(deep, "TALLIES", {"tally": "a tally"})
+    monkeypatch.setattr(deep, "TALLIES", {"tally": "a tally", "impossible": "an impossible tally"})
 
 
 @pytest.mark.usefixtures("fakes")
@@ -79,6 +83,7 @@ def test_what_goes_wrong_is_counted_and_told(capsys: pytest.CaptureFixture[str])
     assert run_here("endless", 60, 0) == [Row("endless", deep.VIOLATIONS, deep.VIOLATIONS, 0)]
     assert run_here("breaking", 60, 0) == [Row("breaking", 1, 1, 0)]
     assert run_here("tally", 60, 5) == [Row("a tally", 12, 2, 5, True)]
+    assert run_here("impossible", 60, 5) == []
     said = capsys.readouterr().err
     assert "ValueError: bad" in said
     assert "KeyError: 'the method itself'" in said
