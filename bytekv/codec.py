@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from struct import Struct
 
 from .errors import CorruptionError, LimitError, UnsupportedFormatError
@@ -27,7 +27,7 @@ from .record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final, TypeVar
+    from typing import Any, Final, TypeVar
 
     T = TypeVar("T")
 
@@ -399,18 +399,26 @@ def _little_endian(column: array[int]) -> array[int]:
 _HINT_PIECE: Final = 4096  # entries; encoding so many takes less than a millisecond
 
 
-def _slices(column: Sequence[T]) -> Iterator[Sequence[T]]:
+class Pieces(Sequence):  # type: ignore[type-arg]  # which is not there at run time
+    """A column that came in pieces."""
+
+    def __init__(self, pieces: list[list[Any]]) -> None:
+        self.pieces = pieces
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces))
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain.from_iterable(self.pieces)
+
+    def __getitem__(self, at: Any) -> Any:
+        return list(self)[at]
+
+
+def _slices(column: Sequence[T]) -> Iterable[Sequence[T]]:
+    if isinstance(column, Pieces):
+        return chain.from_iterable(map(_slices, column.pieces))
     return (column[at : at + _HINT_PIECE] for at in range(0, len(column), _HINT_PIECE))
-
-
-def _common_size(keys: Sequence[bytes]) -> int:
-    """Return the size that all keys have, _MIXED if there is none."""
-    sizes = {len(key) for key in keys[:1]}
-    for some in _slices(keys):
-        sizes.update(map(len, some))
-        if len(sizes) > 1:
-            return _MIXED
-    return sizes.pop() if sizes else _MIXED
 
 
 def encode_hint(summary: Summary, header: SegmentHeader) -> Iterator[bytes]:
@@ -423,7 +431,13 @@ def encode_hint(summary: Summary, header: SegmentHeader) -> Iterator[bytes]:
 
 
 def _hint_columns(summary: Summary, header: SegmentHeader) -> Iterator[bytes]:
-    put_size = _common_size(summary.keys)
+    sizes: set[int] = set()
+    for some in _slices(summary.keys):
+        sizes.update(map(len, some))
+        if len(sizes) > 1:
+            break
+        yield b""
+    put_size = sizes.pop() if len(sizes) == 1 else _MIXED
     order: dict[bytes, int] = {}
     if summary.expires:
         for some in _slices(summary.keys):

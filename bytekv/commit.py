@@ -114,7 +114,8 @@ _JOIN_BELOW: Final = 64 * 1024
 _JOIN_ALL_BELOW: Final = 64 * 1024 * 1024  # a batch that is joined is in memory three times
 _LOOK_SELDOM: Final = 1024 * 1024  # bytes between two looks at what is dead, less where a segment is small
 _LOOK_OFTEN: Final = 32 * 1024
-_DRAG_S: Final = 0.001  # at the bound; a half, a quarter of the way there an eighth of it, a 64th
+_DRAG_S: Final = 0.0008  # at the bound; a half, a quarter of the way there a 16th of it, a 256th
+_SHORTEST_DRAG_S: Final = 0.0007  # whoever lets the worker in, waits for a slice of its work
 _LONGEST_DRAG_S: Final = 0.1
 
 _pack_entry = ENTRY.pack
@@ -142,6 +143,7 @@ class Committer:
         "_next_look",
         "_overlay",
         "_overlay_clears",
+        "_owed_s",
         "_queue",
         "_slack_bytes",
         "_sync_lock_is_owned",
@@ -196,7 +198,8 @@ class Committer:
         self.drags = False  # a worker compacts, and writers that outrun it are slowed down
         self._next_look = 0  # offset in the active segment at which to look whether they do
         self._least_dead = 1 << 63  # bytes, at any look so far
-        self._drag_s = 0.0  # what the writer that has looked owes
+        self._owed_s = 0.0  # by all writers
+        self._drag_s = 0.0  # what the writer that has looked is to pay
         self.notes: list[tuple[Callable[..., None], str, tuple[object, ...]]] = []  # to be logged once the lock is free
         self._queue: deque[_Pending] = deque()  # appended, not yet durable and therefore not yet visible
         self._overlay: dict[bytes, tuple[int, int | None]] = {}  # key -> (seq, location) of what waits in _queue
@@ -765,9 +768,9 @@ class Committer:
         """Owe the worker time if there is more to compact than it gets done beside the writers.
 
         The store is to stay at about twice its live bytes; what is slack are the segment that is being written and
-        the one that is being compacted. A writer pays little and often, one put in 250, and
-        next to nothing until the bound is near; beyond it, steeply more. What a store had too much of when it was
-        opened is not their doing: until that is gone they owe only for what they add to it.
+        the one that is being compacted. Next to nothing is owed until the bound is near; beyond it, steeply more.
+        What a store had too much of when it was opened is not their doing: until that is gone they owe only for
+        what they add to it.
         """
         if writer.end < self._next_look <= writer.end + self._look_seldom:
             writer.fast_end = min(writer.fast_end, self._next_look)
@@ -778,8 +781,13 @@ class Committer:
         allowed = max(0.7 * live, self._least_dead) + self._slack_bytes
         debt = (dead - allowed) / (0.3 * live + self._slack_bytes)
         self._next_look = writer.end + (self._look_seldom if debt < 0 else self._look_often)
-        self._drag_s = 0.0 if debt < 0 else min(_DRAG_S * debt**3, _LONGEST_DRAG_S)
         writer.fast_end = min(writer.fast_end, self._next_look)
+        if debt < 0:
+            self._owed_s = 0.0
+            return
+        self._owed_s += min(_DRAG_S * debt**4, _LONGEST_DRAG_S)
+        if self._owed_s >= _SHORTEST_DRAG_S:
+            self._drag_s, self._owed_s = self._owed_s, 0.0
 
     def _roll(self) -> Writer:
         old = self.segments.writer

@@ -45,6 +45,7 @@ from .codec import (
     SEGMENT_SHIFT,
     SIZE_MASK,
     TOMBSTONE,
+    Pieces,
     SegmentRow,
     Summary,
     checksum,
@@ -71,6 +72,7 @@ __all__ = ["Compaction", "Compactor", "Output", "Progress", "choose", "choose_al
 _SLICE: Final = 32  # entries, less than 200 µs, between two chances for other threads
 _IN_ORDER: Final = 64  # keys, likewise, where each is read by itself
 _LONGEST_RUN: Final = 8  # victims of a compaction in the background: what it needs besides, until they can go
+_MANY: Final = 1 << 15  # entries
 _FLUSH: Final = 1 << 18  # joining so much takes 50 µs
 
 _pack_crc = CRC.pack
@@ -205,6 +207,18 @@ def choose_all(uses: list[Use]) -> list[list[int]]:
 # --- copying -----------------------------------------------------------------------------------
 
 
+class Copied(NamedTuple):
+    """Of puts, in the order in which they were copied: key, where it was, where in the output it is.
+
+    Not many more than `_MANY`: a list of a million holds the GIL for milliseconds whenever it grows, and short lists
+    in great number have the garbage collector look through all of them.
+    """
+
+    keys: list[bytes]
+    originals: list[int]
+    places: list[int]
+
+
 class Output:
     """One segment that a compaction or a salvage writes: copies of entries, then sealed."""
 
@@ -219,10 +233,8 @@ class Output:
         self._parts = [encode_segment_header(header)]
         self._flushed = 0
         self.end = SEGMENT_HEADER_SIZE
-        #: Of the puts, in the order in which they were copied: key, where it was, where in this file it is.
-        self.keys: list[bytes] = []
-        self.originals: list[int] = []
-        self.places: list[int] = []
+        self._latest = Copied([], [], [])
+        self.copied = [self._latest]
         self._tombstones: list[bytes] = []
         self._expires: dict[bytes, int] = {}
         self._clears = False
@@ -231,9 +243,10 @@ class Output:
     def put(self, flags: int, key: bytes, expires_ms: int, raw: bytes, original: int = 0) -> None:
         """Copy one put under this file's seed."""
         size = len(raw)
-        self.keys.append(key)
-        self.originals.append(original)
-        self.places.append(self.end << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0))
+        keys, originals, places = self._latest
+        keys.append(key)
+        originals.append(original)
+        places.append(self.end << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0))
         self._live_bytes += size
         if expires_ms:
             self._expires[key] = expires_ms
@@ -264,6 +277,9 @@ class Output:
         self._files.write(self._descriptor, b"".join(self._parts), self._flushed, self.path)
         self._flushed = self.end
         self._parts.clear()
+        if len(self._latest.keys) >= _MANY:
+            self._latest = Copied([], [], [])
+            self.copied.append(self._latest)
 
     def finish(self, last_seq: int, pause: Pause = lambda: None) -> SegmentRow:
         """Make the file durable and return its row."""
@@ -276,8 +292,8 @@ class Output:
                 self.end,
                 last_seq,
                 self._clears,
-                self.keys,
-                self.places,
+                Pieces([copied.keys for copied in self.copied]),
+                Pieces([copied.places for copied in self.copied]),
                 self._tombstones,
                 self._expires,
                 self._live_bytes,
@@ -595,9 +611,10 @@ class Compactor:
             return
         copied: set[bytes] = set()
         for output in job.outputs:
-            for at in range(0, len(output.keys), _SLICE):
-                copied.update(output.keys[at : at + _SLICE])
-                pause()
+            for keys, _, _ in output.copied:
+                for at in range(0, len(keys), _SLICE):
+                    copied.update(keys[at : at + _SLICE])
+                    pause()
         locations, expired = self._keydir.locations, self._keydir.expired
         for number, (key, (flags, raw)) in enumerate(graves.tombstones.items()):
             if number % _SLICE == 0:
@@ -670,16 +687,19 @@ class Compactor:
         hold the GIL for milliseconds. The places go last; interrupted before, nothing is left to do for the rest."""
         keydir, output = self._keydir, job.outputs[0]
         locations, base = keydir.locations, output.base
-        part = slice(max(0, len(output.places) - _SLICE), len(output.places))
-        for key, old, place in zip(output.keys[part], output.originals[part], output.places[part], strict=False):
+        if not output.copied:
+            del job.outputs[0]
+            return
+        keys, originals, places = output.copied[-1]
+        part = slice(max(0, len(places) - _SLICE), len(places))
+        for key, old, place in zip(keys[part], originals[part], places[part], strict=False):
             if locations.get(key) == old:  # written out of `Keydir.move`
                 locations[key] = base | place
             elif not keydir.move(key, old, base | place):
                 keydir.bury(output.header.segment_id, place & SIZE_MASK or self._segments.entry_size(base | place))
-        for column in (output.keys, output.originals, output.places):
-            del column[part.start :]
-        if not output.places:
-            del job.outputs[0]
+        del keys[part], originals[part], places[part]
+        if not places:
+            output.copied.pop()
 
     def _retire(self, job: _Job) -> list[Retired]:
         keydir = self._keydir

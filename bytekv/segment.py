@@ -14,6 +14,9 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import lru_cache
+from itertools import repeat
+from struct import Struct
 
 from .codec import (
     CLEAR,
@@ -56,7 +59,7 @@ from .files import Files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
 
 __all__ = ["FileView", "Scan", "Search", "Writer", "load_hint", "open_segment", "save_hint", "summarise"]
 
@@ -70,6 +73,7 @@ _LAST_STEP: Final = 32 * 1024 * 1024
 _POPULATE: Final = 1024 * 1024
 _WINDOW: Final = 1024 * 1024  # what a scan reads at once
 _FIRST_WINDOW: Final = 16 * 1024  # and at first: a reader process that follows looks again and again
+_RUN: Final = 64  # entries that are checked together, in 20 µs
 _SPARE: Final = 1024 * 1024
 _SMALL: Final = 4096
 
@@ -132,7 +136,8 @@ class Scan:
     ``seq``: the seq before the first entry; entries must then be numbered without a gap, which shows a
     stale entry behind a lost one. None: any order, as a compaction writes them.
 
-    Complexity: one pass, about 0.8 µs an entry; memory: 1 MiB or the largest entry.
+    Complexity: one pass, about 0.5 µs an entry, 0.4 where many of one size follow each other; memory: 1 MiB or
+    the largest entry.
     """
 
     def __init__(self, read: Read, start: int, stop: int, seed: int, seq: int | None) -> None:
@@ -150,6 +155,7 @@ class Scan:
         ahead = _FIRST_WINDOW
         at, expected = self.end, self.last_seq + 1
         batch = self.unfinished
+        alike = 0  # the size of the entry before
         while at < stop:
             here = at - base
             # A put alone, whole in the window, the next in turn: what comes below, with less to ask. 0.6 µs
@@ -160,6 +166,18 @@ class Scan:
                 end = here + key_size + value_size + 27  # OVERHEAD
                 if flags != PUT or end > window_size or seq != expected:
                     break
+                if end - here == alike:
+                    run = _run(window, here, alike, key_size, seq, seed)
+                    if run is not None:
+                        keys, raws = run
+                        seqs = range(seq, seq + len(keys))
+                        end = here + len(keys) * alike
+                        yield from zip(repeat(PUT), keys, seqs, repeat(0), range(base + here, base + end, alike), raws)
+                        here, at, expected = end, base + end, seqs.stop
+                        self.end, self.last_seq = at, expected - 1
+                        self.entries += len(keys)
+                        continue
+                alike = end - here
                 raw = window[here:end]
                 if checksum(raw, seed) != RESIDUE:
                     break
@@ -225,6 +243,28 @@ class Scan:
         self.damage = reason if rest[:MIN_ENTRY_SIZE].strip(b"\0") else None
         if self.damage is None and self.unfinished:
             self.damage = "batch without its last entry"
+
+
+def _run(window: bytes, here: int, size: int, key_size: int, seq: int, seed: int) -> tuple[Any, list[bytes]] | None:
+    """Return keys and raw bytes of the next entries if they are alike, in turn and pass their checks, else None.
+
+    One call of C for each column: 0.3 µs an entry instead of 0.6.
+    """
+    count = min(_RUN, (len(window) - here) // size)
+    end = here + count * size
+    # A look at the last of them keeps the price down where sizes change now and then.
+    if count < 8 or window[end - size : end - size + 7] != window[here : here + 7]:
+        return None
+    heads, seqs, keys = zip(*_layout(key_size, size).iter_unpack(memoryview(window)[here:end]), strict=True)
+    if heads.count(heads[0]) != count or seqs != tuple(range(seq, seq + count)):
+        return None
+    raws = [window[at : at + size] for at in range(here, end, size)]
+    return (keys, raws) if set(map(checksum, raws, repeat(seed))) == {RESIDUE} else None
+
+
+@lru_cache(maxsize=256)
+def _layout(key_size: int, size: int) -> Struct:
+    return Struct(f"<7sQ8x{key_size}s{size - 23 - key_size}x")  # flags and sizes, seq, key
 
 
 def _is_whole(read: Read, offset: int, size: int, seed: int) -> bool:
