@@ -402,7 +402,7 @@ _HINT_PIECE: Final = 4096  # entries; encoding so many takes less than a millise
 class Pieces(Sequence):  # type: ignore[type-arg]  # which is not there at run time
     """A column that came in pieces."""
 
-    def __init__(self, pieces: list[list[Any]]) -> None:
+    def __init__(self, pieces: Sequence[Any]) -> None:
         self.pieces = pieces
 
     def __len__(self) -> int:

@@ -20,8 +20,10 @@ Order, and what a crash in between leaves:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate
 
 from . import log
 from .codec import (
@@ -65,14 +67,13 @@ from .segment_manager import Retired, SegmentManager, header_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
 
 __all__ = ["Compaction", "Compactor", "Output", "Progress", "choose", "choose_all"]
 
 _SLICE: Final = 32  # entries, less than 200 µs, between two chances for other threads
 _IN_ORDER: Final = 64  # keys, likewise, where each is read by itself
 _LONGEST_RUN: Final = 8  # victims of a compaction in the background: what it needs besides, until they can go
-_MANY: Final = 1 << 15  # entries
 _FLUSH: Final = 1 << 18  # joining so much takes 50 µs
 
 _pack_crc = CRC.pack
@@ -207,16 +208,33 @@ def choose_all(uses: list[Use]) -> list[list[int]]:
 # --- copying -----------------------------------------------------------------------------------
 
 
+class _Keys(Sequence):  # type: ignore[type-arg]  # which is not there at run time
+    """A list of keys, packed: an object for each takes 33 bytes more."""
+
+    def __init__(self, keys: list[bytes]) -> None:
+        self._bytes, self._sizes = b"".join(keys), array("H", map(len, keys))
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __iter__(self) -> Iterator[bytes]:
+        packed = self._bytes
+        return iter([packed[end - size : end] for size, end in zip(self._sizes, accumulate(self._sizes), strict=True)])
+
+    def __getitem__(self, at: Any) -> Any:
+        return list(self)[at]
+
+
 class Copied(NamedTuple):
     """Of puts, in the order in which they were copied: key, where it was, where in the output it is.
 
-    Not many more than `_MANY`: a list of a million holds the GIL for milliseconds whenever it grows, and short lists
-    in great number have the garbage collector look through all of them.
+    As many as were written at once, packed: lists take four times the memory, growing a long one holds the GIL for
+    milliseconds, and so does the garbage collector, which looks through them all.
     """
 
-    keys: list[bytes]
-    originals: list[int]
-    places: list[int]
+    keys: _Keys
+    originals: array[int]
+    places: array[int]
 
 
 class Output:
@@ -233,8 +251,9 @@ class Output:
         self._parts = [encode_segment_header(header)]
         self._flushed = 0
         self.end = SEGMENT_HEADER_SIZE
-        self._latest = Copied([], [], [])
-        self.copied = [self._latest]
+        self.copied: list[Copied] = []
+        self._latest: tuple[list[bytes], list[int], list[int]] = [], [], []
+        self.unpacked: tuple[list[bytes], list[int], list[int]] = [], [], []  # of which the keydir is being told
         self._tombstones: list[bytes] = []
         self._expires: dict[bytes, int] = {}
         self._clears = False
@@ -277,9 +296,15 @@ class Output:
         self._files.write(self._descriptor, b"".join(self._parts), self._flushed, self.path)
         self._flushed = self.end
         self._parts.clear()
-        if len(self._latest.keys) >= _MANY:
-            self._latest = Copied([], [], [])
-            self.copied.append(self._latest)
+        keys, originals, places = self._latest
+        if keys:
+            self.copied.append(Copied(_Keys(keys), array("Q", originals), array("Q", places)))
+            self._latest = [], [], []
+
+    def keys_in_pieces(self) -> Iterator[Iterable[bytes]]:
+        """Yield the keys of all puts that have been copied, as many at a time as were written at once."""
+        yield from (piece.keys for piece in self.copied)
+        yield self._latest[0]
 
     def finish(self, last_seq: int, pause: Pause = lambda: None) -> SegmentRow:
         """Make the file durable and return its row."""
@@ -611,10 +636,9 @@ class Compactor:
             return
         copied: set[bytes] = set()
         for output in job.outputs:
-            for keys, _, _ in output.copied:
-                for at in range(0, len(keys), _SLICE):
-                    copied.update(keys[at : at + _SLICE])
-                    pause()
+            for keys in output.keys_in_pieces():
+                copied.update(keys)
+                pause()
         locations, expired = self._keydir.locations, self._keydir.expired
         for number, (key, (flags, raw)) in enumerate(graves.tombstones.items()):
             if number % _SLICE == 0:
@@ -687,10 +711,14 @@ class Compactor:
         hold the GIL for milliseconds. The places go last; interrupted before, nothing is left to do for the rest."""
         keydir, output = self._keydir, job.outputs[0]
         locations, base = keydir.locations, output.base
-        if not output.copied:
-            del job.outputs[0]
+        keys, originals, places = output.unpacked
+        if not places:
+            if output.copied:
+                output.unpacked = tuple(map(list, output.copied[-1]))  # type: ignore[assignment]
+                output.copied.pop()  # interrupted before, the same is done once more, and dead bytes are counted anew
+            else:
+                del job.outputs[0]
             return
-        keys, originals, places = output.copied[-1]
         part = slice(max(0, len(places) - _SLICE), len(places))
         for key, old, place in zip(keys[part], originals[part], places[part], strict=False):
             if locations.get(key) == old:  # written out of `Keydir.move`
@@ -698,8 +726,6 @@ class Compactor:
             elif not keydir.move(key, old, base | place):
                 keydir.bury(output.header.segment_id, place & SIZE_MASK or self._segments.entry_size(base | place))
         del keys[part], originals[part], places[part]
-        if not places:
-            output.copied.pop()
 
     def _retire(self, job: _Job) -> list[Retired]:
         keydir = self._keydir

@@ -171,8 +171,8 @@ def stalls(results: Results) -> Table | None:
         for workload, prefix, text in (
             ("put_while_compacting", "without_", "put without compaction"),
             ("put_while_compacting", "", "put while compacting"),
-            ("gil_while_compacting", "", "GIL held in one go, usual switch interval (5 ms)"),
-            ("gil_while_compacting", "short_", "GIL held in one go, switch interval of 10 µs"),
+            ("gil_while_compacting", "", "GIL held in one go"),
+            ("gil_while_compacting", "outside_", "another thread waits for the GIL"),
         ):
             figures = results.figures(workload, "bytekv", size)
             if figures:
