@@ -23,9 +23,10 @@ settings.register_profile(
 )
 settings.load_profile("default")
 
-# A shell starts what it puts into the background with SIGINT ignored, and children would inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what it puts into the background with SIGINT ignored, and nohup with SIGHUP; children would inherit it.
+for _signal, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if hasattr(signal, _signal) and signal.getsignal(getattr(signal, _signal)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _signal), _usual)
 
 
 def pytest_collection_finish() -> None:
