@@ -19,6 +19,8 @@ from tests.benchmarks.results import RATIO_TARGETS, Results, Size
 from tests.benchmarks.runner import Plan, Record, measure
 from tests.benchmarks.workloads import _RUN, WORKLOADS, Session, spread
 
+pytestmark = pytest.mark.once
+
 INSTALLED = [name for name, engine in ENGINES.items() if engine.version() is not None]
 KEYS, VALUE_SIZE = 200, 100
 IN_A_PROCESS_OF_ITS_OWN = ("open_crash", "memory")

@@ -51,6 +51,8 @@ from tests.crash_stories import (
 )
 from tests.harness import Case
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def place(path: Path) -> Path:

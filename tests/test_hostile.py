@@ -26,7 +26,7 @@ from tests.forge import Entry, Segment
 from tests.harness import crash, expect_no_violation, open_store, segment_files, snapshot_of
 from tests.hostile import hostile_directories, small_things_count, tree_of
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="made of links, pipes and modes")
+pytestmark = [pytest.mark.once, pytest.mark.skipif(os.name == "nt", reason="made of links, pipes and modes")]
 
 Content = dict[bytes, bytes]
 

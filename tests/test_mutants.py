@@ -6,6 +6,8 @@ import pytest
 
 from tests.mutants import MUTANTS, Mutant, apply, run
 
+pytestmark = pytest.mark.once
+
 #: Two that are found within seconds; the others take minutes together.
 _QUICK = (
     "the directory is not synced after the manifest was renamed",

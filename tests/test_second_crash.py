@@ -22,6 +22,8 @@ from bytekv.store import Store
 from tests import harness
 from tests.harness import WRONG, Case, FakeFiles, QuickFiles, crash, expect_no_violation
 
+pytestmark = pytest.mark.once
+
 Content = dict[bytes, bytes]
 
 

@@ -33,6 +33,7 @@ CALLS = (
 )
 
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="strace is for Linux"),
     pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
 ]

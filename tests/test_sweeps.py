@@ -31,6 +31,8 @@ from bytekv.store import Store
 from tests import harness
 from tests.harness import WRONG, Case, FakeFiles, QuickFiles, expect_no_violation
 
+pytestmark = pytest.mark.once
+
 Content = dict[bytes, bytes]
 
 
