@@ -24,7 +24,7 @@ from .codec import (
     decode_segment_header,
     seed_of,
 )
-from .errors import ChangesLostError, CorruptionError
+from .errors import ChangesLostError
 from .record import NamedTuple
 from .segment import Scan
 from .segment_manager import Pin, SegmentManager
@@ -122,11 +122,7 @@ class ChangeLog:
                 finally:
                     self._remember(part, scan)
                 if scan.end != part.stop and scan.last_seq < last_seq:
-                    raise CorruptionError(
-                        self._segments.directory.segment_path(part.row.segment_id),
-                        scan.end,
-                        f"{scan.damage or 'zeros'} in the log",
-                    )
+                    raise scan.corruption(self._segments.directory.segment_path(part.row.segment_id), " in the log")
         finally:
             pin.close()
 

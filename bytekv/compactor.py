@@ -20,6 +20,7 @@ Order, and what a crash in between leaves:
 
 from __future__ import annotations
 
+import errno
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -430,7 +431,7 @@ class Compactor:
         free = self._files.free_bytes(segments.directory.path)
         if needed > free and needed > len(rows) * SEGMENT_HEADER_SIZE:
             raise DiskFullError(
-                28, f"compacting needs {needed} bytes for copies, {free} are free", segments.directory.path
+                errno.ENOSPC, f"compacting needs {needed} bytes for copies, {free} are free", segments.directory.path
             )
         length = sum(row.length for row in rows)
         log.debug("compacting segments %s: %d of their %d bytes are dead", victims, length - needed, length)
@@ -494,11 +495,8 @@ class Compactor:
             finally:
                 directory.files.close(descriptor)
             if scan.end != row.length:
-                raise CorruptionError(
-                    directory.segment_path(row.segment_id),
-                    scan.end,
-                    f"{scan.damage or 'zeros'}; the compaction stopped and changed nothing",
-                )
+                path = directory.segment_path(row.segment_id)
+                raise scan.corruption(path, "; the compaction stopped and changed nothing")
             advance(row.length)
         if in_order:
             if graves.clear is not None:

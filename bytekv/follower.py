@@ -35,7 +35,7 @@ from .codec import (
 )
 from .commit import Committer
 from .errors import CorruptionError, StoreIOError
-from .segment import View, find_sync_mark, load_hint, scan_segment, summarise
+from .segment import View, load_hint, scan_segment, summarise
 from .segment_manager import header_of, size_of
 
 TYPE_CHECKING = False
@@ -196,11 +196,7 @@ class Follower:
                 news.moved = summarise(scan, entries=[entry for entry in entries if entry[2] <= known_seq])
                 news.later = summarise(scan, entries=[entry for entry in entries if entry[2] > known_seq])
             if scan.end != row.length:
-                raise CorruptionError(
-                    directory.segment_path(row.segment_id),
-                    scan.end,
-                    f"{scan.damage or 'zeros'} in data that was durable",
-                )
+                raise scan.corruption(directory.segment_path(row.segment_id), " in data that was durable")
         if summary is not None:
             if is_known:
                 news.moved = summary
@@ -210,24 +206,13 @@ class Follower:
     def _read_active(
         self, news: _News, descriptor: int, header: SegmentHeader, start: int, seq: int, size: int, plan: _Plan
     ) -> SegmentRow:
-        row, path, files = news.row, self._directory.segment_path(news.row.segment_id), self._directory.files
+        row, path = news.row, self._directory.segment_path(news.row.segment_id)
         scan = scan_segment(self._directory, descriptor, header, start, size, seq)
         summary = summarise(scan)
         if scan.end < row.length:
-            raise CorruptionError(path, scan.end, f"{scan.damage or 'zeros'} in data that was durable")
+            raise scan.corruption(path, " in data that was durable")
         if scan.damage is not None:
-            # An entry that is being written, unless a sync mark behind it says that it was complete.
-            mark = find_sync_mark(
-                lambda count, offset: files.read(descriptor, count, offset, path),
-                scan.end,
-                size,
-                seed_of(header.salt),
-                scan.last_seq,
-            )
-            if mark is not None:
-                raise CorruptionError(
-                    path, scan.end, f"{scan.damage}; a sync mark at offset {mark} says it was durable"
-                )
+            scan.check_torn(path)  # else an entry that is being written
         if scan.end > start:
             news.later = summary
         plan.last_seq = max(plan.last_seq, scan.last_seq)

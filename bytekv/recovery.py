@@ -31,12 +31,11 @@ from .codec import (
     SegmentRow,
     Summary,
     is_zero,
-    seed_of,
 )
 from .directory import Directory
 from .errors import BytekvError, CorruptionError, DiskFullError
 from .keydir import Keydir
-from .segment import Read, find_sync_mark, load_hint, save_hint, scan_segment, summarise
+from .segment import Read, load_hint, save_hint, scan_segment, summarise
 from .segment_manager import SegmentManager, header_of, size_of
 
 __all__ = ["Recovery", "build_hint", "needs_hint", "recover"]
@@ -202,7 +201,7 @@ def _read_segment(
         scan = scan_segment(directory, descriptor, header, start, row.length, seq)
         summaries.append(summarise(scan))
         if scan.end != row.length:
-            raise CorruptionError(path, scan.end, f"{scan.damage or 'zeros'} in data that was durable")
+            raise scan.corruption(path, " in data that was durable")
         report.bytes_scanned += row.length - start
         report.hints_missing += row.length - start >= HINT_FROM
         seq = scan.last_seq
@@ -233,12 +232,8 @@ class _Torn:
         self.reason = scan.damage
         self.durable_seq = scan.durable_seq
         if scan.end < row.length or scan.last_seq < row.last_seq:
-            raise CorruptionError(path, scan.end, f"{scan.damage or 'zeros'} in data that was durable")
-        mark = find_sync_mark(self._read, scan.end, size, seed_of(header.salt), scan.last_seq)
-        if mark is not None:
-            raise CorruptionError(
-                path, scan.end, f"{scan.damage or 'zeros'}; a sync mark at offset {mark} says it was durable"
-            )
+            raise scan.corruption(path, " in data that was durable")
+        scan.check_torn(path)
 
     def set_aside(self, report: Recovery) -> None:
         """Copy what lies behind the valid end, up to its last byte that is not zero, into quarantine."""

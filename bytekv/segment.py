@@ -19,7 +19,6 @@ from itertools import repeat
 from struct import Struct
 
 from .codec import (
-    CLEAR,
     CONTINUES,
     CRC_SIZE,
     ENTRY,
@@ -244,6 +243,20 @@ class Scan:
         if self.damage is None and self.unfinished:
             self.damage = "batch without its last entry"
 
+    def corruption(self, path: str, remark: str) -> CorruptionError:
+        """Return the error for a scan that stopped where it should not have; the remark says why not there."""
+        return CorruptionError(path, self.end, f"{self.damage or 'zeros'}{remark}")
+
+    def check_torn(self, path: str) -> None:
+        """Raise `CorruptionError` if a sync mark vouches for what is missing: the end is no torn tail then.
+
+        The mark was written after a completed sync, so that had reached the disk, and its loss is no consequence
+        of a crash.
+        """
+        mark = find_sync_mark(self._read, self.end, self._stop, self._seed, self.last_seq)
+        if mark is not None:
+            raise self.corruption(path, f"; a sync mark at offset {mark} says it was durable")
+
 
 def _run(window: bytes, here: int, size: int, key_size: int, seq: int, seed: int) -> tuple[Any, list[bytes]] | None:
     """Return keys and raw bytes of the next entries if they are alike, in turn and pass their checks, else None.
@@ -297,11 +310,7 @@ def _sync_marks(read: Read, start: int, stop: int, seed: int) -> Iterator[tuple[
 
 
 def find_sync_mark(read: Read, start: int, stop: int, seed: int, above: int) -> int | None:
-    """Return the offset of a sync mark behind ``start`` that vouches for a seq above ``above``, or None.
-
-    What separates a torn tail from corruption: the mark was written after a completed sync, so what it
-    vouches for had reached the disk, and its loss is no consequence of a crash.
-    """
+    """Return the offset of a sync mark behind ``start`` that vouches for a seq above ``above``, or None."""
     return next((offset for offset, seq in _sync_marks(read, start, stop, seed) if seq > above), None)
 
 
@@ -403,7 +412,7 @@ def summarise(scan: Scan, pause: Callable[[], None] | None = None, entries: Iter
                 live -= gone & SIZE_MASK or sizes.pop(key)
                 expires.pop(key, 0)
             tombstones[key] = size
-        elif kind == CLEAR:
+        else:  # CLEAR
             places.clear()
             sizes.clear()
             tombstones.clear()

@@ -70,8 +70,8 @@ MUTANTS = [
     _mutant(
         "damage below a sync mark is taken for a torn tail",
         "recovery",
-        "        if mark is not None:",
-        "        if False:",
+        "        scan.check_torn(path)",
+        "        pass",
         "tests/test_repair.py",
     ),
     _mutant(
@@ -245,8 +245,8 @@ MUTANTS = [
     _mutant(
         "a compaction drops what is damaged, and what follows it",
         "compactor",
-        "            if scan.end != row.length:\n                raise CorruptionError(",
-        "            if False:\n                raise CorruptionError(",
+        "            if scan.end != row.length:\n                path =",
+        "            if False:\n                path =",
         "tests/test_repair.py",
     ),
     # --- repair --------------------------------------------------------------------------------
