@@ -149,8 +149,7 @@ def _copy(source: Directory, target: Directory, row: SegmentRow, advance: Callab
     path = source.segment_path(row.segment_id)
     origin = source.files.open(path)
     try:
-        files.unlink(temporary)
-        copy = files.open(temporary, write=True, exclusive=True)
+        copy = files.open_new(temporary)
         try:
             done = 0
             while done < row.length:

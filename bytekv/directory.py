@@ -117,10 +117,7 @@ class Directory:
 
     def find(self, *, lost_manifest_allowed: bool = False) -> None:
         """Check that a store is here; raise the error that says what is here instead."""
-        names = self.files.list(self.path)
-        if _UNFINISHED in names and _MANIFEST not in names:
-            raise NotAStoreError(f"{self.path}: an unfinished backup; make it once more")
-        if _MANIFEST in names or self._has_lost_its_manifest(names, allowed=lost_manifest_allowed):
+        if self._holds_store(set(self.files.list(self.path)), lost_manifest_allowed=lost_manifest_allowed):
             return
         raise NotAStoreError(f"{self.path}: a directory without a store (it has no {_MANIFEST})")
 
@@ -138,9 +135,7 @@ class Directory:
                 error.errno, "the parent directory does not exist; create it first", self.path
             ) from error
         names = set(self.files.list(self.path))
-        if _UNFINISHED in names and _MANIFEST not in names:
-            raise NotAStoreError(f"{self.path}: an unfinished backup; make it once more")
-        if _MANIFEST in names or self._has_lost_its_manifest(names, allowed=lost_manifest_allowed):
+        if self._holds_store(names, lost_manifest_allowed=lost_manifest_allowed):
             return False
         if strangers := names - {_LOCK, _MANIFEST_NEW}:
             raise NotAStoreError(
@@ -171,10 +166,14 @@ class Directory:
         if self.files.unlink(os.path.join(self.path, _UNFINISHED)):
             self.sync()
 
-    def _has_lost_its_manifest(self, names: Iterable[str], *, allowed: bool) -> bool:
-        if not any(parse_name(name) for name in names):
+    def _holds_store(self, names: set[str], *, lost_manifest_allowed: bool) -> bool:
+        if _MANIFEST in names:
+            return True
+        if _UNFINISHED in names:
+            raise NotAStoreError(f"{self.path}: an unfinished backup; make it once more")
+        if not any(map(parse_name, names)):
             return False
-        if not allowed:
+        if not lost_manifest_allowed:
             raise CorruptionError(
                 self.manifest_path,
                 0,
