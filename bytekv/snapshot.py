@@ -1,4 +1,8 @@
-"""A store as it was at one moment, for reading."""
+"""A store as it was at one moment, for reading.
+
+Knows the contract of a mapping and when its moment is let go. What was where at that moment is the `View`'s
+business in `keydir`, reading it the store's, which keeps the files in place until then.
+"""
 
 from __future__ import annotations
 
