@@ -283,6 +283,8 @@ class Files:
 
     def reserve(self, descriptor: int, size: int, path: str) -> None:
         """Allocate disk blocks up to ``size`` bytes; `DiskFullError` if there are none."""
+        if not hasattr(os, "posix_fallocate"):
+            raise StoreIOError(errno.ENOSYS, "io='mmap' needs posix_fallocate, not to be had here; use io='auto'", path)
         with _translated(path):
             os.posix_fallocate(descriptor, 0, size)
 

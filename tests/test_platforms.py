@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import bytekv.files
-from bytekv.errors import StoreFailedError, StoreLockedError
+from bytekv.errors import StoreFailedError, StoreIOError, StoreLockedError
 from bytekv.files import Files
 from bytekv.options import Options
 from bytekv.store import Store
@@ -142,6 +142,18 @@ def test_there_is_one_writer_there(system: System, path: Path) -> None:
         with system.open(path, "r") as reader:
             assert reader["a"] == b"1"
     system.open(path).close()
+
+
+def test_a_mapping_that_is_demanded_is_refused_there(system: System, path: Path) -> None:
+    """With ``io="mmap"`` the first write was an AttributeError: there is no posix_fallocate in their `os`."""
+    with system.open(path, io="mmap") as db:
+        with pytest.raises(StoreIOError, match="use io='auto'"):
+            db["a"] = "1"
+        assert not db
+    with system.open(path) as db:
+        db["a"] = "1"
+    with system.open(path, "r") as db:
+        assert dict(db.items()) == {b"a": b"1"}
 
 
 def test_a_sync_reaches_the_medium_of_a_mac(macos: System, path: Path) -> None:
