@@ -1375,6 +1375,4 @@ def open(path: str | os.PathLike[str], flag: Flag = "c", **options: Any) -> Stor
         raise ValueError(f"flag must be one of 'r', 'w', 'c', 'n', not {flag!r}")
     if flag != "r" and options.get("follow") is not None:
         raise ValueError("follow is for readers: it needs flag 'r'")
-    if unknown := sorted(options.keys() - set(Options.names())):
-        raise TypeError(f"unknown option {unknown[0]!r}; there are {', '.join(Options.names())}")
     return Store(os.path.abspath(os.fsdecode(path)), flag, Options(**options), Files())
