@@ -99,6 +99,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "SegmentStats", "Stats", "Store", "open", "repair"]
 
+_prefix_of = PREFIX.unpack_from
+
 _MISSING: Final = object()
 _MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refuses more than 4300
 _SORTED_FOR_COMPACTION: Final = 1 << 20  # keys; sorting so many takes half a second
@@ -313,12 +315,17 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def get(self, key: Bytes, default: object = None) -> object:
         """Return the value of ``key``, ``default`` if there is none. Complexity: O(1)."""
         # This is `_find` flattened for the common case: an open segment, an entry of less than 8 KiB that
-        # does not expire. 1.0 µs instead of 4; a test compares the two.
-        if type(key) is not bytes:
+        # does not expire. 0.5 µs from the processor's cache instead of 3; a test compares the two. Only what is
+        # not found is asked for its type: no str equals a key.
+        try:
+            location = self._locations.get(key)
+        except TypeError:  # a bytearray
+            location = None
+        if self._commit.interrupted or (location is None and type(key) is not bytes):
             key = to_bytes("key", key)
-        if self._commit.interrupted:
-            self._commit.settle_for_reader()
-        location = self._locations.get(key)
+            if self._commit.interrupted:
+                self._commit.settle_for_reader()
+            location = self._locations.get(key)
         if location is None:
             return default
         reader = self._readers.get(location >> 44)
@@ -327,11 +334,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             offset = location >> 13 & 0x7FFFFFFF
             raw = view[offset : offset + (location & 8191)]
             if raw and (self._trusting or checksum(raw, seed) == RESIDUE):
-                flags, size = PREFIX.unpack_from(raw)
+                flags, size = _prefix_of(raw)
                 end = 23 + size
                 if flags & 0xDF == PUT and raw[23:end] == key:
                     return raw[end:-4]
-        found = self._find(key)
+        found = self._find(to_bytes("key", key))
         return default if found is None else found.value
 
     def __contains__(self, key: object) -> bool:
