@@ -286,9 +286,7 @@ def salvage(
             generation=manifest.generation + 1,
         )
     )
-    for segment_id in removed:
-        directory.files.unlink(directory.segment_path(segment_id))
-        directory.files.unlink(directory.hint_path(segment_id))
+    directory.remove_segments(removed)
     directory.sync()
     return report
 
@@ -445,8 +443,6 @@ def _salvage_without_manifest(
     for segment_id in ids:
         _copy_into_quarantine(directory, directory.segment_path(segment_id), f"{segment_id:010d}.damaged", report)
     directory.save(Manifest(uuid, writer.next_id, last_seq, 1, tuple(rows)))
-    for segment_id in ids:
-        files.unlink(directory.segment_path(segment_id))
-        files.unlink(directory.hint_path(segment_id))
+    directory.remove_segments(ids)
     directory.sync()
     return report

@@ -310,6 +310,12 @@ class Directory:
             self.sync()
         return removed
 
+    def remove_segments(self, segment_ids: list[int]) -> None:
+        """Remove segments and their hints; the oldest come first, so that no put outlives its tombstone."""
+        for segment_id in segment_ids:
+            self.files.unlink(self.segment_path(segment_id))
+            self.files.unlink(self.hint_path(segment_id))
+
     def unused_id(self, next_id: int) -> int:
         """Return ``next_id``, or the id above those that files of interrupted work have: none is used twice."""
         limit = next_id + _IDS_AHEAD

@@ -439,7 +439,7 @@ class SegmentManager:
         for item in free:
             with suppress(BytekvError):  # they are listed nowhere; at the latest the next open sweeps them
                 if not self._readonly:
-                    self._unlink(item.segments)
+                    self.directory.remove_segments(item.segments)
                 with suppress(ValueError):  # another thread was at it, too
                     self._pinned.remove(item)
 
@@ -453,12 +453,6 @@ class SegmentManager:
         """Return how many bytes of retired segments wait for a view to be closed."""
         pinned = {segment_id for item in self._pinned for segment_id in item.segments}
         return sum(row.length for victim, row in self.retiring.items() if victim in pinned)
-
-    def _unlink(self, victims: list[int]) -> None:
-        """Remove retired segments, oldest first, so that no put outlives the tombstone that deleted it."""
-        for segment_id in victims:
-            self.directory.files.unlink(self.directory.segment_path(segment_id))
-            self.directory.files.unlink(self.directory.hint_path(segment_id))
 
     def close(self, last_seq: int) -> None:
         """Write a clean end: the active segment synced, trimmed, and its length published.

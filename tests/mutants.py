@@ -202,7 +202,7 @@ MUTANTS = [
         "the victims are unlinked before the manifest is published",
         "compactor",
         "segments.replace_run(victims, new_rows)",
-        "segments._unlink(victims)\n                segments.replace_run(victims, new_rows)",
+        "segments.directory.remove_segments(victims)\n                segments.replace_run(victims, new_rows)",
     ),
     _mutant(
         "the active segment is not synced before the victims go",
@@ -237,9 +237,9 @@ MUTANTS = [
     ),
     _mutant(
         "victims are removed newest first: a put may outlive its tombstone",
-        "segment_manager",
-        "        for segment_id in victims:\n            self.directory.files.unlink(",
-        "        for segment_id in reversed(victims):\n            self.directory.files.unlink(",
+        "directory",
+        "        for segment_id in segment_ids:\n",
+        "        for segment_id in reversed(segment_ids):\n",
         "tests/test_repair.py",
     ),
     _mutant(
