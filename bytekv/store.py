@@ -10,11 +10,9 @@ checksum. It may race against a compaction that retires the segment; then it loo
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 import threading
-import weakref
 from collections.abc import (
     Callable,
     Iterable,
@@ -47,7 +45,7 @@ from .codec import (
 )
 from .commit import Committer, Operation, Puts
 from .compactor import Compaction, Compactor, Progress
-from .directory import Directory, forget_locks_after_fork
+from .directory import Directory
 from .errors import (
     BytekvError,
     ConflictError,
@@ -78,13 +76,14 @@ from .mapping import (
     ttl_to_ms,
     value_of,
 )
+from .open_stores import register, unregister
 from .options import Options
 from .record import NamedTuple
 from .recovery import Recovery
 from .segment_manager import Pin, SegmentManager
 from .snapshot import Snapshot
 from .transaction import Transaction
-from .worker import Pacer, StopWork, Worker, start_no_more
+from .worker import Pacer, StopWork, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -203,7 +202,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             directory.release()
             raise
         self._compactor = Compactor(self._commit, options)
-        _register(self)
+        register(self)
         log.info("opened %s: %s", path, self.recovery)
         if options.follow is not None or (
             flag != "r" and (self.recovery.hints_missing or (self._may_compact and self._victims()))
@@ -1250,7 +1249,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._segments.drop()
             self._directory.release()
             self._is_closed = True
-            _unregister(self)
+            unregister(self)
 
     def _after_fork(self) -> None:
         """In a child process: refuse everything and give up what was inherited, without unlocking."""
@@ -1295,39 +1294,6 @@ def _fresh_manifest(directory: Directory, files: Files) -> Manifest:
     return Manifest(files.random(16), next_id, 0, 1)
 
 
-# --- stores that are open when the process ends or forks ---------------------------------------
-
-_open_stores: dict[int, weakref.ref[Store]] = {}
-
-
-def _register(store: Store) -> None:
-    _open_stores[id(store)] = weakref.ref(store)
-
-
-def _unregister(store: Store) -> None:
-    _open_stores.pop(id(store), None)
-
-
-def _close_all() -> None:
-    start_no_more()
-    for reference in list(_open_stores.values()):
-        store = reference()
-        if store is not None:
-            try:
-                store.close()
-            except BytekvError as error:
-                log.error("%s could not be closed at exit: %s", store.path, str(error))
-
-
-def _forked() -> None:
-    forget_locks_after_fork()
-    for reference in list(_open_stores.values()):
-        store = reference()
-        if store is not None:
-            store._after_fork()
-    _open_stores.clear()
-
-
 def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], object] | None = None) -> check.Report:
     """Make a damaged store usable again, keeping every undamaged entry; return what was lost.
 
@@ -1354,11 +1320,6 @@ def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], objec
         return check.salvage(directory, Options().segment_size_bytes, progress)
     finally:
         directory.release()
-
-
-atexit.register(_close_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
 
 
 def open(path: str | os.PathLike[str], flag: Flag = "c", **options: Any) -> Store:

@@ -42,6 +42,7 @@ LAYERS = [
     "transaction",
     "chunks",
     "worker",
+    "open_stores",
     "store",
     "listening",
     "http.problem",
