@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import (
     Callable,
     Iterable,
@@ -21,12 +20,11 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from contextlib import suppress
 from functools import partial
 from itertools import chain
 from types import TracebackType
 
-from . import compactor, log, recovery
+from . import log, recovery
 from .batch import Batch, Writes
 from .chunks import pairs_of
 from .codec import (
@@ -44,19 +42,16 @@ from .codec import (
     Entry as StoredEntry,
 )
 from .commit import Committer, Operation, Puts
-from .compactor import Compaction, Compactor, Progress
+from .compactor import Compaction, Progress
 from .directory import Directory
 from .errors import (
     BytekvError,
     ConflictError,
     CorruptionError,
-    DiskFullError,
     ForkedStoreError,
     LimitError,
     ReadOnlyError,
-    ReentryError,
     StoreClosedError,
-    StoreFailedError,
     StoreIOError,
     StoreNotFoundError,
 )
@@ -83,7 +78,8 @@ from .recovery import Recovery
 from .segment_manager import Pin, SegmentManager
 from .snapshot import Snapshot
 from .transaction import Transaction
-from .worker import Pacer, StopWork, Worker
+from .upkeep import Upkeep
+from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,10 +98,8 @@ _prefix_of = PREFIX.unpack_from
 
 _MISSING: Final = object()
 _MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refuses more than 4300
-_SORTED_FOR_COMPACTION: Final = 1 << 20  # keys; sorting so many takes half a second
 _FIRST_CHUNK: Final = 64
 _LAST_CHUNK: Final = 1024
-_NO_MEMORY: Final = "no memory for the work in the background"  # made beforehand: there is none to make it
 
 
 class SegmentStats(NamedTuple):
@@ -176,13 +170,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._trusting = not options.verify_reads
         self._pid = os.getpid()
         self._is_closed = False
-        self._compacting: Any = threading.RLock()
-        self._compactions = 0
-        self._background_error: str | None = None
-        self._may_compact = options.auto_compact and flag != "r"
-        self._worker = Worker(self._work, self._worker_failed, f"bytekv {os.path.basename(path)}")
-        self._pacer = Pacer(files, options.compact_rate_bytes_s)
-        self._paced_bytes = 0
+        self._worker = Worker(self._work, self._work_failed, f"bytekv {os.path.basename(path)}")
         directory = Directory(path, files)
         self._directory = directory
         if flag in ("r", "w"):
@@ -201,11 +189,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         except BaseException:
             directory.release()
             raise
-        self._compactor = Compactor(self._commit, options)
         register(self)
         log.info("opened %s: %s", path, self.recovery)
         if options.follow is not None or (
-            flag != "r" and (self.recovery.hints_missing or (self._may_compact and self._victims()))
+            flag != "r" and (self.recovery.hints_missing or (options.auto_compact and self._upkeep.victims()))
         ):
             self._worker.wake()
 
@@ -237,9 +224,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._segments = segments
         self._locations: Any = keydir.locations
         self._readers: Any = segments.readers
-        self._commit = Committer(segments, keydir, options, self.recovery.last_seq, self._worker.wake)
+        commit = Committer(segments, keydir, options, self.recovery.last_seq, self._worker.wake)
+        self._upkeep = Upkeep(commit, options, self._worker)
+        self._commit = commit
         self._changes: ChangeLog | None = None  # made when it is asked for
-        self._commit.drags = self._may_compact and options.compact_rate_bytes_s is None
         if self._readonly:
             refuse = partial(ReadOnlyError, f"{self._path}: opened with flag 'r'")
             self._commit.only_read(self.recovery.durable_seq, refuse)
@@ -868,60 +856,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         about 3 µs an entry.
         """
         self._check_writable()
-        if self._compacting._is_owned():
-            raise ReentryError("compact() was called from its own progress callback")
-        self._commit.settle()
-        with self._compacting:
-            result = self._compact_all(progress)
-        self._commit.flush_notes()
-        log.info("compacted %s: %d bytes reclaimed", self._path, result.reclaimed_bytes)
-        return result
-
-    def _compact_all(self, progress: Callable[[Progress], object] | None) -> Compaction:
-        commit, pause = self._commit, Pacer(self._files).go_on
-        done = total = 0
-
-        def advance(size: int) -> None:
-            nonlocal done
-            done += size
-            if progress is not None:
-                progress(Progress(done, total))
-
-        self._compactor.finish(pause)
-        before = self._segments.lengths()
-        with commit.lock:
-            active = self._segments.writer
-            untidy = active is not None and self._keydir.has_dead(active.header.segment_id)
-        if untidy or any(compactor.choose_all(self._survey())):
-            commit.seal()
-        while True:
-            runs = compactor.choose_all(self._survey())
-            total = done + sum(self._segments.lengths()[segment] for run in runs for segment in run)
-            try:
-                for run in runs:
-                    self._compactor.run(run, pause, advance, in_order=self._keydir.is_ordered(_SORTED_FOR_COMPACTION))
-                break
-            except DiskFullError:
-                if not self._compact_one_segment():
-                    raise
-        while small := compactor.choose_small(self._survey(), self._options, 2):
-            self._compactor.run(small, pause, lambda _: None)
-        self._compactions += 1
-        after = self._segments.lengths()
-        return Compaction(len(before), len(after), sum(before.values()), sum(after.values()))
-
-    def _compact_one_segment(self) -> bool:
-        """On a nearly full disk: rewrite the segment whose copy is smallest; False if there is no room for any."""
-        uses = sorted((use for use in self._survey() if use.dead), key=lambda use: use.length - use.dead)
-        for use in uses:
-            with suppress(DiskFullError):
-                self._compactor.run([use.segment_id], self._files.yield_cpu, lambda _: None)
-                return True
-        return False
-
-    def _survey(self) -> list[compactor.Use]:
-        with self._commit.lock:
-            return compactor.survey(self._segments, self._keydir, self._files.now_ms())
+        return self._upkeep.compact(progress)
 
     def verify(self, *, progress: Callable[[Progress], object] | None = None) -> check.Report:
         """Read every byte of the store, check it against its CRC and the invariants; change nothing.
@@ -930,12 +865,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         about 1 µs an entry.
         """
         self._check_open()
-        if self._compacting._is_owned():
-            raise ReentryError("verify() was called from a progress callback")
+        self._upkeep.check_reentry("verify")
         self._commit.settle()
-        with self._compacting:
+        with self._upkeep.compacting:
             if not self._readonly:
-                self._compactor.finish(self._files.yield_cpu)
+                self._upkeep.compactor.finish(self._files.yield_cpu)
             return self._verify(progress)
 
     def _verify(self, progress: Callable[[Progress], object] | None) -> check.Report:
@@ -1040,8 +974,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             total - gone,
             gone,
             len(self._readers),
-            self._compactions,
-            self._background_error,
+            self._upkeep.compactions,
+            self._upkeep.background_error,
             len(self._keydir.views),
             pinned_bytes,
             rows,
@@ -1068,110 +1002,19 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._check_open()
         if not self._readonly:
             return False
-        if self._compacting._is_owned():
-            raise ReentryError("refresh() was called from a progress callback")
-        with self._compacting:
+        self._upkeep.check_reentry("refresh")
+        with self._upkeep.compacting:
             self._check_open()
             return self._follower.refresh()
 
     # --- the worker ----------------------------------------------------------------------------
-
-    def _follow(self) -> float | None:
-        """Catch up in the background; what goes wrong is in `stats`, and `refresh` raises it."""
-        try:
-            self.refresh()
-            self._background_error = None
-        except StoreClosedError:
-            return None
-        except BytekvError as error:
-            if self._background_error is None:
-                log.error("%s does not follow its writer: %s", self._path, str(error))
-            self._background_error = str(error)
-        return self._options.follow
+    # It calls the store, which therefore is not dropped, and closed, in the middle of that.
 
     def _work(self) -> float | None:
-        """Sync when it is time, build hints, compact; return the seconds until it is time again."""
-        if self._readonly:
-            return self._follow()
-        try:
-            self._sync_if_due()
-            try:
-                while self._compact_a_run() or self._build_a_hint():
-                    self._background_error = None
-                self._commit.drags = self._may_compact and self._options.compact_rate_bytes_s is None
-            except CorruptionError as error:
-                # Reported, not repeated: the damage stays until someone looks at it.
-                self._background_error = str(error)
-                self._may_compact = self._commit.drags = False
-                log.error("compaction stopped, nothing was changed: %s", str(error))
-            except (StoreFailedError, StoreClosedError):
-                raise
-            except BytekvError as error:
-                self._background_error = str(error)
-                self._commit.drags = False  # waiting for it would be in vain
-                log.warning("compaction put off until the next segment is full: %s", str(error))
-            self._commit.flush_notes()
-            delay = self._sync_if_due()
-            if self._background_error is _NO_MEMORY:
-                self._background_error = None
-            return delay
-        except (StopWork, StoreFailedError, StoreClosedError):
-            return None  # a failed sync is known to every writer already
+        return self._upkeep.follow(self.refresh) if self._readonly else self._upkeep.work()
 
-    def _build_a_hint(self) -> bool:
-        with self._compacting:  # so that no segment is retired meanwhile
-            row = next((row for row in self._segments.sealed() if recovery.needs_hint(self._segments, row)), None)
-            if row is not None:
-                recovery.build_hint(self._segments, row, self._pause)
-        return row is not None
-
-    def _compact_a_run(self) -> bool:
-        if not self._may_compact:
-            return False
-        with self._compacting:
-            self._compactor.finish(self._pause)
-            victims = self._victims()
-            if victims:
-                self._compactor.run(victims, self._pause, lambda _: None)
-                self._compactions += 1
-        return bool(victims)
-
-    def _sync_if_due(self) -> float | None:
-        since = self._commit.dirty_since
-        if since is None:
-            return None
-        rest = since + self._options.sync_interval_s - self._files.monotonic()
-        if rest > 0:
-            return rest
-        self._commit.make_durable(self._commit.seq)
-        return self._options.sync_interval_s
-
-    def _pause(self) -> None:
-        read, self._paced_bytes = self._compactor.read_bytes - self._paced_bytes, self._compactor.read_bytes
-        while self._pacer.rest(read):
-            if self._worker.is_stopping:
-                raise StopWork
-            self._sync_if_due()
-            read = 0
-
-    def _victims(self) -> list[int]:
-        return compactor.choose(self._survey(), self._options)
-
-    def _worker_failed(self, error: BaseException) -> bool:
-        if isinstance(error, MemoryError):
-            # There may be some again. Until then writers sync themselves, and need not wait for a compaction.
-            self._commit.drags = False
-            if self._background_error is None:
-                self._background_error = _NO_MEMORY
-                log.warning("%s: %s; it is tried again and again", self._path, _NO_MEMORY)
-            return True
-        if isinstance(error, (StoreFailedError, StoreClosedError)):
-            return False  # known already: writes raise it
-        self._background_error = repr(error)
-        log.error("the background worker of %s died: %s", self._path, repr(error))
-        with self._commit.lock:
-            self._commit.fail(error)
-        return False
+    def _work_failed(self, error: BaseException) -> bool:
+        return self._upkeep.work_failed(error)
 
     # --- lifecycle -----------------------------------------------------------------------------
 
@@ -1221,11 +1064,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             return
         commit = self._commit
         commit.check_reentry()
-        if self._compacting._is_owned():
-            raise ReentryError("close() was called from a progress callback")
+        self._upkeep.check_reentry("close")
         self._worker.stop()
         try:
-            with self._compacting, commit.sync_lock, commit.lock:
+            with self._upkeep.compacting, commit.sync_lock, commit.lock:
                 if not self._is_closed:
                     self._shut(commit)
         finally:
@@ -1235,10 +1077,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         try:
             if not self._readonly and commit.refusal is None:  # else an interrupted close() has been here
                 commit.close()
-                with suppress(BytekvError):  # only hints
-                    for row in self._segments.manifest.segments:
-                        if recovery.needs_hint(self._segments, row):
-                            recovery.build_hint(self._segments, row, lambda: None)
+                self._upkeep.build_hints()
             self._segments.forget_pins()  # iterators and snapshots end with the store
             self._segments.remove(self._segments.release(()))
         finally:
@@ -1257,7 +1096,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         commit = self._commit
         commit.forget_after_fork()
         commit.refusal = refuse
-        self._compacting = threading.RLock()
+        self._upkeep.forget_after_fork()
         self._locations = _Gone(refuse)
         self._keydir.drop_views()
         self._segments.drop()

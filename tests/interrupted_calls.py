@@ -253,7 +253,7 @@ CALLS: dict[str, Call] = {
 
 
 def _work(store: Store) -> None:
-    store._may_compact = True
+    store._upkeep.may_compact = True
     with contextlib.suppress(MemoryError):  # as the worker's thread does: it tries again later
         store._work()
 
@@ -631,7 +631,8 @@ class Bench:
 
 def _expect_no_lock_held(store: Store) -> None:
     commit = store._commit
-    for name, lock in {"lock": commit.lock, "sync_lock": commit.sync_lock, "compacting": store._compacting}.items():
+    locks = {"lock": commit.lock, "sync_lock": commit.sync_lock, "compacting": store._upkeep.compacting}
+    for name, lock in locks.items():
         assert not lock._is_owned(), f"{name} was not given back"
     assert not store._segments._opening._is_owned(), "opening was not given back"
 

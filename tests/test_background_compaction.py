@@ -282,10 +282,10 @@ def test_a_store_keeps_to_its_rate_and_syncs_in_between(by_hand) -> None:
             oldest.append((clock.now_s, db.put(b"more", b"%d" % len(clock.pauses))))
 
     clock.meanwhile = look_and_write
-    read_before = db._compactor.read_bytes
+    read_before = db._upkeep.compactor.read_bytes
     db._work()
     clock.meanwhile = lambda: None
-    read = db._compactor.read_bytes - read_before
+    read = db._upkeep.compactor.read_bytes - read_before
     assert read > 100_000
     assert read <= 2000 * (clock.now_s - began + 0.1) + 4096  # what has been read since it was last counted
     assert max(lags) <= 1.0 + 0.05
@@ -754,7 +754,7 @@ class QueueMachine(RuleBasedStateMachine):
         """What is left is not worth a compaction: less than half of all, or of a segment."""
         self.db._commit._wake()  # a full segment does; here is one more
         self.db.turns.let_worker_finish()
-        assert not choose(self.db._survey(), self.db._options)
+        assert not choose(self.db._upkeep.survey(), self.db._options)
         stats = self.db.stats()
         assert stats.background_error is None
         allowed = 2 * stats.live_bytes + 2 * self.size + 100

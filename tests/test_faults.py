@@ -259,12 +259,12 @@ def works_in_the_background(log: Log) -> None:
     log.put(b"new", b"1")
     store = log.store
     assert store is not None
-    store._may_compact = True
+    store._upkeep.may_compact = True
     for _ in range(2):
         try:
             store._work()
         except Exception as error:  # as the worker's thread does
-            store._worker_failed(error)
+            store._work_failed(error)
 
 
 def closes(log: Log) -> None:

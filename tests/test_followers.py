@@ -78,7 +78,7 @@ class Story:
         self.writer.compact()
 
     def compact_a_part(self) -> None:
-        uses = self.writer._survey()
+        uses = self.writer._upkeep.survey()
         if uses:
             first = self.random.randrange(len(uses))
             last = self.random.randrange(first, len(uses))
@@ -89,7 +89,7 @@ class Story:
                 for action in meanwhile:
                     action()
 
-            self.writer._compactor.run(victims, lambda: None, copied)
+            self.writer._upkeep.compactor.run(victims, lambda: None, copied)
 
     def restart_writer(self) -> None:
         if self.random.random() < 0.5:
@@ -299,14 +299,14 @@ def test_a_key_deleted_before_a_compaction_that_kept_it_stays_deleted(path: Path
     reader = open_store(path, "r")
     writer["doomed"] = b"y" * 300
     writer["filler"] = b"y" * 300
-    first = writer._survey()[-1].segment_id
+    first = writer._upkeep.survey()[-1].segment_id
 
     def copied(_: int) -> None:
         writer.delete("doomed")
         reader.refresh()
         assert list(reader) == [b"filler"]
 
-    writer._compactor.run([first], lambda: None, copied)
+    writer._upkeep.compactor.run([first], lambda: None, copied)
     assert reader.refresh()
     assert list(reader) == [b"filler"]
     reader.close()

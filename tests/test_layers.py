@@ -42,6 +42,7 @@ LAYERS = [
     "transaction",
     "chunks",
     "worker",
+    "upkeep",
     "open_stores",
     "store",
     "listening",

@@ -18,7 +18,7 @@ import pytest
 
 import bytekv
 
-LOCKS = ("lock", "_compacting", "_held_guard", "_opening", "_starting", "_gate")
+LOCKS = ("lock", "compacting", "_held_guard", "_opening", "_starting", "_gate")
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -346,10 +346,10 @@ def test_a_compaction_neither_copies_nor_drops_what_is_damaged(path: Path, io: s
             name: content for name, content in before.items() if name.endswith(".seg")
         }
         assert left["MANIFEST"] == before["MANIFEST"]
-        db._may_compact = True
+        db._upkeep.may_compact = True
         db._work()
         assert str(file) in (db.stats().background_error or "")
-        assert not db._may_compact
+        assert not db._upkeep.may_compact
         assert {name: db[name] for name in content} == content
         db["goes on"] = "1"
         assert [found.offset for found in db.verify().damage] == [offset]

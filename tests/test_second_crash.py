@@ -65,7 +65,7 @@ def run_of(db: Store, first: int, last: int | None = None) -> list[int]:
 
 
 def compact_run(db: Store, victims: list[int], pause: Callable[[], None] = lambda: None) -> None:
-    db._compactor.run(victims, pause, lambda _: None)
+    db._upkeep.compactor.run(victims, pause, lambda _: None)
 
 
 # --- a hole in the log, and what lies behind it --------------------------------------------------
@@ -608,7 +608,7 @@ def test_dead_bytes_are_counted_right_after_an_interruption(
 
     def pause() -> None:
         nonlocal moving
-        moving += db._compactor._job is not None
+        moving += db._upkeep.compactor._job is not None
         if moving == 3:
             raise Stop
 

@@ -1,0 +1,235 @@
+"""What an open store does for itself, and when: syncs, hint files, compactions; by itself or because it is asked.
+
+A background thread comes here when it has been woken or a delay is over. What is asked for is done by the thread that
+asks, in slices all the same. One thing at a time: `compacting` is held by whoever compacts, builds a hint, verifies or
+catches up with a writer, and taken before the locks of `Committer`. How bytes are moved is the compactor's business;
+how a sync makes them durable, the committer's; which thread comes, and that the store is not dropped meanwhile, the
+store's.
+
+*Trouble.* Damage ends compactions until the store is opened again: it is reported, not met again and again. A full disk
+puts them off until the next segment is full. Without memory everything is tried again. A failed sync needs no word
+from here, for each writer meets it. Any other surprise refuses writes. While no compaction is to be expected, writers
+that outrun it are not slowed down. `background_error` says what is the matter for as long as it lasts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from . import compactor, log, recovery
+from .commit import Committer
+from .compactor import Compaction, Compactor, Progress
+from .errors import BytekvError, CorruptionError, DiskFullError, ReentryError, StoreClosedError, StoreFailedError
+from .options import Options
+from .worker import Pacer, StopWork, Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+__all__ = ["Upkeep"]
+
+_SORTED_FOR_COMPACTION: Final = 1 << 20  # keys; sorting so many takes half a second
+_NO_MEMORY: Final = "no memory for the work in the background"  # made beforehand: there is none to make it
+
+
+class Upkeep:
+    """See to one store's durability and space."""
+
+    def __init__(self, committer: Committer, options: Options, worker: Worker) -> None:
+        self._committer = committer
+        self._segments = committer.segments
+        self._keydir = committer.keydir
+        self._files = committer.segments.directory.files
+        self._path = committer.segments.directory.path
+        self._options = options
+        self._worker = worker
+        self._pacer = Pacer(self._files, options.compact_rate_bytes_s)
+        self._paced_bytes = 0
+        self.compacting: Any = threading.RLock()
+        self.compactor = Compactor(committer, options)
+        self.compactions = 0
+        self.background_error: str | None = None
+        self.may_compact = options.auto_compact  # in the background
+        self._let_drag()
+
+    def _let_drag(self) -> None:
+        self._committer.drags = self.may_compact and self._options.compact_rate_bytes_s is None
+
+    def check_reentry(self, call: str) -> None:
+        """Raise `ReentryError` if this thread is in the middle of what has the store to itself."""
+        if self.compacting._is_owned():
+            raise ReentryError(f"{call}() was called from a progress callback")
+
+    def forget_after_fork(self) -> None:
+        """In a child process: the thread that held the lock does not exist."""
+        self.compacting = threading.RLock()
+
+    # --- in the background ---------------------------------------------------------------------
+
+    def follow(self, refresh: Callable[[], bool]) -> float | None:
+        """Catch up with the writer; what goes wrong is in `background_error`, and ``refresh`` raises it."""
+        try:
+            refresh()
+            self.background_error = None
+        except StoreClosedError:
+            return None
+        except BytekvError as error:
+            if self.background_error is None:
+                log.error("%s does not follow its writer: %s", self._path, str(error))
+            self.background_error = str(error)
+        return self._options.follow
+
+    def work(self) -> float | None:
+        """Sync when it is time, build hints, compact; return the seconds until it is time again."""
+        try:
+            self._sync_if_due()
+            try:
+                while self._compact_a_run() or self._build_a_hint():
+                    self.background_error = None
+                self._let_drag()
+            except CorruptionError as error:
+                # Reported, not repeated: the damage stays until someone looks at it.
+                self.background_error = str(error)
+                self.may_compact = self._committer.drags = False
+                log.error("compaction stopped, nothing was changed: %s", str(error))
+            except (StoreFailedError, StoreClosedError):
+                raise
+            except BytekvError as error:
+                self.background_error = str(error)
+                self._committer.drags = False  # waiting for it would be in vain
+                log.warning("compaction put off until the next segment is full: %s", str(error))
+            self._committer.flush_notes()
+            delay = self._sync_if_due()
+            if self.background_error is _NO_MEMORY:
+                self.background_error = None
+            return delay
+        except (StopWork, StoreFailedError, StoreClosedError):
+            return None  # a failed sync is known to every writer already
+
+    def work_failed(self, error: BaseException) -> bool:
+        """Say what ended the work, and tell whether to try again."""
+        if isinstance(error, MemoryError):
+            # There may be some again. Until then writers sync themselves, and need not wait for a compaction.
+            self._committer.drags = False
+            if self.background_error is None:
+                self.background_error = _NO_MEMORY
+                log.warning("%s: %s; it is tried again and again", self._path, _NO_MEMORY)
+            return True
+        if isinstance(error, (StoreFailedError, StoreClosedError)):
+            return False  # known already: writes raise it
+        self.background_error = repr(error)
+        log.error("the background worker of %s died: %s", self._path, repr(error))
+        with self._committer.lock:
+            self._committer.fail(error)
+        return False
+
+    def _sync_if_due(self) -> float | None:
+        since = self._committer.dirty_since
+        if since is None:
+            return None
+        rest = since + self._options.sync_interval_s - self._files.monotonic()
+        if rest > 0:
+            return rest
+        self._committer.make_durable(self._committer.seq)
+        return self._options.sync_interval_s
+
+    def _build_a_hint(self) -> bool:
+        with self.compacting:  # so that no segment is retired meanwhile
+            row = next((row for row in self._segments.sealed() if recovery.needs_hint(self._segments, row)), None)
+            if row is not None:
+                recovery.build_hint(self._segments, row, self._pause)
+        return row is not None
+
+    def _compact_a_run(self) -> bool:
+        if not self.may_compact:
+            return False
+        with self.compacting:
+            self.compactor.finish(self._pause)
+            victims = self.victims()
+            if victims:
+                self.compactor.run(victims, self._pause, lambda _: None)
+                self.compactions += 1
+        return bool(victims)
+
+    def _pause(self) -> None:
+        read, self._paced_bytes = self.compactor.read_bytes - self._paced_bytes, self.compactor.read_bytes
+        while self._pacer.rest(read):
+            if self._worker.is_stopping:
+                raise StopWork
+            self._sync_if_due()
+            read = 0
+
+    # --- what there is to compact --------------------------------------------------------------
+
+    def survey(self) -> list[compactor.Use]:
+        """Return the use of every sealed segment in logical order."""
+        with self._committer.lock:
+            return compactor.survey(self._segments, self._keydir, self._files.now_ms())
+
+    def victims(self) -> list[int]:
+        """Return the run that a compaction in the background would take now."""
+        return compactor.choose(self.survey(), self._options)
+
+    # --- because it is asked -------------------------------------------------------------------
+
+    def compact(self, progress: Callable[[Progress], object] | None) -> Compaction:
+        """Give back whatever is dead; what `Store.compact` promises."""
+        self.check_reentry("compact")
+        self._committer.settle()
+        with self.compacting:
+            result = self._compact_all(progress)
+        self._committer.flush_notes()
+        log.info("compacted %s: %d bytes reclaimed", self._path, result.reclaimed_bytes)
+        return result
+
+    def _compact_all(self, progress: Callable[[Progress], object] | None) -> Compaction:
+        committer, pause = self._committer, Pacer(self._files).go_on
+        done = total = 0
+
+        def advance(size: int) -> None:
+            nonlocal done
+            done += size
+            if progress is not None:
+                progress(Progress(done, total))
+
+        self.compactor.finish(pause)
+        before = self._segments.lengths()
+        with committer.lock:
+            active = self._segments.writer
+            untidy = active is not None and self._keydir.has_dead(active.header.segment_id)
+        if untidy or any(compactor.choose_all(self.survey())):
+            committer.seal()
+        while True:
+            runs = compactor.choose_all(self.survey())
+            total = done + sum(self._segments.lengths()[segment] for run in runs for segment in run)
+            try:
+                for run in runs:
+                    self.compactor.run(run, pause, advance, in_order=self._keydir.is_ordered(_SORTED_FOR_COMPACTION))
+                break
+            except DiskFullError:
+                if not self._compact_one_segment():
+                    raise
+        while small := compactor.choose_small(self.survey(), self._options, 2):
+            self.compactor.run(small, pause, lambda _: None)
+        self.compactions += 1
+        after = self._segments.lengths()
+        return Compaction(len(before), len(after), sum(before.values()), sum(after.values()))
+
+    def _compact_one_segment(self) -> bool:
+        """On a nearly full disk: rewrite the segment whose copy is smallest; False if there is no room for any."""
+        uses = sorted((use for use in self.survey() if use.dead), key=lambda use: use.length - use.dead)
+        for use in uses:
+            with suppress(DiskFullError):
+                self.compactor.run([use.segment_id], self._files.yield_cpu, lambda _: None)
+                return True
+        return False
+
+    def build_hints(self) -> None:
+        """Build the hint files that are missing, at the end of a store. Under all locks."""
+        with suppress(BytekvError):  # only hints
+            for row in self._segments.manifest.segments:
+                if recovery.needs_hint(self._segments, row):
+                    recovery.build_hint(self._segments, row, lambda: None)
