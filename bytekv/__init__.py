@@ -31,7 +31,8 @@ from .errors import (
 from .options import Options
 from .recovery import Recovery
 from .snapshot import Snapshot
-from .store import Entry, SegmentStats, Stats, Store, open, repair
+from .stats import SegmentStats, Stats
+from .store import Entry, Store, open, repair
 from .transaction import Transaction
 
 TYPE_CHECKING = False

@@ -73,10 +73,10 @@ from .mapping import (
 )
 from .open_stores import register, unregister
 from .options import Options
-from .record import NamedTuple
 from .recovery import Recovery
 from .segment_manager import Pin, SegmentManager
 from .snapshot import Snapshot
+from .stats import Stats, stats_of
 from .transaction import Transaction
 from .upkeep import Upkeep
 from .worker import Worker
@@ -92,7 +92,7 @@ if TYPE_CHECKING:
     Flag = Literal["r", "w", "c", "n"]
     T = TypeVar("T")
 
-__all__ = ["Entry", "SegmentStats", "Stats", "Store", "open", "repair"]
+__all__ = ["Entry", "Store", "open", "repair"]
 
 _prefix_of = PREFIX.unpack_from
 
@@ -100,32 +100,6 @@ _MISSING: Final = object()
 _MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refuses more than 4300
 _FIRST_CHUNK: Final = 64
 _LAST_CHUNK: Final = 1024
-
-
-class SegmentStats(NamedTuple):
-    """The bytes of one segment, oldest first in `Stats.segments`."""
-
-    segment_id: int
-    length_bytes: int
-    dead_bytes: int
-    tombstone_bytes: int
-
-
-class Stats(NamedTuple):
-    """What `Store.stats` tells; bytes are file bytes, headers included."""
-
-    keys: int
-    last_seq: int
-    durable_seq: int
-    total_bytes: int
-    live_bytes: int
-    dead_bytes: int
-    open_segments: int
-    compactions: int
-    background_error: str | None
-    open_views: int
-    pinned_bytes: int
-    segments: tuple[SegmentStats, ...]
 
 
 class _Gone:
@@ -955,31 +929,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def stats(self) -> Stats:
         """Return counts of keys and bytes. Complexity: O(number of segments)."""
         self._check_open()
-        keys = len(self)
-        with self._commit.lock:
-            self._commit.count_if_due()
-            lengths, dead, tombstones = self._segments.lengths(), self._keydir.dead, self._keydir.tombstones
-            rows = tuple(
-                SegmentStats(segment, length, dead.get(segment, 0), tombstones.get(segment, 0))
-                for segment, length in lengths.items()
-            )
-            pinned_bytes = self._segments.pinned_bytes
-        total = sum(row.length_bytes for row in rows)
-        gone = sum(row.dead_bytes + row.tombstone_bytes for row in rows)
-        return Stats(
-            keys,
-            self.last_seq,
-            self.durable_seq,
-            total,
-            total - gone,
-            gone,
-            len(self._readers),
-            self._upkeep.compactions,
-            self._upkeep.background_error,
-            len(self._keydir.views),
-            pinned_bytes,
-            rows,
-        )
+        return stats_of(len(self), self._commit, self._upkeep)
 
     def refresh(self) -> bool:
         """Catch up with the writer, if the store was opened with flag "r"; tell whether there was anything new.

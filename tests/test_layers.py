@@ -43,6 +43,7 @@ LAYERS = [
     "chunks",
     "worker",
     "upkeep",
+    "stats",
     "open_stores",
     "store",
     "listening",

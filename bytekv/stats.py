@@ -1,0 +1,68 @@
+"""What the counts of an open store mean, and how they add up; see `Store.stats`.
+
+Every byte of a segment is live or gone. The header counts as live. Gone are dead entries, which any compaction
+of their segment gives back, and tombstones, which go only with all that is older.
+"""
+
+from __future__ import annotations
+
+from .commit import Committer
+from .record import NamedTuple
+from .upkeep import Upkeep
+
+__all__ = ["SegmentStats", "Stats", "stats_of"]
+
+
+class SegmentStats(NamedTuple):
+    """The bytes of one segment, oldest first in `Stats.segments`."""
+
+    segment_id: int
+    length_bytes: int
+    dead_bytes: int
+    tombstone_bytes: int
+
+
+class Stats(NamedTuple):
+    """What `Store.stats` tells; bytes are file bytes, headers included."""
+
+    keys: int
+    last_seq: int
+    durable_seq: int
+    total_bytes: int
+    live_bytes: int
+    dead_bytes: int
+    open_segments: int
+    compactions: int
+    background_error: str | None
+    open_views: int
+    pinned_bytes: int
+    segments: tuple[SegmentStats, ...]
+
+
+def stats_of(keys: int, committer: Committer, upkeep: Upkeep) -> Stats:
+    """Gather the counts of a store that has so many keys."""
+    segments, keydir = committer.segments, committer.keydir
+    with committer.lock:
+        committer.count_if_due()
+        lengths, dead, tombstones = segments.lengths(), keydir.dead, keydir.tombstones
+        rows = tuple(
+            SegmentStats(segment, length, dead.get(segment, 0), tombstones.get(segment, 0))
+            for segment, length in lengths.items()
+        )
+        pinned_bytes = segments.pinned_bytes
+    total = sum(row.length_bytes for row in rows)
+    gone = sum(row.dead_bytes + row.tombstone_bytes for row in rows)
+    return Stats(
+        keys,
+        committer.visible_seq,
+        committer.durable_seq,
+        total,
+        total - gone,
+        gone,
+        len(segments.readers),
+        upkeep.compactions,
+        upkeep.background_error,
+        len(keydir.views),
+        pinned_bytes,
+        rows,
+    )
