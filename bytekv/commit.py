@@ -45,6 +45,7 @@ from .codec import (
     entry_size,
     pack_place,
 )
+from .debt import Debt
 from .errors import BytekvError, DiskFullError, LimitError, ReentryError, StoreFailedError
 from .keydir import Keydir
 from .options import Options
@@ -112,11 +113,6 @@ _ENTERED: Final = ()  # a writer is inside the lock and has not yet changed anyt
 _PATIENCE_S: Final = 0.1  # a waiter looks for himself after this long
 _JOIN_BELOW: Final = 64 * 1024
 _JOIN_ALL_BELOW: Final = 64 * 1024 * 1024  # a batch that is joined is in memory three times
-_LOOK_SELDOM: Final = 1024 * 1024  # bytes between two looks at what is dead, less where a segment is small
-_LOOK_OFTEN: Final = 32 * 1024
-_DRAG_S: Final = 0.0008  # at the bound; a half, a quarter of the way there a 16th of it, a 256th
-_SHORTEST_DRAG_S: Final = 0.0007  # whoever lets the worker in, waits for a slice of its work
-_LONGEST_DRAG_S: Final = 0.1
 
 _pack_entry = ENTRY.pack
 _pack_crc = CRC.pack
@@ -128,24 +124,18 @@ class Committer:
     __slots__ = (
         "_always",
         "_clock_ns",
-        "_drag_s",
+        "_debt",
         "_files",
         "_gate",
         "_gate_owner",
         "_gate_thread",
         "_interval_s",
         "_leading",
-        "_least_dead",
         "_lock_is_owned",
-        "_look_often",
-        "_look_seldom",
         "_mode",
-        "_next_look",
         "_overlay",
         "_overlay_clears",
-        "_owed_s",
         "_queue",
-        "_slack_bytes",
         "_sync_lock_is_owned",
         "_uncounted",
         "_waiting",
@@ -180,9 +170,6 @@ class Committer:
         self._always = options.sync == "always"
         self._interval_s = options.sync_interval_s
         self._wake = wake
-        self._slack_bytes = 2 * options.segment_size_bytes
-        self._look_seldom = min(_LOOK_SELDOM, options.segment_size_bytes // 4)
-        self._look_often = min(_LOOK_OFTEN, options.segment_size_bytes // 32)
 
         # --- guarded by lock
         self.segments = segments
@@ -196,10 +183,7 @@ class Committer:
         self.dirty_since: float | None = None  # when the oldest operation that is not durable was appended
         self.wants_worker = False  # a segment was sealed: hints and a compaction may be due
         self.drags = False  # a worker compacts, and writers that outrun it are slowed down
-        self._next_look = 0  # offset in the active segment at which to look whether they do
-        self._least_dead = 1 << 63  # bytes, at any look so far
-        self._owed_s = 0.0  # by all writers
-        self._drag_s = 0.0  # what the writer that has looked is to pay
+        self._debt = Debt(options.segment_size_bytes)
         self.notes: list[tuple[Callable[..., None], str, tuple[object, ...]]] = []  # to be logged once the lock is free
         self._queue: deque[_Pending] = deque()  # appended, not yet durable and therefore not yet visible
         self._overlay: dict[bytes, tuple[int, int | None]] = {}  # key -> (seq, location) of what waits in _queue
@@ -765,29 +749,11 @@ class Committer:
         return writer
 
     def _look_at_debt(self, writer: Writer) -> None:
-        """Owe the worker time if there is more to compact than it gets done beside the writers.
-
-        The store is to stay at about twice its live bytes; what is slack are the segment that is being written and
-        the one that is being compacted. Next to nothing is owed until the bound is near; beyond it, steeply more.
-        What a store had too much of when it was opened is not their doing: until that is gone they owe only for
-        what they add to it.
-        """
-        if writer.end < self._next_look <= writer.end + self._look_seldom:
-            writer.fast_end = min(writer.fast_end, self._next_look)
-            return
-        dead = sum(self.keydir.dead.values()) + sum(self.keydir.tombstones.values())
-        live = sum(self.segments.lengths().values()) - dead
-        self._least_dead = min(self._least_dead, dead)
-        allowed = max(0.7 * live, self._least_dead) + self._slack_bytes
-        debt = (dead - allowed) / (0.3 * live + self._slack_bytes)
-        self._next_look = writer.end + (self._look_seldom if debt < 0 else self._look_often)
-        writer.fast_end = min(writer.fast_end, self._next_look)
-        if debt < 0:
-            self._owed_s = 0.0
-            return
-        self._owed_s += min(_DRAG_S * debt**4, _LONGEST_DRAG_S)
-        if self._owed_s >= _SHORTEST_DRAG_S:
-            self._drag_s, self._owed_s = self._owed_s, 0.0
+        debt = self._debt
+        if debt.is_to_look(writer.end):
+            dead = sum(self.keydir.dead.values()) + sum(self.keydir.tombstones.values())
+            debt.look(writer.end, dead, sum(self.segments.lengths().values()) - dead)
+        writer.fast_end = min(writer.fast_end, debt.next_look)
 
     def _roll(self) -> Writer:
         old = self.segments.writer
@@ -829,9 +795,8 @@ class Committer:
         if self.wants_worker:
             self.wants_worker = False
             self._wake()
-        if self._drag_s:
-            drag_s, self._drag_s = self._drag_s, 0.0
-            self._files.pause(drag_s)
+        if self._debt.due_s:
+            self._files.pause(self._debt.take())
         if self._always:
             self.make_durable(seq)
             return

@@ -43,8 +43,8 @@ DEFAULTS = Options()
 def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make what is counted in bytes or entries, and is no option, smaller by the scale, too."""
     monkeypatch.setattr("bytekv.compactor._SLICE", 1)
-    monkeypatch.setattr("bytekv.commit._LOOK_SELDOM", KIB * KIB // SCALE)
-    monkeypatch.setattr("bytekv.commit._LOOK_OFTEN", 32 * KIB // SCALE)
+    monkeypatch.setattr("bytekv.debt._LOOK_SELDOM", KIB * KIB // SCALE)
+    monkeypatch.setattr("bytekv.debt._LOOK_OFTEN", 32 * KIB // SCALE)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ LAYERS = [
     "segment_manager",
     "keydir",
     "recovery",
+    "debt",
     "commit",
     "compactor",
     "follower",
