@@ -41,7 +41,7 @@ from .codec import (
 from .codec import (
     Entry as StoredEntry,
 )
-from .commit import Committer, Operation, Puts
+from .commit import Committer
 from .compactor import Compaction, Progress
 from .directory import Directory
 from .errors import (
@@ -73,6 +73,7 @@ from .mapping import (
 )
 from .open_stores import register, unregister
 from .options import Options
+from .pending import Operation, Puts
 from .recovery import Recovery
 from .segment_manager import Pin, SegmentManager
 from .snapshot import Snapshot

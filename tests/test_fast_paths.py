@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv.commit import Committer, Puts
+from bytekv.commit import Committer
+from bytekv.pending import Puts
 from bytekv.segment import Writer
 from bytekv.store import Store
 from tests.harness import FakeFiles, open_store, segment_files

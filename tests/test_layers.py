@@ -31,6 +31,7 @@ LAYERS = [
     "keydir",
     "recovery",
     "debt",
+    "pending",
     "commit",
     "compactor",
     "follower",
