@@ -32,6 +32,7 @@ LAYERS = [
     "recovery",
     "debt",
     "pending",
+    "group",
     "commit",
     "compactor",
     "follower",

@@ -256,7 +256,7 @@ def test_a_key_put_after_a_clear_exists_for_writers(open_store: Callable[..., St
         thread.start()
         for _ in range(1000):
             files.yield_cpu()
-            if db._commit._waiting or found:
+            if db._commit._group.waiting or found:
                 break
 
     files.meanwhile = [
@@ -537,7 +537,7 @@ def test_a_refused_change_waits_for_the_entry_that_refuses_it(open_store: Callab
     first.start()
     assert files.inside.wait(60)
     second.start()
-    while second.is_alive() and not db._commit._waiting:
+    while second.is_alive() and not db._commit._group.waiting:
         second.join(0.001)
     files.go.set()
     first.join()
