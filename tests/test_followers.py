@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import bytekv
+from bytekv.codec import SEGMENT_HEADER_SIZE
 from bytekv.errors import CorruptionError, StoreClosedError, StoreIOError
 from bytekv.store import Store
 from tests.harness import FakeFiles, crash, damage, open_store, segment_files, snapshot_of
@@ -438,6 +439,70 @@ def test_operations_that_a_power_cut_took_back_are_said(path: Path) -> None:
         reader.refresh()
     assert raised.value.errno == errno.ESTALE
     again.close()
+    reader.close()
+
+
+@pytest.mark.parametrize("written_since", [0, 9])
+def test_a_whole_segment_that_a_power_cut_took_back_is_said(path: Path, written_since: int) -> None:
+    """The segment that the reader stands in is gone; nor may others, who wrote as much since, pass for it."""
+    writer = open_store(path, sync="os")
+    for number in range(5):
+        writer[b"%d" % number] = "lost"
+    reader = open_store(path, "r")
+    crash(writer)
+    (segment,) = segment_files(path)
+    content = segment.read_bytes()
+    segment.write_bytes(content[:SEGMENT_HEADER_SIZE] + bytes(len(content) - SEGMENT_HEADER_SIZE))
+    with open_store(path, "w") as again:
+        for number in range(written_since):
+            again[b"%d" % number] = "other"
+        again._commit.seal()
+        with pytest.raises(StoreIOError, match="did not survive") as raised:
+            reader.refresh()
+    assert raised.value.errno == errno.ESTALE
+    assert list(reader) == [b"%d" % number for number in range(5)]
+    assert reader.last_seq == 5
+    reader.close()
+
+
+@pytest.mark.parametrize("end", ["sealed", "closed"])
+def test_damage_to_what_is_durable_is_said(path: Path, end: str) -> None:
+    """What the manifest vouches for is no entry under way, be its segment sealed or only closed."""
+    open_store(path).close()
+    reader = open_store(path, "r")
+    with open_store(path) as writer:
+        writer.update({"a": "1"})
+        writer.update({"b": "2"})
+        offset = writer._segments.writer.end - 3  # type: ignore[union-attr]
+        if end == "sealed":
+            writer._commit.seal()
+    (segment,) = segment_files(path)
+    damage(segment, offset)
+    with pytest.raises(CorruptionError, match="in data that was durable"):
+        reader.refresh()
+    assert dict(reader) == {}
+    damage(segment, offset)
+    assert reader.refresh()
+    assert dict(reader) == {b"a": b"1", b"b": b"2"}
+    reader.close()
+
+
+def test_a_hint_of_a_segment_that_was_continued_is_half_the_truth(path: Path) -> None:
+    """Closing writes a hint; whoever opens the store next appends to the same segment, and no hint follows soon."""
+    open_store(path).close()
+    reader = open_store(path, "r")
+    with open_store(path) as writer:
+        for number in range(100):
+            writer[b"%d" % number] = bytes(1000)
+    with open_store(path) as writer:
+        assert writer.recovery.hints_used == 1
+        writer["late"] = "1"
+        del writer["0"]
+        writer._commit.seal()
+        assert reader.refresh()
+        assert dict(reader) == dict(writer)
+        assert reader.verify().ok
+        assert reader.stats().segments == writer.stats().segments
     reader.close()
 
 
