@@ -168,7 +168,13 @@ class CrashFiles(QuickFiles):
     def replace(self, source: str, target: str) -> None:
         self._boundary("replace")
         super().replace(source, target)
-        self._changed(source, target, self.names[source])
+        if not os.path.lexists(source):  # else both were names of one file, and still are
+            self._changed(source, target, self.names[source])
+
+    def link(self, source: str, target: str) -> bool:
+        if made := super().link(source, target):
+            self._changed(None, target, self.names[source])
+        return made
 
     def unlink(self, path: str) -> bool:
         self._boundary("unlink")

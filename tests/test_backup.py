@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,9 @@ from bytekv.errors import (
     StoreNotFoundError,
 )
 from bytekv.store import Store
+from tests.crash_files import CrashFiles
 from tests.fault_files import KINDS, SystemCalls
-from tests.harness import FakeFiles, open_store, segment_files, snapshot_of
+from tests.harness import NO_WORKER, FakeFiles, QuickFiles, fresh, open_store, patched, segment_files, snapshot_of
 
 
 @pytest.fixture
@@ -336,6 +338,75 @@ def test_every_call_fails(path: Path, dest: Path, kind: str, earlier: bool, for_
             if not calls.struck:
                 break
     assert struck or kind in ("allocate", "chmod", "duplicate", "link", "lock", "map", "mkdir", "truncate", "unlink")
+
+
+class _Cut:
+    """Cut the power at every boundary, and expect one of ``moments`` in the backup, or none while None is one."""
+
+    def __init__(self, files: CrashFiles, place: Path) -> None:
+        self.files, self.place = files, place
+        self.moments: list[dict[bytes, bytes] | None] = [None]
+        self.seen: set[bytes] = set()
+        self.found: list[dict[bytes, bytes] | None] = []
+
+    def __call__(self, _: str = "") -> None:
+        for image in self.files.images(24):
+            if image.digest() in self.seen:
+                continue
+            self.seen.add(image.digest())
+            left = fresh(self.place)
+            image.put_into(left)
+            found = self.content(left / "backup")
+            assert found in self.moments, (left, found)
+            self.found.append(found)
+            shutil.rmtree(left)
+            left.mkdir()
+
+    def content(self, copy: Path) -> dict[bytes, bytes] | None:
+        try:
+            with open_store(copy, "r", files=QuickFiles()) as there:
+                assert there.verify().ok
+                return dict(there)
+        except (NotAStoreError, StoreNotFoundError):  # no store, and known for none
+            return None
+
+    def expect_only(self, *moments: dict[bytes, bytes] | None) -> None:
+        """From now on, a power cut leaves one of these."""
+        self.seen.clear()
+        self.moments = [*moments]
+
+
+@pytest.mark.parametrize("linked", [True, False], ids=["linked", "copied"])
+def test_a_power_cut_leaves_the_earlier_backup_or_the_new_one(path: Path, tmp_path: Path, linked: bool) -> None:
+    """On return the new one is durable, whatever a power cut takes of what was not synced, names included."""
+    root = path.parent / "disk"
+    root.mkdir()
+    files = CrashFiles(root, seed=linked)
+    if not linked:
+        files.link = lambda source, target: False  # type: ignore[method-assign]
+    cut = _Cut(files, tmp_path)
+    dest = root / "backup"
+    with patched(NO_WORKER), open_store(root / "store", segment_size_bytes=400, files=files) as db:
+        fill(db, 6)
+        db.sync()
+        earlier = dict(db)
+        files.at_boundary = cut
+        cut.expect_only(None, earlier)
+        db.backup(dest)
+        cut.expect_only(earlier)
+        cut()
+        files.at_boundary = lambda _: None
+        fill(db, 9)
+        del db[b"1"]
+        db.compact()
+        new = dict(db)
+        files.at_boundary = cut
+        cut.expect_only(earlier, new)
+        db.backup(dest)
+        cut.expect_only(new)
+        cut()
+        files.at_boundary = lambda _: None
+        assert all(moment in cut.found for moment in (None, earlier, new))
 
 
 def test_a_target_that_cannot_be_synced_does_not_poison_the_store(path: Path, dest: Path) -> None:
