@@ -168,10 +168,11 @@ class InterruptAt:
     if sys.version_info < (3, 12):
 
         def _watch(self) -> None:
+            self._tracer = sys.gettrace()  # that of whoever measures which branches are taken
             sys.settrace(self._trace)
 
         def _look_away(self) -> None:
-            sys.settrace(None)
+            sys.settrace(self._tracer)
 
         def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
             left_out = _left_out(frame.f_code)
