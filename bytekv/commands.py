@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any, BinaryIO, Final
 
     from .exchange import Row
-    from .store import Flag
+    from .opening import Flag
 
 DONE: Final = 0
 FAILED: Final = 3  # verify and inspect, where damage is what was asked for and no exception

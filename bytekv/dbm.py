@@ -29,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar
 
-    from .store import Flag
+    from .opening import Flag
 
     T = TypeVar("T")
 

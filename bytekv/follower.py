@@ -40,7 +40,9 @@ from .segment_manager import header_of, size_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Final, TypeVar
+
+    T = TypeVar("T")
 
 __all__ = ["Follower", "try_again"]
 
@@ -48,7 +50,7 @@ _LOST: Final = "operations that were seen here did not survive on disk"
 _TRIES: Final = 50  # a writer that seals every few milliseconds may take the ground away several times in a row
 
 
-def try_again(attempt: Callable[[], bool], pause: Callable[[], None]) -> bool:
+def try_again(attempt: Callable[[], T], pause: Callable[[], None]) -> T:
     """Call ``attempt`` until it neither meets a file that has vanished nor an entry that is under way.
 
     Both look like damage at first sight; real damage is still there after the last try, and is raised.

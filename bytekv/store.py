@@ -24,7 +24,7 @@ from functools import partial
 from itertools import chain
 from types import TracebackType
 
-from . import log, recovery
+from . import log
 from .batch import Batch, Writes
 from .chunks import pairs_of
 from .codec import (
@@ -34,7 +34,6 @@ from .codec import (
     RESIDUE,
     SEALED,
     TOMBSTONE,
-    Manifest,
     checksum,
     decode_entry,
 )
@@ -50,14 +49,13 @@ from .errors import (
     CorruptionError,
     ForkedStoreError,
     LimitError,
-    ReadOnlyError,
     StoreClosedError,
     StoreIOError,
     StoreNotFoundError,
 )
 from .files import Files
-from .follower import Follower, try_again
-from .keydir import Keydir, View
+from .follower import Follower
+from .keydir import View
 from .mapping import (
     Bytes,
     Entry,
@@ -72,10 +70,11 @@ from .mapping import (
     value_of,
 )
 from .open_stores import register, unregister
+from .opening import open_directory
 from .options import Options
 from .pending import Operation, Puts
 from .recovery import Recovery
-from .segment_manager import Pin, SegmentManager
+from .segment_manager import Pin
 from .snapshot import Snapshot
 from .stats import Stats, stats_of
 from .transaction import Transaction
@@ -84,13 +83,13 @@ from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, Literal, NoReturn, TypeVar, overload
+    from typing import Any, Final, NoReturn, TypeVar, overload
 
     from . import check
     from .backup import BackupReport, Moment
     from .changes import Change, ChangeLog
+    from .opening import Flag
 
-    Flag = Literal["r", "w", "c", "n"]
     T = TypeVar("T")
 
 __all__ = ["Entry", "Store", "open", "repair"]
@@ -146,75 +145,24 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._pid = os.getpid()
         self._is_closed = False
         self._worker = Worker(self._work, self._work_failed, f"bytekv {os.path.basename(path)}")
-        directory = Directory(path, files)
-        self._directory = directory
-        if flag in ("r", "w"):
-            directory.find()
-        else:
-            directory.find_or_make(lost_manifest_allowed=options.recover == "salvage")
-        try:
-            if flag != "r":
-                directory.acquire()
-            if flag == "r":
-                try_again(self._recover_beside_writer, files.yield_cpu)
-            else:
-                if flag == "n" or (flag == "c" and directory.find_or_make(lost_manifest_allowed=True)):
-                    directory.create(_fresh_manifest(directory, files))
-                self._recover_or_salvage()
-        except BaseException:
-            directory.release()
-            raise
+        opened = open_directory(path, flag, options, files, self._worker.wake)
+        commit = opened.committer
+        #: What opening found and did.
+        self.recovery: Recovery = opened.recovery
+        self._directory = opened.directory
+        self._segments, self._keydir = commit.segments, commit.keydir
+        self._locations: Any = self._keydir.locations
+        self._readers: Any = self._segments.readers
+        self._changes: ChangeLog | None = None  # made when it is asked for
+        self._upkeep = Upkeep(commit, options, self._worker)
+        self._follower = Follower(commit) if self._readonly else None
+        self._commit = commit  # from now on there is something to close
         register(self)
         log.info("opened %s: %s", path, self.recovery)
         if options.follow is not None or (
             flag != "r" and (self.recovery.hints_missing or (options.auto_compact and self._upkeep.victims()))
         ):
             self._worker.wake()
-
-    def _recover_or_salvage(self) -> None:
-        try:
-            self._recover(self._directory.load(for_writing=True))
-        except CorruptionError as error:
-            if self._options.recover != "salvage":
-                raise
-            from . import check
-
-            log.warning("%s is damaged and will be salvaged: %s", self._path, str(error))
-            report = check.salvage(self._directory, self._options.segment_size_bytes)
-            self._recover(self._directory.load(for_writing=True))
-            self.recovery.salvaged = report
-
-    def _recover(self, manifest: Manifest) -> None:
-        files, options = self._files, self._options
-        mapped = options.io == "mmap" or (options.io == "auto" and files.maps_safely(self._path))
-        keydir = Keydir(round(options.expiry_grace_s * 1000), files.now_ms)
-        segments = SegmentManager(self._directory, manifest, options, mapped=mapped, readonly=self._readonly)
-        try:
-            #: What opening found and did.
-            self.recovery: Recovery = recovery.recover(segments, keydir, readonly=self._readonly)
-        except BaseException:
-            segments.drop()
-            raise
-        self._keydir = keydir
-        self._segments = segments
-        self._locations: Any = keydir.locations
-        self._readers: Any = segments.readers
-        commit = Committer(segments, keydir, options, self.recovery.last_seq, self._worker.wake)
-        self._upkeep = Upkeep(commit, options, self._worker)
-        self._commit = commit
-        self._changes: ChangeLog | None = None  # made when it is asked for
-        if self._readonly:
-            refuse = partial(ReadOnlyError, f"{self._path}: opened with flag 'r'")
-            self._commit.only_read(self.recovery.durable_seq, refuse)
-            self._follower = Follower(self._commit)
-
-    def _recover_beside_writer(self) -> bool:
-        """Recover while a writer may roll, compact and append."""
-        self._recover(self._directory.load(for_writing=False))
-        # Opened now, so that a compaction of the writer cannot take them away later.
-        for row in self._segments.manifest.segments[: self._segments.max_open]:
-            self._segments.view(row.segment_id)
-        return True
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -951,7 +899,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         (False, True, True)
         """
         self._check_open()
-        if not self._readonly:
+        if self._follower is None:
             return False
         self._upkeep.check_reentry("refresh")
         with self._upkeep.compacting:
@@ -1073,15 +1021,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         if self._is_closed or os.getpid() != self._pid:
             return f"<bytekv.Store {self._path!r}, {'closed' if self._is_closed else 'inherited by fork'}>"
         return f"<bytekv.Store {self._path!r}, {'read-only, ' if self._readonly else ''}{len(self._locations)} keys>"
-
-
-def _fresh_manifest(directory: Directory, files: Files) -> Manifest:
-    """Return the manifest of an empty store; ids go on from what lies in the directory."""
-    try:
-        next_id = directory.load(for_writing=True).next_id
-    except BytekvError:
-        next_id = 1  # none yet, or damaged; the sweep raises it above every file it sees
-    return Manifest(files.random(16), next_id, 0, 1)
 
 
 def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], object] | None = None) -> check.Report:

@@ -39,6 +39,7 @@ LAYERS = [
     "changes",
     "backup",
     "check",
+    "opening",
     "mapping",
     "batch",
     "snapshot",

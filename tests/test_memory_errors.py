@@ -28,8 +28,10 @@ from typing import NamedTuple
 
 import pytest
 
+from bytekv import opening
 from bytekv.directory import Directory
 from bytekv.store import Store
+from bytekv.upkeep import Upkeep
 from tests.interrupted_calls import ANY_SYNC, BACKGROUND, CALLS, OPENINGS, Bench, Mode, Tally, a_bench
 
 ROOT = Path(__file__).parent.parent
@@ -177,8 +179,9 @@ def _main(argument: str) -> None:
 
 #: What runs when an opening fails, or a store is closed or dropped.
 _GIVING_BACK = [
-    *(getattr(Store, name) for name in ("__init__", "_recover_or_salvage", "_recover", "close", "_shut", "__del__")),
-    *(function for function in vars(Directory).values() if inspect.isfunction(function)),
+    *(getattr(Store, name) for name in ("__init__", "close", "_shut", "__del__")),
+    Upkeep.build_hints,
+    *(function for part in (opening, Directory) for function in vars(part).values() if inspect.isfunction(function)),
 ]
 
 
