@@ -14,21 +14,22 @@ Until (3) the earlier backup is whole; before the first one the directory carrie
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from .codec import BACKUP, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentRow
+from .commit import Committer
 from .compactor import Progress
 from .directory import Directory
 from .errors import BytekvError, CorruptionError, NotAStoreError, StoreFailedError, StoreIOError
 from .record import NamedTuple
-from .segment_manager import header_of
+from .segment_manager import Pin, header_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["BackupReport", "Moment", "back_up"]
+__all__ = ["BackupReport", "Moment", "back_up", "moment_of"]
 
 _PIECE: Final = 1 << 20
 
@@ -55,6 +56,31 @@ class Moment(NamedTuple):
     seq: int
     rows: list[SegmentRow]
     sealed: set[int]
+
+
+def moment_of(committer: Committer, release: Callable[[], None], *, readonly: bool) -> tuple[Pin, Moment]:
+    """Return what a store holds now; ``release`` is called when the pin lets its files go.
+
+    A backup holds nothing that a power cut could take from the store, so that is made durable first.
+    """
+    segments = committer.segments
+    if readonly:
+        sealed = _sealed(segments.directory.load(for_writing=False).segments)
+        committer.settle()
+    else:
+        committer.sync()
+    with committer.sync_lock, committer.lock:
+        if not readonly:
+            committer.sync_what_waits()
+            sealed = _sealed(segments.manifest.segments)
+        seq, manifest, pin = committer.seq, segments.manifest, segments.pin(release, is_call=True)
+    rows = _rows_of(pin.rows, pin.lengths, seq)
+    listed = {row.segment_id for row in rows if (row.segment_id, row.length) in sealed}
+    return pin, Moment(manifest.store_uuid, manifest.next_id, seq, rows, listed)
+
+
+def _sealed(rows: Iterable[SegmentRow]) -> set[tuple[int, int]]:
+    return {(row.segment_id, row.length) for row in rows if row.state == SEALED}
 
 
 def back_up(
@@ -172,7 +198,7 @@ def _copy(source: Directory, target: Directory, row: SegmentRow, advance: Callab
     return row.length
 
 
-def rows_of(rows: tuple[SegmentRow, ...], lengths: list[int], seq: int) -> list[SegmentRow]:
+def _rows_of(rows: tuple[SegmentRow, ...], lengths: list[int], seq: int) -> list[SegmentRow]:
     """Return the rows that a backup lists: all sealed, the active segment at the length that it has now."""
     return [
         row._replace(length=length, last_seq=row.last_seq if row.state == SEALED else seq, state=SEALED)

@@ -32,7 +32,6 @@ from .codec import (
     PREFIX,
     PUT,
     RESIDUE,
-    SEALED,
     TOMBSTONE,
     checksum,
     decode_entry,
@@ -74,7 +73,6 @@ from .opening import open_directory
 from .options import Options
 from .pending import Operation, Puts
 from .recovery import Recovery
-from .segment_manager import Pin
 from .snapshot import Snapshot
 from .stats import Stats, stats_of
 from .transaction import Transaction
@@ -86,7 +84,7 @@ if TYPE_CHECKING:
     from typing import Any, Final, NoReturn, TypeVar, overload
 
     from . import check
-    from .backup import BackupReport, Moment
+    from .backup import BackupReport
     from .changes import Change, ChangeLog
     from .opening import Flag
 
@@ -828,7 +826,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         >>> dict(bytekv.open(os.path.join(folder, "copy"), "r"))
         {b'a': b'1'}
         """
-        from .backup import back_up
+        from .backup import back_up, moment_of
 
         self._check_open()
         path = os.path.abspath(os.fsdecode(dest))
@@ -837,7 +835,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             raise ValueError(f"{path}: a backup cannot lie in the store that it is made of")
         target = Directory(path, self._files)
         while True:
-            pin, moment = self._moment()
+            self._check_open()
+            pin, moment = moment_of(self._commit, self._release, readonly=self._readonly)
             try:
                 return back_up(self._directory, moment, target, progress)
             except StoreNotFoundError:
@@ -846,34 +845,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                     raise
             finally:
                 pin.close()
-
-    def _moment(self) -> tuple[Pin, Moment]:
-        from .backup import Moment, rows_of
-
-        commit, segments = self._commit, self._segments
-        self._check_open()
-        if self._readonly:
-            sealed = {
-                (row.segment_id, row.length)
-                for row in self._directory.load(for_writing=False).segments
-                if row.state == SEALED
-            }
-            commit.settle()
-        else:
-            commit.sync()
-        with commit.sync_lock, commit.lock:
-            if not self._readonly:
-                commit.sync_what_waits()  # a backup holds nothing that a power cut could take from the store
-                sealed = {(row.segment_id, row.length) for row in segments.sealed()}
-            seq, manifest, pin = commit.seq, segments.manifest, segments.pin(self._release, is_call=True)
-        rows = rows_of(pin.rows, pin.lengths, seq)
-        return pin, Moment(
-            manifest.store_uuid,
-            manifest.next_id,
-            seq,
-            rows,
-            {row.segment_id for row in rows if (row.segment_id, row.length) in sealed},
-        )
 
     def stats(self) -> Stats:
         """Return counts of keys and bytes. Complexity: O(number of segments)."""
