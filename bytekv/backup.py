@@ -162,11 +162,10 @@ def _link(source: Directory, target: Directory, row: SegmentRow) -> bool:
     if not files.link(source.segment_path(row.segment_id), temporary):
         return False
     files.replace(temporary, target.segment_path(row.segment_id))
-    files.unlink(temporary)  # still there if both names were of one file already
+    # Were both names of one file, the temporary one is still there; the sweep at the end takes it.
     with suppress(BytekvError):  # only a hint: the backup's first opening does without
         if files.link(source.hint_path(row.segment_id), temporary):
             files.replace(temporary, target.hint_path(row.segment_id))
-            files.unlink(temporary)
     return True
 
 

@@ -399,20 +399,18 @@ def _little_endian(column: array[int]) -> array[int]:
 _HINT_PIECE: Final = 4096  # entries; encoding so many takes less than a millisecond
 
 
-class Pieces(Sequence):  # type: ignore[type-arg]  # which is not there at run time
-    """A column that came in pieces."""
+class Pieces(Sequence[Any] if TYPE_CHECKING else object):  # type: ignore[misc]
+    """A column that came in pieces, to be encoded: nobody asks it for an item."""
 
-    def __init__(self, pieces: Sequence[Any]) -> None:
+    def __init__(self, pieces: Sequence[Sequence[Any]]) -> None:
         self.pieces = pieces
 
     def __len__(self) -> int:
         return sum(map(len, self.pieces))
 
-    def __iter__(self) -> Iterator[Any]:
-        return chain.from_iterable(self.pieces)
+    if TYPE_CHECKING:
 
-    def __getitem__(self, at: Any) -> Any:
-        return list(self)[at]
+        def __getitem__(self, at: Any) -> Any: ...
 
 
 def _slices(column: Sequence[T]) -> Iterable[Sequence[T]]:

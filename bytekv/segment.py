@@ -620,15 +620,16 @@ class Writer:
     def _grow(self, stop: int, *, use_reserve: bool) -> None:
         """Allocate generously; where the disk is nearly full, less, down to what is needed."""
         assert self._descriptor is not None
-        targets = list(self._targets(stop, use_reserve=use_reserve))
-        for target in targets:
+        targets = list(dict.fromkeys(self._targets(stop, use_reserve=use_reserve)))
+        while True:
+            target = targets.pop(0)
             try:
                 self._files.reserve(self._descriptor, target, self.path)
                 break
             except BytekvError as error:
                 with suppress(BytekvError):  # the error that matters is the first
                     self._files.truncate(self._descriptor, self._allocated, self.path)
-                if not isinstance(error, DiskFullError) or target == targets[-1]:
+                if not isinstance(error, DiskFullError) or not targets:
                     raise
                 self._largest_step = max(_FIRST_STEP, (target - self._allocated) // 2)  # a refusal costs a millisecond
         if self._mapped:

@@ -291,8 +291,8 @@ class SegmentManager:
 
     def seal(self, last_seq: int) -> None:
         """Seal the active segment and begin none; the next write does."""
-        if self.writer is not None:
-            self._change_writer(self.writer, None, self._sealed_rows(self.writer, last_seq), last_seq)
+        assert self.writer is not None
+        self._change_writer(self.writer, None, self._sealed_rows(self.writer, last_seq), last_seq)
 
     def _sealed_rows(self, writer: Writer, last_seq: int) -> list[SegmentRow]:
         rows = list(self.manifest.segments)
