@@ -16,6 +16,7 @@ import bytekv
 from bytekv.compactor import Progress
 from bytekv.errors import (
     BytekvError,
+    CorruptionError,
     NotAStoreError,
     StoreClosedError,
     StoreFailedError,
@@ -26,7 +27,17 @@ from bytekv.errors import (
 from bytekv.store import Store
 from tests.crash_files import CrashFiles
 from tests.fault_files import KINDS, SystemCalls
-from tests.harness import NO_WORKER, FakeFiles, QuickFiles, fresh, open_store, patched, segment_files, snapshot_of
+from tests.harness import (
+    NO_WORKER,
+    FakeFiles,
+    QuickFiles,
+    damage,
+    fresh,
+    open_store,
+    patched,
+    segment_files,
+    snapshot_of,
+)
 
 
 @pytest.fixture
@@ -123,6 +134,87 @@ def test_on_another_file_system_it_copies(path: Path, tmp_path: Path) -> None:
         assert report.copied_bytes == db.stats().total_bytes
         content = dict(db)
     expect(tmp_path / "backup", content)
+
+
+class Copying(FakeFiles):
+    """A file system that knows no hard links."""
+
+    def link(self, source: str, target: str) -> bool:
+        return False
+
+
+def _cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _spoil_header(file: Path) -> None:
+    damage(file, 20)
+
+
+@pytest.mark.parametrize("loss", [Path.unlink, _cut, _spoil_header], ids=["missing", "cut short", "header damaged"])
+def test_what_an_earlier_backup_has_lost_is_made_anew(path: Path, dest: Path, loss: Callable[[Path], object]) -> None:
+    with open_store(path, segment_size_bytes=1000, files=Copying()) as db:
+        fill(db)
+        count = db.backup(dest).segments
+        lost = segment_files(dest)[1]
+        loss(lost)
+        report = db.backup(dest)
+        assert (report.kept, report.copied_bytes) == (count - 1, lost.stat().st_size)
+        expect(dest, dict(db))
+
+
+def test_what_is_cut_short_is_not_copied(path: Path, dest: Path) -> None:
+    """Somebody has shortened a segment behind the store's back: the backup says so, and does not wait for bytes."""
+    with open_store(path, segment_size_bytes=1000, files=Copying(), io="pread") as db:
+        fill(db)
+        before = dict(db)
+        db.backup(dest)
+        fill(db, 60)
+        sealed = segment_files(path)[-2]
+        whole = sealed.read_bytes()
+        _cut(sealed)
+        with pytest.raises(CorruptionError, match=f"{sealed.name}: offset .* cut short"):
+            db.backup(dest)
+        expect(dest, before)
+        sealed.write_bytes(whole)
+        db.backup(dest)
+        expect(dest, dict(db))
+
+
+def test_hints_come_along(path: Path, dest: Path) -> None:
+    with open_store(path) as db:
+        for number in range(100):
+            db[b"%d" % number] = bytes(1000)
+        del db[b"0"]
+        db.compact()
+        assert db.backup(dest).linked == 1
+        assert [hint.name for hint in dest.glob("*.hint")] == [hint.name for hint in path.glob("*.hint")] != []
+        with open_store(dest, "r") as copy:
+            assert copy.recovery.hints_used == 1
+        expect(dest, dict(db))
+
+
+def test_what_an_interrupted_one_has_left_goes_first(path: Path, dest: Path) -> None:
+    """On a disk that is full of it the next attempt would have no room."""
+
+    def interrupt(progress: Progress) -> None:
+        if progress.done_bytes == progress.total_bytes:
+            raise KeyboardInterrupt
+
+    def look(_: Progress) -> None:
+        there.append({file.name for file in segment_files(dest)})
+
+    there: list[set[str]] = []
+    with open_store(path, segment_size_bytes=1000, files=Copying()) as db:
+        fill(db)
+        with pytest.raises(KeyboardInterrupt):
+            db.backup(dest, progress=interrupt)
+        left = {file.name for file in segment_files(dest)}
+        assert len(left) > 1
+        db.backup(dest, progress=look)
+        assert there[0] == set()
+        assert set(os.listdir(dest)) == {"LOCK", "MANIFEST"} | {file.name for file in segment_files(path)}
+        expect(dest, dict(db))
 
 
 def test_files_are_private(path: Path, dest: Path) -> None:
