@@ -274,6 +274,19 @@ def test_whatever_stands_in_the_lock_file_is_only_a_courtesy(text, directory, pa
     assert (path / "LOCK").read_bytes() == text, "the holder's pid is not overwritten"
 
 
+def test_a_lock_file_that_cannot_be_read_names_nobody(directory, path):
+    class Held(FakeFiles):
+        def lock(self, descriptor, path):
+            return False
+
+        def read(self, descriptor, size, offset, path):
+            raise StoreIOError(errno.EIO, "Input/output error", path)
+
+    with pytest.raises(StoreLockedError, match="by another process") as raised:
+        Directory(str(path), Held()).acquire()
+    assert raised.value.pid is None
+
+
 def test_a_pid_that_cannot_be_written_keeps_nobody_out(directory, path):
     class Full(FakeFiles):
         def write(self, descriptor, piece, offset, path):

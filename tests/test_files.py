@@ -336,6 +336,13 @@ def test_a_mapping_never_reaches_beyond_its_file(files, descriptor):
             mapping[0] = 1
 
 
+def test_a_file_that_is_cut_while_it_is_being_mapped_is_an_error(files, descriptor, monkeypatch):
+    """A writer that seals a segment trims it; a reader that has just asked for its size comes too late."""
+    monkeypatch.setattr(os, "fstat", lambda _: SimpleNamespace(st_size=1001))
+    with pytest.raises(StoreIOError, match="shorter than 1001 bytes"):
+        files.map(descriptor, 1001, "file")
+
+
 def test_what_is_written_through_a_mapping_is_in_the_file(files, descriptor):
     files.reserve(descriptor, 10_000, "file")
     assert files.size(descriptor, "file") == 10_000

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bytekv.codec import SEGMENT_SHIFT, Summary, pack_place
+from bytekv.errors import StoreIOError
 from bytekv.keydir import Keydir, View
 
 bounded = settings(derandomize=True, max_examples=150)
@@ -542,6 +545,24 @@ def test_a_clock_that_jumps_back_does_not_bring_a_purged_key_back():
     keydir.purge(NOW_MS)
     assert keydir.locate(b"k", 0) is None
     assert len(keydir) == 0
+
+
+def test_an_index_that_cannot_be_loaded_is_a_typed_error(monkeypatch):
+    """The module is imported at the first ordered use, and by then the process may have used up its descriptors."""
+
+    class Finder:
+        def find_spec(self, name, *_):
+            if name == "sortedcontainers":
+                raise OSError(errno.EMFILE, "Too many open files")
+
+    keydir = Keydir()
+    keydir.put(b"a", 1 << SEGMENT_SHIFT, 0, 0)
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "sortedcontainers", raising=False)
+        patch.setattr(sys, "meta_path", [Finder()])
+        with pytest.raises(StoreIOError, match="Too many open files"):
+            keydir.index()
+    assert list(keydir.index()) == [b"a"]
 
 
 def test_an_expired_entry_is_dead_only_once_its_grace_is_over():

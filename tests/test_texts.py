@@ -57,13 +57,23 @@ def test_recovery_says_what_it_did(open_store: Any, path: Path) -> None:
     assert "the last process did not close the store" in text
 
 
+def test_recovery_counts_the_hints_that_it_missed(open_store: Any, path: Path) -> None:
+    with open_store() as db:
+        db.update({f"{number:05}": bytes(100) for number in range(2000)})
+    for hint in path.glob("*.hint"):
+        hint.unlink()
+    with open_store("r") as reader:
+        assert str(reader.recovery).endswith(" ms; 1 segments scanned for want of a hint")
+
+
 def test_recovery_names_what_it_set_aside_and_removed(path: Path) -> None:
     with bytekv.open(path) as db:
         db["a"] = bytes(200_000)
         (segment,) = path.glob("*.seg")
         whole = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+        end = db._segments.writer.end  # type: ignore[union-attr]
     for name, content in whole.items():
-        (path / name).write_bytes(content.rstrip(b"\0") + b"\x01torn" if name == segment.name else content)
+        (path / name).write_bytes(content[:end] + b"\x01torn" if name == segment.name else content)
     for number in range(70, 80):
         (path / f"00000000{number}.seg").write_bytes(b"left over")
     with bytekv.open(path) as db:

@@ -130,6 +130,18 @@ def test_a_transaction_belongs_to_its_thread_and_its_block(open_store):
         db.transaction()["a"] = "1"
 
 
+def test_a_limit_counts_own_and_others_keys_together(open_store):
+    db = open_store()
+    db.update({"a": "1", "c": "3", "e": "5"})
+    with db.transaction() as tx:
+        tx["b"] = "2"
+        del tx["c"]
+        everything = [(b"a", b"1"), (b"b", b"2"), (b"e", b"5")]
+        for limit in range(5):
+            assert list(tx.scan(limit=limit)) == everything[:limit]
+            assert list(tx.scan_keys(limit=limit, reverse=True)) == [key for key, _ in everything[::-1]][:limit]
+
+
 def test_a_transaction_that_is_dropped_keeps_nobody_out(open_store):
     db = open_store()
     tx = db.transaction()
