@@ -19,7 +19,6 @@ included, runs under either.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -41,6 +40,7 @@ from .codec import (
 )
 from .debt import Debt
 from .errors import BytekvError, DiskFullError, LimitError, ReentryError, StoreFailedError
+from .gate import Gate
 from .group import Group
 from .keydir import Keydir
 from .options import Options
@@ -77,8 +77,6 @@ class Committer:
         "_debt",
         "_files",
         "_gate",
-        "_gate_owner",
-        "_gate_thread",
         "_group",
         "_interval_s",
         "_lock_is_owned",
@@ -112,7 +110,7 @@ class Committer:
         self.sync_lock: Any = threading.RLock()
         self._lock_is_owned = _owned(self.lock)
         self._sync_lock_is_owned = _owned(self.sync_lock)
-        self._gate = threading.Condition(self.lock)
+        self._gate = Gate(self.lock)
         self._files = segments.directory.files
         self._clock_ns = self._files.clock_ns
         self._mode = options.sync
@@ -137,8 +135,6 @@ class Committer:
         self._queue: deque[Pending] = deque()  # appended, not yet durable and therefore not yet visible
         self._overlay: dict[bytes, tuple[int, int | None]] = {}  # key -> (seq, location) of what waits in _queue
         self._overlay_clears = 0  # seq of the newest clear that waits
-        self._gate_owner: weakref.ref[Any] | None = None  # the transaction that keeps other writers out
-        self._gate_thread = 0
         self._uncounted = False  # a call was interrupted between a location and the count of dead bytes
         self._group = Group()
 
@@ -307,8 +303,8 @@ class Committer:
         self.check_reentry()
         try:
             with self.lock:
-                if gate_owner is not None:
-                    self._check_gate(gate_owner)
+                if gate_owner is not None and not self._gate.open(gate_owner):  # nobody can come in between
+                    raise BytekvError("this transaction has lost its place; nothing was written")
                 self.enter()
                 operations: Sequence[Operation] | Puts = ()
                 refusal: Exception | None = None
@@ -346,7 +342,7 @@ class Committer:
     def enter(self) -> None:
         """Check that writing is possible and wait for a turn; the first thing a change does under the lock."""
         self.ready()
-        if self._gate_owner is not None:
+        if self._gate.owner is not None:
             self._wait_at_gate()
         self.pending = _ENTERED
 
@@ -361,14 +357,14 @@ class Committer:
         if self.failure is not None:
             self._refuse_after_failure()
 
-    # --- the gate: one transaction at a time keeps the other writers out ------------------------
+    # --- transactions --------------------------------------------------------------------------
 
     def shut_gate(self, owner: object) -> None:
         """Let no other writer in until `open_gate`, or until ``owner`` is gone; wait for a turn."""
         self.check_reentry()
         with self.lock:
             self.enter()
-            self._gate_owner, self._gate_thread = weakref.ref(owner), threading.get_ident()
+            self._gate.shut(owner)
             if self.segments.writer is not None:
                 self.segments.writer.fast_end = 0  # so that a put goes the long way, which ends at the gate
             self.leave()
@@ -378,28 +374,13 @@ class Committer:
     def open_gate(self, owner: object) -> None:
         """Let the other writers in again; nothing if ``owner`` does not hold the gate."""
         with self.lock:
-            if self._gate_owner is not None and self._gate_owner() is owner:
-                self._gate_owner = None
-                self._gate.notify_all()
-
-    def _check_gate(self, owner: object) -> None:
-        if self._gate_owner is None or self._gate_owner() is not owner:
-            raise BytekvError("this transaction has lost its place; nothing was written")
-        self._gate_owner = None  # the caller holds the lock, so nobody can come in between
-        self._gate.notify_all()
+            self._gate.open(owner)
 
     def _wait_at_gate(self) -> None:
-        while self._gate_owner is not None:
-            owner = self._gate_owner()
-            if owner is None or owner.has_given_up:
-                self._gate_owner = None  # dropped without an end, or with one that failed: rolled back
-            elif self._gate_thread == threading.get_ident():
-                raise ReentryError("this thread has a transaction open; write to the transaction, not to the store")
-            else:
-                del owner  # lest it live on while we wait
-                self.pending = None
-                self._gate.wait(timeout=1.0)
-                self.ready()
+        while self._gate.is_shut():
+            self.pending = None
+            self._gate.wait()
+            self.ready()
 
     def _refuse_after_failure(self) -> NoReturn:
         raise StoreFailedError(

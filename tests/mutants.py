@@ -179,7 +179,7 @@ MUTANTS = [
     ),
     _mutant(
         "a transaction that cannot open its gate keeps it shut",
-        "commit",
+        "gate",
         "owner is None or owner.has_given_up:",
         "owner is None:",
         "tests/test_transactions.py",

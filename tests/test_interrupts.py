@@ -420,7 +420,7 @@ def test_interrupted_while_a_transaction_keeps_it_waiting(open_store: Callable[.
     thread = threading.Thread(target=transact)
     thread.start()
     assert begun.wait(60)
-    with _Signal(lambda: bool(db._commit._gate._waiters)), pytest.raises(KeyboardInterrupt):
+    with _Signal(lambda: bool(db._commit._gate._opened._waiters)), pytest.raises(KeyboardInterrupt):
         db["mine"] = b"1"
     end.set()
     thread.join()

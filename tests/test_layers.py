@@ -33,6 +33,7 @@ LAYERS = [
     "debt",
     "pending",
     "group",
+    "gate",
     "commit",
     "compactor",
     "follower",
