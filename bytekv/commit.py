@@ -9,8 +9,8 @@ end, that seq), and whoever comes next carries it out once more before doing any
 slot shows a signal handler that it interrupted its own thread's write.
 
 *Durability.* ``interval`` and ``os`` show a change at once; a worker, or the operating system, makes it
-durable later. ``always`` shows it only after the sync: until then it waits in `_queue` and writers,
-who must see each other's changes, look into `_overlay` first. All who wait share the next sync.
+durable later. ``always`` shows it only after the sync: until then it waits in `Unseen`, where writers, who
+must see each other's changes, look first. All who wait share the next sync.
 
 Locks, in this order: `sync_lock` (one sync at a time), then `lock` (all state). No user code, logging
 included, runs under either.
@@ -19,7 +19,6 @@ included, runs under either.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -47,6 +46,7 @@ from .options import Options
 from .pending import Operation, Pending, PendingPuts, Puts, pending_of, pending_puts_of, size_of
 from .segment import Writer
 from .segment_manager import SegmentManager
+from .unseen import Unseen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,11 +81,9 @@ class Committer:
         "_interval_s",
         "_lock_is_owned",
         "_mode",
-        "_overlay",
-        "_overlay_clears",
-        "_queue",
         "_sync_lock_is_owned",
         "_uncounted",
+        "_unseen",
         "_wake",
         "dirty_since",
         "drags",
@@ -132,9 +130,7 @@ class Committer:
         self.drags = False  # a worker compacts, and writers that outrun it are slowed down
         self._debt = Debt(options.segment_size_bytes)
         self.notes: list[tuple[Callable[..., None], str, tuple[object, ...]]] = []  # to be logged once the lock is free
-        self._queue: deque[Pending] = deque()  # appended, not yet durable and therefore not yet visible
-        self._overlay: dict[bytes, tuple[int, int | None]] = {}  # key -> (seq, location) of what waits in _queue
-        self._overlay_clears = 0  # seq of the newest clear that waits
+        self._unseen = Unseen()
         self._uncounted = False  # a call was interrupted between a location and the count of dead bytes
         self._group = Group()
 
@@ -209,7 +205,7 @@ class Committer:
                     body = _pack_entry(1, len(key), len(value), seq, self._clock_ns() // 1000000) + key + value
                     entry = body + _pack_crc(checksum(body, writer.seed))
                     location = writer.base | offset << 13 | size
-                    queue = self._queue
+                    queue = self._unseen.queue
                     if queue and queue[-1].writer is writer:
                         tombstones = queue[-1].tombstones
                     else:
@@ -218,7 +214,7 @@ class Committer:
                     self.pending = change
                     writer.map[offset:end] = entry  # type: ignore[index]
                     queue.append(change)
-                    self._overlay[key] = seq, location
+                    self._unseen.overlay[key] = seq, location
                     writer.end = end
                     self.seq = seq
                     self.pending = None
@@ -368,7 +364,7 @@ class Committer:
             if self.segments.writer is not None:
                 self.segments.writer.fast_end = 0  # so that a put goes the long way, which ends at the gate
             self.leave()
-        if self._queue:
+        if self._unseen.queue:
             self.make_durable(self.seq)  # what is not durable is not visible, and the owner reads as all do
 
     def open_gate(self, owner: object) -> None:
@@ -409,20 +405,17 @@ class Committer:
             if self.pending is not None:
                 self._roll_forward()
             self.interrupted = False
-            waiting = bool(self._queue)
+            waiting = bool(self._unseen.queue)
         if waiting:
             with suppress(StoreFailedError):  # then it stays undecided, and invisible
                 self.make_durable(self.seq)
 
     def newest(self, key: bytes, now_ms: int) -> int | None:
         """Return where a writer finds the key's entry, None if it does not exist for him. Under the lock."""
-        if self._overlay or self._overlay_clears:
-            found = self._overlay.get(key)
-            if found is not None:
-                location = found[1]
+        if self._unseen.queue:
+            is_here, location = self._unseen.find(key)
+            if is_here:
                 return None if location is None or self._is_over(location, now_ms) else location
-            if self._overlay_clears:
-                return None
         return self.keydir.locate(key, now_ms)
 
     def _is_over(self, location: int, now_ms: int) -> bool:
@@ -441,8 +434,9 @@ class Committer:
             self.pending = None
             raise
         tombstones = self.keydir.tombstones.get(writer.header.segment_id, 0)
-        if self._queue and self._queue[-1].writer is writer:
-            tombstones = self._queue[-1].tombstones
+        queue = self._unseen.queue
+        if queue and queue[-1].writer is writer:
+            tombstones = queue[-1].tombstones
         change = pending_of(operations, writer, self.seq, self._clock_ns() // 1_000_000, tombstones)
         self.pending = change
         self._carry_out(change)
@@ -515,14 +509,7 @@ class Committer:
             self.pending = None  # cut off again: it has not happened
             raise
         if self._always:
-            if not self._queue or self._queue[-1].seq < pending.seq:
-                self._queue.append(pending._replace(parts=[]))
-            for key, location, _ in pending.effects:
-                if key is None:
-                    self._overlay.clear()
-                    self._overlay_clears = pending.seq
-                else:
-                    self._overlay[key] = pending.seq, location
+            self._unseen.add(pending)
         writer.end = pending.end
         self.seq = pending.seq
         if not self._always:
@@ -596,7 +583,7 @@ class Committer:
             self._recount()
 
     def _recount(self) -> None:
-        if not self._queue:  # what waits there is neither dead nor live; `_became_durable` comes back
+        if not self._unseen.queue:  # what waits there is neither dead nor live; `_became_durable` comes back
             self.keydir.recount(self.segments.lengths_of_entries(), self._size_of)
             self._uncounted = False
 
@@ -748,18 +735,14 @@ class Committer:
 
         ``began``: when the sync began; what was appended since is that old at most.
         """
-        while self._queue and self._queue[0].seq <= seq:
-            change = self._queue[0]
+        unseen = self._unseen
+        while unseen.queue and unseen.queue[0].seq <= seq:
+            change = unseen.queue[0]
             if not self._show_put(change):
                 self._show(change)
-            for key, _, _ in change.effects:
-                if key is not None and self._overlay.get(key, (0, None))[0] == change.seq:
-                    del self._overlay[key]
-            if change.seq >= self._overlay_clears:
-                self._overlay_clears = 0
-            self._queue.popleft()
-        if not self._queue:
-            self._overlay.clear()
+            unseen.remove_first()
+        if not unseen.queue:
+            unseen.overlay.clear()
             if self._uncounted:
                 self._recount()
         self.durable_seq = max(self.durable_seq, seq)
@@ -791,9 +774,7 @@ class Committer:
             # A copy: the error itself keeps the frames it went through, and with them files and the store.
             self.failure = StoreFailedError(str(error) if isinstance(error, BytekvError) else repr(error))
             self.notes.append((log.info, "%s; no more writes until then", (str(self.failure),)))
-        self._queue.clear()
-        self._overlay.clear()
-        self._overlay_clears = 0
+        self._unseen.forget_all()
         if self.segments.writer is not None:
             self.segments.writer.fast_end = 0
 
@@ -832,12 +813,12 @@ class Committer:
     @property
     def has_waiting(self) -> bool:
         """Tell whether operations wait for a sync to become visible."""
-        return bool(self._queue)
+        return bool(self._unseen.queue)
 
     @property
     def is_empty(self) -> bool:
         """Tell whether a writer finds no key. Under the lock."""
-        if self._overlay or self._overlay_clears:
+        if self._unseen.queue:
             return False  # not worth finding out: a clear too many does no harm
         return not self.keydir.locations
 

@@ -34,6 +34,7 @@ LAYERS = [
     "pending",
     "group",
     "gate",
+    "unseen",
     "commit",
     "compactor",
     "follower",
