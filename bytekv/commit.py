@@ -699,10 +699,11 @@ class Committer:
         self.check_reentry()
         while self.durable_seq < seq:
             with self.lock:
-                gate = self._group.join(seq)
-            if gate is None:
+                waiter = self._group.join(seq)
+            if waiter is None:
                 self._lead()
-            elif not gate.acquire(timeout=_PATIENCE_S):
+            elif not waiter.wait(_PATIENCE_S):
+                waiter.leave()
                 self._lead()  # a slow disk, or a leader that was interrupted before it could begin
 
     def _lead(self) -> None:

@@ -7,13 +7,17 @@ other in that order, return what they returned. A history of many keys is linear
 tried: the calls done so far and the state they led to.
 
 The model of one key knows more than its value: its seq, as far as somebody has been told, and when it expires. Time is
-a call like any other: it passes for every key.
+a call like any other: it passes for every key. Where writes wait for a sync, they are decided before and seen after
+it; so each may judge what has expired by any time since it began.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
+
+_WRITES = {"put", "put_if", "add", "delete", "pop", "incr", "expire", "persist"}
 
 
 class Call(NamedTuple):
@@ -128,13 +132,14 @@ def until(key: Key, ttl_ms: int) -> int:
     return key.now_ms + ttl_ms if ttl_ms else 0
 
 
-def explain(history: Iterable[Call]) -> list[Call] | None:
+def explain(history: Iterable[Call], *, writes_wait: bool = False) -> list[Call] | None:
     """Return the calls on one key in an order that explains what they returned, None if there is none."""
     calls = sorted(history)
+    times = _times(calls) if writes_wait else {}
     whole = (1 << len(calls)) - 1
     tried: set[tuple[int, Key]] = set()
     order: list[Call] = []
-    steps: list[Iterator[tuple[Call, int, Key]]] = [_steps(calls, 0, Key())]
+    steps: list[Iterator[tuple[Call, int, Key]]] = [_steps(calls, times, 0, Key())]
     while steps:
         for call, done, key in steps[-1]:
             if (done, key) not in tried:
@@ -142,7 +147,7 @@ def explain(history: Iterable[Call]) -> list[Call] | None:
                 order.append(call)
                 if done == whole:
                     return order
-                steps.append(_steps(calls, done, key))
+                steps.append(_steps(calls, times, done, key))
                 break
         else:
             steps.pop()
@@ -151,7 +156,21 @@ def explain(history: Iterable[Call]) -> list[Call] | None:
     return None if calls else order
 
 
-def _steps(calls: Sequence[Call], done: int, key: Key) -> Iterator[tuple[Call, int, Key]]:
+def _times(calls: Sequence[Call]) -> dict[Call, list[int]]:
+    """Return for each write what the time may have been since it began."""
+    ticks = [call for call in calls if call.verb == "time"]
+    return {
+        call: [
+            tick.arguments[0]
+            for tick, following in zip_longest(ticks, ticks[1:])
+            if tick.began < call.ended and (following is None or following.ended > call.began)
+        ]
+        for call in calls
+        if call.verb in _WRITES
+    }
+
+
+def _steps(calls: Sequence[Call], times: dict[Call, list[int]], done: int, key: Key) -> Iterator[tuple[Call, int, Key]]:
     """Yield what may come next: any call that is not done and began before all of those have ended."""
     number = ((done + 1) & ~done).bit_length() - 1  # of the first that is not done
     ended = calls[number].ended if number < len(calls) else 0
@@ -161,4 +180,8 @@ def _steps(calls: Sequence[Call], done: int, key: Key) -> Iterator[tuple[Call, i
             ended = min(ended, call.ended)
             for after in do(key, call):
                 yield call, done | 1 << number, after
+            for now_ms in times.get(call, ()):
+                if now_ms < key.now_ms:
+                    for after in do(key._replace(now_ms=now_ms), call):
+                        yield call, done | 1 << number, after._replace(now_ms=key.now_ms)
         number += 1

@@ -1,44 +1,74 @@
-"""Who syncs for whom: one leads, a finished sync wakes those it served and one to lead the next."""
+"""Who waits for a sync is woken by it, in line, whatever those before him in the line have come to."""
 
 from __future__ import annotations
 
 import threading
+from typing import Any
 
-from bytekv.group import Group
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bytekv.group import Group, Waiter
 
 
-def joined(group: Group, seq: int) -> threading.Lock:
-    gate = group.join(seq)
-    assert gate is not None
-    assert gate.locked()
-    return gate
+def joined(group: Group, seq: int) -> Waiter:
+    waiter = group.join(seq)
+    assert waiter is not None
+    return waiter
 
 
 def test_the_first_leads_and_the_others_wait() -> None:
     group = Group()
     assert group.join(1) is None
-    joined(group, 2)
-    joined(group, 1)
+    assert not joined(group, 2).wait(0)
+    group.release(1, failed=False)
+    assert group.join(3) is None
 
 
-def test_a_sync_wakes_whom_it_served_and_one_to_lead_the_next() -> None:
+def test_a_sync_wakes_the_next_leader_first_and_then_whom_it_served() -> None:
     group = Group()
     assert group.join(1) is None
-    gates = [joined(group, seq) for seq in (1, 4, 2, 3, 5)]
-    group.release(2, failed=False)
-    assert [gate.locked() for gate in gates] == [False, False, False, True, True], "4 leads, 3 and 5 wait for it"
-    assert group.join(4) is None, "nobody leads until the one who was woken comes"
-    group.release(5, failed=False)
-    assert not any(gate.locked() for gate in gates)
-    assert group.waiting == []
+    served, later, last = joined(group, 1), joined(group, 2), joined(group, 3)
+    group.release(1, failed=False)
+    assert not served.wait(0), "before the one in front of him"
+    assert later.wait(0), "to lead"
+    assert served.wait(0)
+    assert not last.wait(0), "the next sync is his"
+    assert group.waiting == [last]
 
 
-def test_a_failed_sync_is_told_to_all() -> None:
+def test_a_failed_sync_wakes_everybody() -> None:
     group = Group()
     assert group.join(1) is None
-    gates = [joined(group, seq) for seq in (1, 2, 3)]
+    waiters = [joined(group, seq) for seq in range(2, 6)]
     group.release(0, failed=True)
-    assert not any(gate.locked() for gate in gates)
+    assert [waiter.wait(0) for waiter in waiters] == [True] * 4
+    assert not group.waiting
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from(["never", "before", "in line"])), min_size=1, max_size=8),
+    st.data(),
+)
+def test_nobody_waits_for_one_who_has_left(given_waiters: list[tuple[bool, str]], data: Any) -> None:
+    """Whose patience ends leads himself, and may be in the line at that time: those behind him were then left there
+    until theirs ended, a tenth of a second later."""
+    group = Group()
+    assert group.join(0) is None
+    waiters = [(joined(group, 1 if is_served else 2), is_served, leaves) for is_served, leaves in given_waiters]
+    for waiter, _, leaves in waiters:
+        if leaves == "before":
+            waiter.leave()
+    group.release(1, failed=False)
+    for waiter, _, leaves in waiters:
+        if leaves == "in line":
+            waiter.leave()
+    leader = next((waiter for waiter, is_served, _ in waiters if not is_served), None)
+    waiting = [waiter for waiter, is_served, leaves in waiters if leaves == "never" and (is_served or waiter is leader)]
+    while waiting:
+        woken = [waiter for waiter in data.draw(st.permutations(waiting)) if waiter.wait(0)]
+        assert woken, "the line has stopped"
+        waiting = [waiter for waiter in waiting if waiter not in woken]
 
 
 def test_who_has_lost_patience_leads_and_the_others_wait_for_him() -> None:
@@ -48,3 +78,17 @@ def test_who_has_lost_patience_leads_and_the_others_wait_for_him() -> None:
     group.release(0, failed=False)
     group.lead()
     joined(group, 2)
+
+
+def test_a_line_of_threads() -> None:
+    group = Group()
+    assert group.join(1) is None
+    waiters = [joined(group, 1) for _ in range(50)]
+    woken: list[bool] = []
+    threads = [threading.Thread(target=lambda waiter=waiter: woken.append(waiter.wait(60))) for waiter in waiters]
+    for thread in threads:
+        thread.start()
+    group.release(1, failed=False)
+    for thread in threads:
+        thread.join()
+    assert woken == [True] * 50
