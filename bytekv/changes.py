@@ -24,10 +24,11 @@ from .codec import (
     decode_segment_header,
     seed_of,
 )
-from .errors import ChangesLostError
+from .commit import Committer
+from .errors import BytekvError, ChangesLostError, LimitError
 from .record import NamedTuple
 from .segment import Scan
-from .segment_manager import Pin, SegmentManager
+from .segment_manager import Pin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,16 +65,31 @@ class _Part(NamedTuple):
 class ChangeLog:
     """Read the operations of one store in order."""
 
-    def __init__(self, segments: SegmentManager) -> None:
-        self._segments = segments
+    def __init__(self, committer: Committer) -> None:
+        self._committer = committer
+        self._segments = committer.segments
         self._places: dict[int, tuple[int, int]] = {}  # seq -> segment and offset behind its entry
 
-    def feed(self, pin: Pin, since_seq: int, last_seq: int, check_open: Callable[[], None]) -> Iterator[Change]:
-        """Yield the changes above ``since_seq`` up to ``last_seq`` from the segments that a pin keeps.
+    def feed(self, since_seq: int, release: Callable[[], None], check_open: Callable[[], None]) -> Iterator[Change]:
+        """Yield the changes above ``since_seq`` up to the last that is visible now.
 
-        ``check_open`` is called between two changes. Raises `ChangesLostError`, at once, if some of them have been
-        compacted away.
+        ``release`` is called when it has ended and its files may go, ``check_open`` between two changes. Raises, at
+        once, `ChangesLostError` if some of them have been compacted away, `LimitError` if there is no such seq yet.
         """
+        self._committer.settle()
+        with self._committer.lock:
+            last_seq = self._committer.visible_seq
+            pin = self._segments.pin(release, is_call=False)
+        try:
+            if not 0 <= since_seq <= last_seq:
+                raise LimitError(f"since_seq must lie between 0 and {last_seq}, the last seq, not {since_seq}")
+            return self._walk(pin, self._parts(pin, since_seq, last_seq), since_seq, last_seq, check_open)
+        except BytekvError:
+            pin.close()
+            raise
+
+    def _parts(self, pin: Pin, since_seq: int, last_seq: int) -> list[_Part]:
+        """Find the segments whose operations follow upon ``since_seq`` without a gap."""
         parts: list[_Part] = []
         reached = since_seq
         for row, length in zip(pin.rows, pin.lengths, strict=True):
@@ -93,7 +109,7 @@ class ChangeLog:
         oldest = parts[0].header.previous_seq if parts else last_seq
         if oldest > since_seq and last_seq > since_seq:
             raise ChangesLostError(self._segments.directory.path, since_seq, oldest)
-        return self._walk(pin, parts, since_seq, last_seq, check_open)
+        return parts
 
     def _walk(
         self, pin: Pin, parts: list[_Part], since_seq: int, last_seq: int, check_open: Callable[[], None]

@@ -678,26 +678,19 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         if isinstance(since_seq, bool) or not isinstance(since_seq, int):
             raise TypeError(f"since_seq must be an int, not {type(since_seq).__name__}")
         self._check_open()
-        self._commit.settle()
         changes = self._changes
         if changes is None:
             from .changes import ChangeLog
 
-            changes = self._changes = ChangeLog(self._segments)
+            changes = self._changes = ChangeLog(self._commit)
         for _ in range(2):
-            with self._commit.lock:
-                last_seq = self._commit.visible_seq
-                pin = self._segments.pin(self._release, is_call=False)
-            if not 0 <= since_seq <= last_seq:
-                raise LimitError(f"since_seq must lie between 0 and {last_seq}, the last seq, not {since_seq}")
             try:
-                return changes.feed(pin, since_seq, last_seq, self._check_open)
+                return changes.feed(since_seq, self._release, self._check_open)
             except StoreIOError as error:
-                pin.close()
                 # Beside a writer that has compacted a segment away: the feed of now may reach far enough.
                 if not self._readonly or error.errno != errno.ENOENT or not self.refresh():
                     raise
-        return changes.feed(pin, since_seq, last_seq, self._check_open)
+        return changes.feed(since_seq, self._release, self._check_open)
 
     def batch(self) -> Batch:
         """Return a batch: writes that become visible and durable together. See `Batch`."""

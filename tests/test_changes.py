@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import bytekv
 from bytekv.changes import Change
-from bytekv.errors import ChangesLostError, CorruptionError, LimitError, StoreClosedError
+from bytekv.errors import ChangesLostError, CorruptionError, LimitError, StoreClosedError, StoreNotFoundError
 from bytekv.store import Store
 from tests.harness import FakeFiles, damage, open_store, segment_files
 
@@ -250,3 +251,39 @@ def test_damage_is_said(path: Path) -> None:
     damage(segment, offset + 24)
     assert len(list(db.changes())) == 3
     db.close()
+
+
+class _Vanishing(FakeFiles):
+    """Files of which one is not there the first times that it is opened; somebody writes meanwhile."""
+
+    missing, times = "", 0
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        super().__init__()
+        self._meanwhile = meanwhile
+
+    def open(self, path: str, *, write: bool = False, create: bool = False, exclusive: bool = False) -> int:
+        if self.times and path == self.missing:
+            self.times -= 1
+            self._meanwhile()
+            raise StoreNotFoundError(errno.ENOENT, "is not there", path)
+        return super().open(path, write=write, create=create, exclusive=exclusive)
+
+
+def test_a_feed_that_began_at_the_third_try_keeps_its_segments(path: Path) -> None:
+    """Beside a busy writer a feed is begun anew when a segment has vanished. The last try went on with the pin of the
+    one before, which had been closed: the next compaction that the reader learnt of took the feed's segments away."""
+    with open_store(path, segment_size_bytes=400) as writer:
+        for number in range(30):
+            writer[b"%d" % (number % 7)] = b"x" * 100
+        files = _Vanishing(lambda: writer.put("more", "y" * 100))
+        with open_store(path, "r", files=files) as reader:
+            reader._segments.readers.clear()  # as if too many had been open
+            files.missing, files.times = str(segment_files(path)[0]), 2
+            feed = reader.changes()
+            assert (files.times, reader.last_seq) == (0, 32)
+            seqs = [next(feed).seq]
+            writer.compact()
+            assert reader.refresh()
+            seqs += [change.seq for change in feed]
+            assert seqs == list(range(1, 33))
