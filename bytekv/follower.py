@@ -8,8 +8,9 @@ Two things may have happened since. *The log grew*: the active segment has more 
 They come in order, behind everything known. *A compaction replaced a run of segments*: an output holds the
 newest entry of each key of its run. What it says of operations up to R is no news: a key that still points
 into the run has moved to the output, a key that is absent was deleted since and stays so. What it says of
-later ones is news, and counts if nothing in a later segment is newer. A key that points into a segment which
-is gone, and that nobody has named since, was deleted, and the tombstone went with the compaction.
+later ones is news: what lies behind the run is later still, so none of that is known either. A key that
+points into a segment which is gone, and that nobody has named since, was deleted, and the tombstone went with
+the compaction.
 
 Reading comes first, with `pread`, and changes nothing: whatever fails there is tried again with the manifest
 of that moment, because files vanish under a follower. Applying is in memory, under the lock, and repeatable.
@@ -250,7 +251,7 @@ class Follower:
             if news.moved is not None:
                 keydir.relocate(segment, news.moved, is_older)
             if news.later is not None:
-                keydir.merge(segment, news.later, is_older)
+                keydir.merge(segment, news.later)
         if plan.gone:
             keydir.forget_segments(plan.gone)
             segments.retire(sorted(plan.gone), keydir.views)

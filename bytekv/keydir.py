@@ -194,34 +194,31 @@ class Keydir:
                 return True
         return False
 
-    def merge(self, segment: int, summary: Summary, is_older: Callable[[int], bool]) -> None:
-        """Apply what a segment says, where ``is_older`` says that what a key points at now is older.
+    def merge(self, segment: int, summary: Summary) -> None:
+        """Apply what a segment says, all of which is newer than what is known.
 
-        For a follower; repeatable. The caller counts the dead bytes anew.
+        For a follower; repeatable, in the same order. The caller counts the dead bytes anew.
         """
         base = segment << SEGMENT_SHIFT
         if summary.clears:
-            for table in (self.locations, self.expired):
-                for key in [key for key, location in table.items() if is_older(location)]:
-                    self.remove(key, 0)
+            for key in [*self.locations, *self.expired]:
+                self.remove(key, 0)
         for key in summary.tombstones:
-            old = self.newest(key)
-            if old is not None and is_older(old):
+            if self.newest(key) is not None:
                 self.remove(key, 0)
         expires = summary.expires
         for key, place in zip(summary.keys, summary.places, strict=True):
-            old = self.newest(key)
-            if old is None or is_older(old):
-                self.put(key, base | place, expires.get(key, 0) if expires else 0, 0)
+            self.put(key, base | place, expires.get(key, 0) if expires else 0, 0)
 
     def relocate(self, segment: int, summary: Summary, is_older: Callable[[int], bool]) -> None:
-        """Point keys at the copies that a compaction has made; a key that is gone stays so. For a follower."""
+        """Point keys at the copies that a compaction has made; a key that is gone stays so. For a follower.
+
+        A view may as well read the copies, and perhaps has to: the originals have been removed.
+        """
         base = segment << SEGMENT_SHIFT
         for key, place in zip(summary.keys, summary.places, strict=True):
             old = self.newest(key)
             if old is not None and is_older(old):
-                if self.views:
-                    self._note(key)
                 self.move(key, old, base | place)
 
     def forget_segments(self, gone: Container[int]) -> None:

@@ -360,6 +360,46 @@ def test_a_reader_with_few_files_moves_on_when_one_is_gone(path: Path) -> None:
     writer.close()
 
 
+def test_a_snapshot_of_a_reader_with_few_files_follows_what_only_moved(path: Path) -> None:
+    """It wanted the files that the compaction had removed, though the copies say the same."""
+    writer = open_store(path, segment_size_bytes=400)
+    for number in range(30):
+        writer[b"%d" % number] = b"x" * 80
+    reader = open_store(path, "r", max_open_segments=3)
+    with reader.snapshot() as snapshot:
+        for number in range(0, 30, 3):
+            writer[b"%d" % number] = b"y" * 80
+        writer.compact()
+        reader.refresh()
+        kept = [b"%d" % number for number in range(30) if number % 3]
+        assert {key: snapshot[key] for key in kept} == dict.fromkeys(kept, b"x" * 80)
+    reader.close()
+    writer.close()
+
+
+def test_expired_keys_that_a_compaction_keeps_stay_expired(path: Path) -> None:
+    """While their grace lasts their entries move on like all others."""
+    files = FakeFiles()
+    writer = open_store(path, files=files, expiry_grace_s=1000)
+    writer.put("mortal", "1", ttl=10)
+    writer.update({"a": "1", "b": "1"})
+    reader = open_store(path, "r", files=files, expiry_grace_s=1000)
+    files.sleep(20)
+    assert len(reader) == 2
+    del writer["a"]
+    writer.compact()
+    assert reader.refresh()
+    assert len(reader) == 1
+    assert dict(reader) == {b"b": b"1"}
+    assert reader.verify().ok
+    writer.clear()
+    assert reader.refresh()
+    assert dict(reader) == {}
+    assert reader.verify().ok
+    reader.close()
+    writer.close()
+
+
 def test_expired_keys_stay_expired(path: Path) -> None:
     files = FakeFiles()
     writer = open_store(path, files=files)
@@ -619,5 +659,125 @@ def test_an_interrupted_refresh_is_finished_by_the_next_read(path: Path, monkeyp
     assert len(reader) == 20
     assert reader.last_seq == 20
     assert reader.verify().ok
+    reader.close()
+    writer.close()
+
+
+def test_a_refresh_that_is_carried_out_twice_does_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted at its very end, with nothing left to do: what is older must not come back the second time."""
+    writer = open_store(path)
+    writer["kept"] = "0"
+    reader = open_store(path, "r")
+    snapshot = reader.snapshot()
+    writer.update({"a": "1", "b": "1", "kept": "1"})
+    writer._commit.seal()
+    writer.update({"a": "2", "c": "2"})
+    del writer["b"]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(reader._commit), "count_again", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            reader.refresh()
+    assert dict(reader) == dict(writer) == {b"a": b"2", b"c": b"2", b"kept": b"1"}
+    assert dict(snapshot) == {b"kept": b"0"}
+    assert reader.last_seq == writer.last_seq
+    assert reader.verify().ok
+    snapshot.close()
+    reader.close()
+    writer.close()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+class _Overtaken(FakeFiles):
+    """Let the writer act in the very moment in which its reader does something for the ``number``-th time."""
+
+    def __init__(self, act: Callable[[], object], number: int) -> None:
+        super().__init__()
+        self.act, self.left = act, number
+
+    def _is_time(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.act()
+
+
+def test_a_segment_that_vanishes_while_a_reader_opens_it(path: Path) -> None:
+    """It has been read, but is not open yet: the reader begins anew, with the manifest of that moment."""
+    writer = open_store(path, io="pread")
+    writer.update({"a": "1", "b": "2"})
+    del writer["a"]
+    writer._commit.seal()
+    (segment,) = segment_files(path)
+
+    class Opening(_Overtaken):
+        def open(self, path: str, **how: bool) -> int:
+            if path == str(segment):
+                self._is_time()
+            return super().open(path, **how)
+
+    files = Opening(writer.compact, 2)
+    with open_store(path, "r", files=files) as reader:
+        assert files.left == 0
+        assert not segment.exists()
+        assert dict(reader) == {b"b": b"2"}
+    writer.close()
+
+
+def test_a_segment_that_is_trimmed_while_a_reader_maps_it(path: Path) -> None:
+    """It was the active one, with room behind its end; the reader takes what there is of it."""
+    writer = open_store(path, io="mmap")
+
+    class Mapping(_Overtaken):
+        def map(self, *arguments: Any, **how: bool) -> Any:
+            self._is_time()
+            return super().map(*arguments, **how)
+
+    files = Mapping(writer._commit.seal, 1)
+    with open_store(path, "r", io="mmap", files=files) as reader:
+        writer["a"] = "1"
+        assert reader.refresh()
+        assert files.left == -1  # once in vain
+        assert dict(reader) == {b"a": b"1"}
+        assert reader.refresh()
+        assert dict(reader) == {b"a": b"1"}
+    writer.close()
+
+
+def test_a_reader_with_few_files_sees_what_was_appended_to_one(path: Path) -> None:
+    """Its mapping of the active segment is too short by now, and the one file it may open at once is another."""
+    writer = open_store(path, io="mmap")
+    writer.update({"a": "1", "b": "2"})
+    del writer["a"]
+    writer._commit.seal()
+    writer["c"] = "3"
+    reader = open_store(path, "r", io="mmap", max_open_segments=1)
+    assert reader["c"] == b"3"
+    writer._upkeep.compactor.run([1], lambda: None, lambda _: None)
+    writer["d"] = "4"
+    reader.refresh()
+    assert dict(reader) == {b"b": b"2", b"c": b"3", b"d": b"4"}
+    assert reader["d"] == b"4"
+    reader.close()
+    writer.close()
+
+
+def test_a_hint_saves_a_follower_the_scan(path: Path) -> None:
+    writer = open_store(path)
+    writer["a"] = "1"
+    reader = open_store(path, "r")
+    writer.update({b"%d" % number: bytes(1000) for number in range(100)})
+    writer.put("mortal", "1", expires=4e9)
+    del writer["a"]
+    reader.refresh()
+    writer.compact()
+    (segment,), (_,) = segment_files(path), path.glob("*.hint")
+    damage(segment, 50_000)  # which only somebody who reads all of it would notice
+    assert reader.refresh()
+    assert list(reader) == sorted([*(b"%d" % number for number in range(100)), b"mortal"])
+    assert reader.ttl("mortal")
+    damage(segment, 50_000)
+    assert dict(reader) == dict(writer)
     reader.close()
     writer.close()
