@@ -433,6 +433,35 @@ def test_one_error_for_two_syncs_of_the_same_file(path: Path, io: str) -> None:
         store.close()
 
 
+def test_a_failed_sync_while_an_interrupted_compaction_is_finished(path: Path) -> None:
+    """What the next compaction finds to do first fails like its own work does: the store takes no more writes."""
+    files = FailingSyncs()
+    store = open_store(path, files=files, segment_size_bytes=500)
+    for number in range(20):
+        store[b"%d" % (number % 7)] = b"v" * 100
+    content = dict(store)
+
+    def interrupt() -> None:
+        if store._segments.retiring:  # it is published, and keys are being pointed at the copies
+            raise KeyboardInterrupt
+
+    victims = [row.segment_id for row in store._segments.sealed()]
+    with pytest.raises(KeyboardInterrupt):
+        store._upkeep.compactor.run(victims, interrupt, lambda _: None)
+    files.fail_sync(1, of=lambda where: where == str(path))
+    with pytest.raises(StoreFailedError):
+        store.compact()
+    assert store.failure is not None
+    with pytest.raises(StoreFailedError):
+        store[b"a"] = b"1"
+    assert dict(store) == content
+    with pytest.raises(StoreFailedError):
+        store.close()
+    with open_store(path) as store:
+        assert dict(store) == content
+        assert store.verify().ok
+
+
 @modes
 def test_a_failed_sync_while_opening_fails_the_opening_and_gives_the_lock_back(path: Path, sync: str) -> None:
     files = FailingSyncs()

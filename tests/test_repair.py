@@ -364,6 +364,36 @@ def test_a_compaction_neither_copies_nor_drops_what_is_damaged(path: Path, io: s
         assert db.verify().ok
 
 
+@pytest.mark.parametrize("where", ["flags", "key length", "key", "value"])
+def test_an_entry_that_is_damaged_after_it_was_checked_is_not_copied(path: Path, where: str):
+    """Copying in the order of keys reads each entry twice, and the disk may answer otherwise the second time."""
+    build(path)
+    with open_store(path, segment_size_bytes=700) as db:
+        db["key-00"] = "overwritten"
+        db._commit.seal()
+        file = segment_files(path)[1]
+        offset, _, size = entries(file)[1]
+        at = offset + {"flags": 0, "key length": 1, "key": 25, "value": size - 5}[where]
+        before = snapshot_of(path)
+
+        checked: list[int] = []
+
+        def advance(size: int) -> None:
+            checked.append(size)
+            if len(checked) == len(victims):
+                damage(file, at)
+
+        victims = [row.segment_id for row in db._segments.sealed()]
+        with pytest.raises(bytekv.CorruptionError, match="changed nothing") as caught:
+            db._upkeep.compactor.run(victims, lambda: None, advance, in_order=True)
+        assert (caught.value.path, caught.value.offset) == (str(file), offset)
+        damage(file, at)
+        assert snapshot_of(path) == before
+        assert db.verify().ok
+        db.compact()
+        assert db.verify().ok
+
+
 def test_damage_in_many_places_costs_what_is_damaged_and_nothing_else(path: Path):
     content = build(path)
     lost = set()

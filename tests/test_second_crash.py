@@ -64,8 +64,10 @@ def run_of(db: Store, first: int, last: int | None = None) -> list[int]:
     return [row.segment_id for row in db._segments.sealed()][first:last]
 
 
-def compact_run(db: Store, victims: list[int], pause: Callable[[], None] = lambda: None) -> None:
-    db._upkeep.compactor.run(victims, pause, lambda _: None)
+def compact_run(
+    db: Store, victims: list[int], pause: Callable[[], None] = lambda: None, *, in_order: bool = False
+) -> None:
+    db._upkeep.compactor.run(victims, pause, lambda _: None, in_order=in_order)
 
 
 # --- a hole in the log, and what lies behind it --------------------------------------------------
@@ -312,7 +314,10 @@ def spread_out(db: Store, number: int = 6) -> None:
         db.put(b"filler %d" % key, b"f" * 300)
 
 
-def test_a_tombstone_is_kept_while_anything_older_is_left(open_store: Callable[..., Store], io: str) -> None:
+@pytest.mark.parametrize("in_order", [False, True])
+def test_a_tombstone_is_kept_while_anything_older_is_left(
+    open_store: Callable[..., Store], io: str, in_order: bool
+) -> None:
     """Put in the first segment, deleted in a later one; only the later one is compacted, again and again."""
     db = open_store(segment_size_bytes=400, io=io)
     db.put(b"gone", b"1")
@@ -321,7 +326,7 @@ def test_a_tombstone_is_kept_while_anything_older_is_left(open_store: Callable[.
     db.delete(b"gone")
     spread_out(db, 4)
     for _ in range(3):
-        compact_run(db, run_of(db, 1))
+        compact_run(db, run_of(db, 1), in_order=in_order)
         assert b"gone" not in db
         crash(db)
         db = open_store(segment_size_bytes=400, io=io)
@@ -338,7 +343,10 @@ def test_a_tombstone_is_kept_while_anything_older_is_left(open_store: Callable[.
     assert b"gone" not in open_store(segment_size_bytes=400, io=io)
 
 
-def test_a_clear_is_kept_while_anything_older_is_left(open_store: Callable[..., Store], io: str) -> None:
+@pytest.mark.parametrize("in_order", [False, True])
+def test_a_clear_is_kept_while_anything_older_is_left(
+    open_store: Callable[..., Store], io: str, in_order: bool
+) -> None:
     db = open_store(segment_size_bytes=400, io=io)
     spread_out(db)
     db.clear()
@@ -346,7 +354,7 @@ def test_a_clear_is_kept_while_anything_older_is_left(open_store: Callable[..., 
     spread_out(db, 2)
     content = dict(db)
     for _ in range(3):
-        compact_run(db, run_of(db, 2))  # what was cleared lies partly before, partly in the run
+        compact_run(db, run_of(db, 2), in_order=in_order)  # what was cleared lies partly before, partly in the run
         assert dict(db) == content
         crash(db)
         db = open_store(segment_size_bytes=400, io=io)
@@ -361,7 +369,11 @@ def test_a_clear_is_kept_while_anything_older_is_left(open_store: Callable[..., 
 
 
 @pytest.mark.parametrize("grace", [0.0, 60.0])
-def test_an_expired_key_uncovers_nothing_older(open_store: Callable[..., Store], io: str, grace: float) -> None:
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize("last", [Store.compact, lambda db: compact_run(db, run_of(db, 0))], ids=["all", "a run"])
+def test_an_expired_key_uncovers_nothing_older(
+    open_store: Callable[..., Store], io: str, grace: float, last: Callable[[Store], object], in_order: bool
+) -> None:
     """An old value without an expiry, a new one with; dropping the new one alone would bring back the old one."""
     files = FakeFiles()
     options: dict[str, Any] = {"segment_size_bytes": 400, "io": io, "files": files, "expiry_grace_s": grace}
@@ -375,7 +387,7 @@ def test_an_expired_key_uncovers_nothing_older(open_store: Callable[..., Store],
     spread_out(db, 4)
     files.sleep(1000)
     for part in (1, 2, 1):
-        compact_run(db, run_of(db, part))
+        compact_run(db, run_of(db, part), in_order=in_order)
         assert b"key" not in db
         assert b"was deleted" not in db
         crash(db)
@@ -384,7 +396,8 @@ def test_an_expired_key_uncovers_nothing_older(open_store: Callable[..., Store],
         assert b"was deleted" not in db
         db.put(b"filler 1", b"f" * 300)
         db.put(b"filler 2", b"f" * 300)
-    db.compact()
+    last(db)
+    assert not db._keydir.expired
     for _ in range(2):
         assert sorted(db) == [b"filler 0", b"filler 1", b"filler 2", b"filler 3"]
         assert not any(b"for ever" in file.read_bytes() for file in harness.segment_files(Path(db.path)))
