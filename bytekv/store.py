@@ -20,6 +20,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from types import TracebackType
@@ -784,7 +785,12 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         with self._upkeep.compacting:
             if not self._readonly:
                 self._upkeep.compactor.finish(self._files.yield_cpu)
-            return self._verify(progress)
+            report = self._verify(progress)
+            if self._follower is not None and not report.ok:
+                with suppress(BytekvError):  # what is new may be damaged itself
+                    if self._follower.refresh():  # what is gone may have been compacted away by the writer
+                        report = self._verify(progress)
+            return report
 
     def _verify(self, progress: Callable[[Progress], object] | None) -> check.Report:
         from . import check

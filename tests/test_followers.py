@@ -781,3 +781,26 @@ def test_a_hint_saves_a_follower_the_scan(path: Path) -> None:
     assert dict(reader) == dict(writer)
     reader.close()
     writer.close()
+
+
+def test_a_reader_with_few_files_takes_no_compaction_for_damage(path: Path) -> None:
+    """The files that it has not open are gone, so it cannot check the moment that it shows; it checks a later one."""
+    writer = open_store(path, segment_size_bytes=400)
+    for number in range(30):
+        writer[b"%d" % number] = b"x" * 300
+    reader = open_store(path, "r", max_open_segments=3)
+    for number in range(30):
+        writer[b"%d" % number] = b"y" * 200
+    writer.compact()
+    report = reader.verify()
+    assert report.ok, report
+    assert set(reader.values()) == {b"y" * 200}
+    (lost, *_) = segment_files(path)
+    content = lost.read_bytes()
+    lost.unlink()
+    (damage,) = reader.verify().damage
+    assert (damage.path, damage.reason) == (str(lost), "missing, though the manifest lists it")
+    lost.write_bytes(content)
+    assert reader.verify().ok
+    reader.close()
+    writer.close()
