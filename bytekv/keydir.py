@@ -57,10 +57,22 @@ class View:
     `locations` second; so nobody needs a lock. Memory: in proportion to what is written while it is open.
     """
 
-    __slots__ = ("__weakref__", "_keydir", "_mortal", "_vanished", "count", "number", "read_ahead", "seq", "undo")
+    __slots__ = (
+        "__weakref__",
+        "_keydir",
+        "_mortal",
+        "_vanished",
+        "count",
+        "number",
+        "owner",
+        "read_ahead",
+        "seq",
+        "undo",
+    )
 
-    def __init__(self, keydir: Keydir, number: int, seq: int) -> None:
+    def __init__(self, keydir: Keydir, number: int, seq: int, owner: object) -> None:
         self._keydir = keydir
+        self.owner = owner  # lives as long as this does
         self.number = number
         self.seq = seq
         self.count = len(keydir.locations)
@@ -259,10 +271,10 @@ class Keydir:
 
     # --- moments -------------------------------------------------------------------------------
 
-    def open_view(self, seq: int) -> View:
+    def open_view(self, seq: int, owner: object = None) -> View:
         """Return the keydir as of now. Under the lock. Complexity: O(1), plus O(log n) a key expired since."""
         self.purge(self.now_ms())
-        view = View(self, next(self._view_numbers), seq)
+        view = View(self, next(self._view_numbers), seq, owner)
         views, number = self.views, view.number
         views[number] = weakref.ref(view, lambda _: views.pop(number, None))  # one that leaks closes itself
         return view

@@ -6,29 +6,13 @@ business in `keydir`, reading it the store's, which keeps the files in place unt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 
-from .codec import Entry as StoredEntry
 from .errors import StoreClosedError
 from .keydir import View
 from .mapping import Bytes, Entry, OrderedMapping, Range, entry_of, to_bytes
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class Reader(Protocol):
-        """What a snapshot needs of its store."""
-
-        def find_in(self, view: View, key: bytes) -> StoredEntry | None: ...
-
-        def count_in(self, view: View) -> int: ...
-
-        def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]: ...
-
-        def pairs_in(self, view: View, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]: ...
-
+from .reading import Reading
 
 __all__ = ["Snapshot"]
 
@@ -49,10 +33,9 @@ class Snapshot(OrderedMapping):
     (b'old', b'new')
     """
 
-    def __init__(self, store: Reader, view: View, release: Callable[[View], None]) -> None:
-        self._store = store
+    def __init__(self, reading: Reading, view: View) -> None:
+        self._reading = reading
         self._view: View | None = view
-        self._release = release
         #: The sequence number of the newest operation that this snapshot shows.
         self.seq: int = view.seq
 
@@ -77,30 +60,30 @@ class Snapshot(OrderedMapping):
         True
         """
         key = to_bytes("key", key)
-        found = self._store.find_in(self._open_view(), key)
+        found = self._reading.find_in(self._open_view(), key)
         if found is None:
             raise KeyError(key)
         return entry_of(found)
 
     def __contains__(self, key: object) -> bool:
         """Tell whether ``key`` existed. Complexity: O(1), one read."""
-        return self._store.find_in(self._open_view(), to_bytes("key", key)) is not None
+        return self._reading.find_in(self._open_view(), to_bytes("key", key)) is not None
 
     def __len__(self) -> int:
         """Return the number of keys. Complexity: O(number of keys with an expiry changed since)."""
-        return self._store.count_in(self._open_view())
+        return self._reading.count_in(self._open_view())
 
     def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
-        return self._store.walk_in(self._open_view(), range_, limit)
+        return self._reading.walk_in(self._open_view(), range_, limit)
 
     def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
-        return self._store.pairs_in(self._open_view(), range_, limit)
+        return self._reading.pairs_in(self._open_view(), range_, limit)
 
     def close(self) -> None:
         """Let go of the moment; again does nothing."""
         view, self._view = self._view, None
         if view is not None:
-            self._release(view)
+            self._reading.close_view(view)
 
     def __enter__(self) -> Snapshot:
         self._open_view()

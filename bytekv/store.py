@@ -1,11 +1,9 @@
-"""The store: a dict whose contents survive. Lifecycle, mapping semantics, reading, scanning.
+"""The store: a dict whose contents survive. Lifecycle, mapping semantics.
 
-What this module adds to the layers below is what a user sees: conversions of keys and values, expiry as
-a filter, the contract of a mapping, one moment of truth for `close`. How a change gets onto the disk is
-`Committer`'s business, what lies where is `SegmentManager`'s, which key is where `Keydir`'s.
-
-A read takes no lock: a look-up in `Keydir.locations`, a look-up in `SegmentManager.readers`, a slice, a
-checksum. It may race against a compaction that retires the segment; then it looks the key up again.
+What this module adds to the layers below is what a user sees: conversions of keys and values, what each method decides
+on the entry that it finds, the contract of a mapping, one moment of truth for `close`. How a change gets onto the disk
+is `Committer`'s business, how an entry is read `Reading`'s, what happens without being asked `Upkeep`'s. Only `get` is
+written out here once more.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from collections.abc import (
 )
 from contextlib import suppress
 from functools import partial
-from itertools import chain
 from types import TracebackType
 
 from . import log
@@ -35,7 +32,6 @@ from .codec import (
     RESIDUE,
     TOMBSTONE,
     checksum,
-    decode_entry,
 )
 from .codec import (
     Entry as StoredEntry,
@@ -46,7 +42,6 @@ from .directory import Directory
 from .errors import (
     BytekvError,
     ConflictError,
-    CorruptionError,
     ForkedStoreError,
     LimitError,
     StoreClosedError,
@@ -55,7 +50,6 @@ from .errors import (
 )
 from .files import Files
 from .follower import Follower
-from .keydir import View
 from .mapping import (
     Bytes,
     Entry,
@@ -73,6 +67,7 @@ from .open_stores import register, unregister
 from .opening import open_directory
 from .options import Options
 from .pending import Operation, Puts
+from .reading import Reading
 from .recovery import Recovery
 from .snapshot import Snapshot
 from .stats import Stats, stats_of
@@ -82,7 +77,7 @@ from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, NoReturn, TypeVar, overload
+    from typing import Any, Final, TypeVar, overload
 
     from . import check
     from .backup import BackupReport
@@ -97,21 +92,6 @@ _prefix_of = PREFIX.unpack_from
 
 _MISSING: Final = object()
 _MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refuses more than 4300
-_FIRST_CHUNK: Final = 64
-_LAST_CHUNK: Final = 1024
-
-
-class _Gone:
-    """Stand in for the keydir's dict once the store is closed: whatever is asked of it raises."""
-
-    def __init__(self, refuse: Callable[[], BytekvError]) -> None:
-        self._refuse = refuse
-
-    def get(self, key: bytes, default: object = None) -> NoReturn:
-        raise self._refuse()
-
-    def __contains__(self, key: object) -> NoReturn:
-        raise self._refuse()
 
 
 # --- the store ---------------------------------------------------------------------------------
@@ -153,8 +133,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._locations: Any = self._keydir.locations
         self._readers: Any = self._segments.readers
         self._changes: ChangeLog | None = None  # made when it is asked for
-        self._upkeep = Upkeep(commit, options, self._worker)
-        self._follower = Follower(commit) if self._readonly else None
+        self._upkeep = Upkeep(commit, options, self._worker, Follower(commit) if self._readonly else None)
+        self._reading = Reading(commit, options, self._upkeep)
         self._commit = commit  # from now on there is something to close
         register(self)
         log.info("opened %s: %s", path, self.recovery)
@@ -164,41 +144,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._worker.wake()
 
     # --- reading -------------------------------------------------------------------------------
-
-    def _find(self, key: bytes) -> StoredEntry | None:
-        """Return the checked entry of a key, None if there is none or it has expired."""
-        now_ms = self._files.now_ms()
-        while True:
-            self._check_open()
-            location = self._keydir.locate(key, now_ms)
-            if location is None and key in self._locations:
-                self._purge()
-                location = self._locations.get(key)  # one that is still there is a put's that was under way
-            if location is None:
-                return None
-            try:
-                found = self._read(key, location)
-                return None if 0 < found.expires_ms <= now_ms else found
-            except KeyError:
-                continue  # retired by a compaction, which has moved the key before
-            except StoreIOError as error:
-                # More segments than may be open at once, and the writer has compacted this one away.
-                if not self._readonly or error.errno != errno.ENOENT or not self.refresh():
-                    raise
-
-    def _read(self, key: bytes, location: int) -> StoredEntry:
-        raw, seed, segment_id, offset = self._segments.raw(location)
-        path = self._directory.segment_path(segment_id)
-        found = decode_entry(raw, seed, path, offset)
-        if found.key != key:
-            raise CorruptionError(path, offset, f"holds key {found.key!r} where {key!r} was expected")
-        return found
-
-    def _purge(self) -> None:
-        """Take expired keys out of the keydir; not in the middle of this thread's own write."""
-        if not self._commit.is_entered:
-            with self._commit.lock:
-                self._keydir.purge(self._files.now_ms())
 
     def _check_open(self) -> None:
         self._locations.get(b"")
@@ -223,7 +168,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def get(self, key: Bytes, default: object = None) -> object:
         """Return the value of ``key``, ``default`` if there is none. Complexity: O(1)."""
-        # This is `_find` flattened for the common case: an open segment, an entry of less than 8 KiB that
+        # This is `Reading.find` flattened for the common case: an open segment, an entry of less than 8 KiB that
         # does not expire. 0.5 µs from the processor's cache instead of 3; a test compares the two. Only what is
         # not found is asked for its type: no str equals a key.
         try:
@@ -247,7 +192,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 end = 23 + size
                 if flags & 0xDF == PUT and raw[23:end] == key:
                     return raw[end:-4]
-        found = self._find(to_bytes("key", key))
+        found = self._reading.find(to_bytes("key", key))
         return default if found is None else found.value
 
     def __contains__(self, key: object) -> bool:
@@ -260,17 +205,12 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             return False
         if not self._keydir.expires or self._keydir.locate(key, self._files.now_ms()) is not None:
             return True
-        self._purge()
+        self._reading.purge()
         return not self._commit.is_entered and key in self._locations  # a put may have been under way
 
     def __len__(self) -> int:
         """Return the number of keys, expired ones not counted. Complexity: O(1), plus O(log n) a key expired since."""
-        self._check_open()
-        if self._commit.interrupted:
-            self._commit.settle_for_reader()
-        if self._keydir.is_due(self._files.now_ms()):
-            self._purge()
-        return len(self._locations)
+        return self._reading.count()
 
     def entry(self, key: Bytes) -> Entry:
         """Return the value of ``key`` with its seq and times; `KeyError` if there is none.
@@ -285,7 +225,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._check_open()
         if self._commit.interrupted:
             self._commit.settle_for_reader()
-        found = self._find(key)
+        found = self._reading.find(key)
         if found is None:
             raise KeyError(key)
         return entry_of(found)
@@ -338,116 +278,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             raise KeyError(key)
         return value[offset:] if length is None else value[offset : offset + length]
 
-    # --- moments -------------------------------------------------------------------------------
-
-    def _open_view(self) -> View:
-        self._check_open()
-        if self._commit.interrupted:
-            self._commit.settle_for_reader()
-        with self._commit.lock:
-            return self._keydir.open_view(self._commit.visible_seq)
-
-    def _close_view(self, view: View) -> None:
-        self._keydir.close_view(view)
-        self._release()
-
-    def _release(self) -> None:
-        """Remove the files that nobody can need any more."""
-        # From a finaliser in the middle of this thread's own write it is left to the next who comes.
-        if not self._commit.is_entered and self._segments.has_pinned:
-            with self._commit.lock:
-                free = self._segments.release(self._keydir.views)
-            self._segments.remove(free)
-
-    def find_in(self, view: View, key: bytes) -> StoredEntry | None:
-        """Return the checked entry that a key had at the moment of a view, None if there was none."""
-        now_ms = self._files.now_ms()
-        while True:
-            self._check_open()
-            location = view.locate(key, now_ms)
-            if location is None:
-                return None
-            try:
-                return self._read(key, location)
-            except KeyError:
-                continue  # retired by a compaction, which has moved the key before
-
-    def count_in(self, view: View) -> int:
-        """Return how many keys there were at the moment of a view, those not counted that expired since."""
-        len(self)  # takes out what has expired
-        with self._commit.lock:
-            return len(view)
-
-    def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]:
-        """Walk through the keys of a range at the moment of a view."""
-        chunk = _FIRST_CHUNK
-        while not range_.is_empty and limit != 0:
-            count = chunk if limit is None else min(chunk, limit)
-            self._check_open()
-            with self._commit.lock:
-                keys = view.select(*range_, count)
-            for key in keys:
-                self._check_open()
-                if view.locate(key, self._files.now_ms() if self._keydir.expires or view.undo else 0) is not None:
-                    yield key
-                    if limit is not None:
-                        limit -= 1
-            if len(keys) < count:
-                return
-            range_ = range_.after(keys[-1])
-            chunk = min(2 * chunk, _LAST_CHUNK)
-
-    def pairs_in(self, view: View, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
-        """Walk through keys and values of a range at the moment of a view."""
-        return chain.from_iterable(self._chunks_in(view, range_, limit))
-
-    def _chunks_in(self, view: View, range_: Range, limit: int | None) -> Iterator[list[tuple[bytes, bytes]]]:
-        undo, chunk = view.undo, _FIRST_CHUNK if limit is None else limit
-        while not range_.is_empty and limit != 0:
-            count = min(chunk, _LAST_CHUNK) if limit is None else min(limit, _LAST_CHUNK)
-            self._check_open()
-            if self._commit.interrupted:
-                self._commit.settle_for_reader()
-            with self._commit.lock:
-                keys = view.select(*range_, count)
-            done = 0
-            for stop, pairs in pairs_of(
-                keys, self._locations, self._readers, self._is_whole, self.get, trusting=self._trusting
-            ):
-                # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
-                if undo and not undo.keys().isdisjoint(keys[done:stop]):
-                    pairs = self._pairs_at(view, keys[done:stop])
-                done = stop
-                if limit is not None:
-                    limit -= len(pairs)
-                view.read_ahead = pairs
-                yield pairs
-                self._check_open()
-            if len(keys) < count:
-                return
-            range_ = range_.after(keys[-1])
-            chunk *= 4
-
-    def _is_whole(self, segment: int) -> bool:
-        return not self._keydir.has_dead(segment)
-
-    def _pairs_at(self, view: View, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
-        found = ((key, self.find_in(view, key)) for key in keys)
-        return [(key, entry.value) for key, entry in found if entry is not None]
-
     def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
-        view = self._open_view()
-        return self._closing(self.walk_in(view, range_, limit), view)
+        return self._reading.walk(self, range_, limit)
 
     def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
-        view = self._open_view()
-        return chain.from_iterable(self._closing(self._chunks_in(view, range_, limit), view))
-
-    def _closing(self, walk: Iterator[T], view: View) -> Iterator[T]:
-        try:
-            yield from walk
-        finally:
-            self._close_view(view)
+        return self._reading.pairs(self, range_, limit)
 
     # --- writing -------------------------------------------------------------------------------
 
@@ -657,7 +492,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         Complexity: O(1).
         """
-        return Snapshot(self, self._open_view(), self._close_view)
+        return Snapshot(self._reading, self._reading.open_view(self))
 
     def changes(self, since_seq: int = 0) -> Iterator[Change]:
         """Iterate over the operations above ``since_seq`` in their order, up to those of the moment of the call.
@@ -686,12 +521,12 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             changes = self._changes = ChangeLog(self._commit)
         for _ in range(2):
             try:
-                return changes.feed(since_seq, self._release, self._check_open)
+                return changes.feed(since_seq, self._reading.release, self._check_open)
             except StoreIOError as error:
                 # Beside a writer that has compacted a segment away: the feed of now may reach far enough.
                 if not self._readonly or error.errno != errno.ENOENT or not self.refresh():
                     raise
-        return changes.feed(since_seq, self._release, self._check_open)
+        return changes.feed(since_seq, self._reading.release, self._check_open)
 
     def batch(self) -> Batch:
         """Return a batch: writes that become visible and durable together. See `Batch`."""
@@ -738,7 +573,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         def decide_on_newest() -> Sequence[Operation]:
             nonlocal found
             location = self._commit.newest(key, self._files.now_ms()) if reads else None
-            found = None if location is None else self._read(key, location)
+            found = None if location is None else self._reading.read(key, location)
             return decide(found)
 
         seq = self._commit.change(decide_on_newest)
@@ -835,7 +670,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         target = Directory(path, self._files)
         while True:
             self._check_open()
-            pin, moment = moment_of(self._commit, self._release, readonly=self._readonly)
+            pin, moment = moment_of(self._commit, self._reading.release, readonly=self._readonly)
             try:
                 return back_up(self._directory, moment, target, progress)
             except StoreNotFoundError:
@@ -869,18 +704,13 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         (False, True, True)
         """
         self._check_open()
-        if self._follower is None:
-            return False
-        self._upkeep.check_reentry("refresh")
-        with self._upkeep.compacting:
-            self._check_open()
-            return self._follower.refresh()
+        return self._upkeep.refresh()
 
     # --- the worker ----------------------------------------------------------------------------
     # It calls the store, which therefore is not dropped, and closed, in the middle of that.
 
     def _work(self) -> float | None:
-        return self._upkeep.follow(self.refresh) if self._readonly else self._upkeep.work()
+        return self._upkeep.work()
 
     def _work_failed(self, error: BaseException) -> bool:
         return self._upkeep.work_failed(error)
@@ -951,9 +781,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._segments.remove(self._segments.release(()))
         finally:
             refuse = partial(StoreClosedError, f"{self._path}: this store was closed")
-            commit.refusal = refuse
-            self._locations = _Gone(refuse)
-            self._keydir.drop_views()
+            commit.refusal = self._upkeep.refusal = refuse
+            self._locations = self._reading.shut(refuse)
             self._segments.drop()
             self._directory.release()
             self._is_closed = True
@@ -964,10 +793,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         refuse = partial(ForkedStoreError, f"{self._path}: opened by the parent process; open it again here")
         commit = self._commit
         commit.forget_after_fork()
-        commit.refusal = refuse
         self._upkeep.forget_after_fork()
-        self._locations = _Gone(refuse)
-        self._keydir.drop_views()
+        commit.refusal = self._upkeep.refusal = refuse
+        self._locations = self._reading.shut(refuse)
         self._segments.drop()
         self._directory.abandon()
 

@@ -22,6 +22,7 @@ from . import compactor, log, recovery
 from .commit import Committer
 from .compactor import Compaction, Compactor, Progress
 from .errors import BytekvError, CorruptionError, DiskFullError, ReentryError, StoreClosedError, StoreFailedError
+from .follower import Follower
 from .options import Options
 from .worker import Pacer, StopWork, Worker
 
@@ -38,7 +39,9 @@ _NO_MEMORY: Final = "no memory for the work in the background"  # made beforehan
 class Upkeep:
     """See to one store's durability and space."""
 
-    def __init__(self, committer: Committer, options: Options, worker: Worker) -> None:
+    def __init__(
+        self, committer: Committer, options: Options, worker: Worker, follower: Follower | None = None
+    ) -> None:
         self._committer = committer
         self._segments = committer.segments
         self._keydir = committer.keydir
@@ -46,9 +49,11 @@ class Upkeep:
         self._path = committer.segments.directory.path
         self._options = options
         self._worker = worker
+        self._follower = follower  # of a store that is open beside its writer
         self._pacer = Pacer(self._files, options.compact_rate_bytes_s)
         self._paced_bytes = 0
         self.compacting: Any = threading.RLock()
+        self.refusal: Callable[[], BytekvError] | None = None  # closed, forked
         self.compactor = Compactor(committer, options)
         self.compactions = 0
         self.background_error: str | None = None
@@ -69,10 +74,10 @@ class Upkeep:
 
     # --- in the background ---------------------------------------------------------------------
 
-    def follow(self, refresh: Callable[[], bool]) -> float | None:
-        """Catch up with the writer; what goes wrong is in `background_error`, and ``refresh`` raises it."""
+    def _follow(self) -> float | None:
+        """Catch up with the writer; what goes wrong is in `background_error`, and `refresh` raises it."""
         try:
-            refresh()
+            self.refresh()
             self.background_error = None
         except StoreClosedError:
             return None
@@ -84,6 +89,8 @@ class Upkeep:
 
     def work(self) -> float | None:
         """Sync when it is time, build hints, compact; return the seconds until it is time again."""
+        if self._follower is not None:
+            return self._follow()
         try:
             self._sync_if_due()
             try:
@@ -161,6 +168,16 @@ class Upkeep:
                 raise StopWork
             self._sync_if_due()
             read = 0
+
+    def refresh(self) -> bool:
+        """Catch up with the writer, if this is a follower; tell whether there was anything new."""
+        if self._follower is None:
+            return False
+        self.check_reentry("refresh")
+        with self.compacting:
+            if self.refusal is not None:
+                raise self.refusal()
+            return self._follower.refresh()
 
     # --- what there is to compact --------------------------------------------------------------
 

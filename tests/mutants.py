@@ -344,7 +344,7 @@ MUTANTS = [
         "the key is not compared on reading",
         (
             ("store", "if flags & 0xDF == PUT and raw[23:end] == key:", "if flags & 0xDF == PUT:"),
-            ("store", "        if found.key != key:", "        if False:"),
+            ("reading", "        if found.key != key:", "        if False:"),
         ),
         ("tests/test_reads.py",),
     ),
@@ -403,7 +403,7 @@ MUTANTS = [
         "HTTP: a streamed listing shows what was written meanwhile",
         "http/operations",
         "item |= _content(snapshot.entry(key))",
-        "item |= _content(snapshot._store.entry(key))",
+        "item |= _content(snapshot._view.owner.entry(key))",
         _HTTP_MANY,
     ),
     _mutant(

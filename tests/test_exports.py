@@ -22,16 +22,11 @@ API = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
 PUBLIC = ["bytekv", "bytekv.dbm", "bytekv.http", "bytekv.resp"]
 MODULES = ["bytekv", *(module.name for module in pkgutil.walk_packages(bytekv.__path__, "bytekv."))]
 
-#: Methods that other modules of ours call and users do not, with the reason.
-INTERNAL = {
-    "Store": {"find_in", "count_in", "walk_in", "pairs_in"},  # what a Snapshot asks of its store
-}
-
 
 def public_methods(kind: type) -> set[str]:
     """Return the names that a user may call on an object of this class, those that it inherits excepted."""
     own = {name for name in vars(kind) if not name.startswith("_")}
-    return own - INTERNAL.get(kind.__name__, set()) - set(getattr(kind, "_fields", ()))
+    return own - set(getattr(kind, "_fields", ()))
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -205,3 +205,29 @@ def test_a_backup_that_is_under_way_outlives_its_store(filled: Store, path: Path
     with harness.open_store(path) as again:
         assert dict(again) == content
         assert unlisted(again, path) == []
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        iter,
+        lambda db: db.items(),
+        lambda db: db.scan(limit=900),
+        lambda db: db.scan_keys(reverse=True),
+        lambda db: iter(db.snapshot()),
+        lambda db: db.snapshot().items(),
+        lambda db: db.changes(),
+    ],
+    ids=["iter", "items", "scan", "scan_keys", "snapshot", "snapshot_items", "changes"],
+)
+def test_whoever_iterates_keeps_the_store_open(path: Path, begin: Callable[[Store], Any]) -> None:
+    """Nobody but the iterator has the store, as in ``for key in bytekv.open(path)``; with it the store goes."""
+    with harness.open_store(path) as db:
+        db.update({b"%04d" % number: b"%d" % number for number in range(1000)})
+    walk = iter(begin(harness.open_store(path, "w")))
+    gc.collect()
+    assert len(list(walk)) in (900, 1000)
+    del walk
+    gc.collect()
+    with harness.open_store(path, "w") as db:
+        assert len(db) == 1000

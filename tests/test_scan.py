@@ -46,8 +46,8 @@ def expected(
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a scan look for its next keys after every two, then four: what 64 and 1,024 hide shows at once."""
-    monkeypatch.setattr("bytekv.store._FIRST_CHUNK", 2)
-    monkeypatch.setattr("bytekv.store._LAST_CHUNK", 4)
+    monkeypatch.setattr("bytekv.reading._FIRST_CHUNK", 2)
+    monkeypatch.setattr("bytekv.reading._LAST_CHUNK", 4)
 
 
 # --- which keys ----------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_combination_of_bounds(
     open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr("bytekv.store._FIRST_CHUNK", chunk)
+    monkeypatch.setattr("bytekv.reading._FIRST_CHUNK", chunk)
     db = open_store()
     content = {word: b"value of " + word for word in WORDS}
     db.update(content)
