@@ -621,9 +621,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             if not self._readonly:
                 self._upkeep.compactor.finish(self._files.yield_cpu)
             report = self._verify(progress)
-            if self._follower is not None and not report.ok:
+            if not report.ok:
                 with suppress(BytekvError):  # what is new may be damaged itself
-                    if self._follower.refresh():  # what is gone may have been compacted away by the writer
+                    if self._upkeep.catch_up():  # what is gone may have been compacted away by the writer
                         report = self._verify(progress)
             return report
 

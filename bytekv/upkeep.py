@@ -175,9 +175,13 @@ class Upkeep:
             return False
         self.check_reentry("refresh")
         with self.compacting:
-            if self.refusal is not None:
-                raise self.refusal()
-            return self._follower.refresh()
+            return self.catch_up()
+
+    def catch_up(self) -> bool:
+        """Do what `refresh` does, for who holds `compacting`."""
+        if self.refusal is not None:
+            raise self.refusal()
+        return self._follower is not None and self._follower.refresh()
 
     # --- what there is to compact --------------------------------------------------------------
 
