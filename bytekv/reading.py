@@ -95,6 +95,17 @@ class Reading:
                 if error.errno != errno.ENOENT or not self._upkeep.refresh():
                     raise
 
+    def find_many(self, keys: list[bytes]) -> dict[bytes, bytes]:
+        """Return the values of those keys that exist, each as of its own moment."""
+        if self._committer.interrupted:
+            self._committer.settle_for_reader()
+        found: dict[bytes, bytes] = {}
+        for _, pairs in pairs_of(
+            keys, self._locations, self._readers, lambda _: False, self._value, trusting=self._trusting
+        ):
+            found.update(pairs)
+        return found
+
     def _value(self, key: bytes) -> bytes | None:
         if self._committer.interrupted:
             self._committer.settle_for_reader()

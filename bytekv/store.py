@@ -24,7 +24,6 @@ from types import TracebackType
 
 from . import log
 from .batch import Batch, Writes
-from .chunks import pairs_of
 from .codec import (
     CLEAR,
     PREFIX,
@@ -256,14 +255,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """
         self._check_open()
         wanted = [key if type(key) is bytes else to_bytes("key", key) for key in keys]
-        if self._commit.interrupted:
-            self._commit.settle_for_reader()
-        found: dict[bytes, bytes] = {}
-        for _, pairs in pairs_of(
-            wanted, self._locations, self._readers, lambda _: False, self.get, trusting=self._trusting
-        ):
-            found.update(pairs)
-        return found
+        return self._reading.find_many(wanted)
 
     def read(self, key: Bytes, offset: int = 0, length: int | None = None) -> bytes:
         """Return ``length`` bytes of a value from ``offset`` on, fewer at its end; `KeyError` if there is no key.
