@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import accumulate
 
 from .codec import (
     CLEAR,
@@ -386,6 +387,30 @@ def _prevailing_uuid(directory: Directory, ids: list[int]) -> bytes | None:
     return max(counts, key=lambda uuid: counts[uuid], default=None)
 
 
+def _size_on_disk(directory: Directory, segment_id: int) -> int:
+    path, files = directory.segment_path(segment_id), directory.files
+    descriptor = files.open(path)
+    try:
+        return min(files.size(descriptor, path), MAX_SEGMENT_SIZE)
+    finally:
+        files.close(descriptor)
+
+
+def _open_if_ours(
+    directory: Directory, segment_id: int, uuid: bytes, report: Report
+) -> tuple[int, SegmentHeader] | None:
+    try:
+        descriptor, header = open_segment(directory, segment_id)
+    except CorruptionError as error:
+        report.damage.append(Damage(error.path, error.offset, error.reason))
+        return None
+    if header.store_uuid != uuid:
+        directory.files.close(descriptor)
+        report.damage.append(Damage(directory.segment_path(segment_id), 0, "belongs to another store"))
+        return None
+    return descriptor, header
+
+
 def _salvage_without_manifest(
     directory: Directory, segment_size_bytes: int, report: Report, progress: Callable[[Progress], object] | None
 ) -> Report:
@@ -397,35 +422,31 @@ def _salvage_without_manifest(
     cleared = (0, 0)  # seq and location of the newest clear
     last_seq = 0
     salts: dict[int, int] = {}
-    for number, segment_id in enumerate(ids):
-        path = directory.segment_path(segment_id)
-        try:
-            descriptor, header = open_segment(directory, segment_id)
-        except CorruptionError as error:
-            report.damage.append(Damage(error.path, error.offset, error.reason))
-            continue
-        try:
-            if header.store_uuid != uuid:
-                report.damage.append(Damage(path, 0, "belongs to another store"))
-                continue
-            salts[segment_id] = header.salt
-            size = _possible_size(path, files.size(descriptor, path), report)
-            last_seq = max(last_seq, header.previous_seq)
-            for flags, key, seq, _, offset, raw in _walk(
-                directory, descriptor, header, size, None, report, is_log_end=header.kind == LOG
-            ):
-                location = segment_id << SEGMENT_SHIFT | pack_place(offset, len(raw))
-                last_seq = max(last_seq, seq)
-                if flags & KIND == CLEAR:
-                    cleared = max(cleared, (seq, location))
-                elif key not in newest or newest[key][0] <= seq:
-                    newest[key] = seq, location, offset, len(raw)
-            report.segments += 1
-            report.checked_bytes += size
-        finally:
-            files.close(descriptor)
+    sizes = [_size_on_disk(directory, segment_id) for segment_id in ids]
+    for segment_id, done in zip(ids, accumulate(sizes), strict=True):
+        opened = _open_if_ours(directory, segment_id, uuid, report)
+        if opened is not None:
+            descriptor, header = opened
+            try:
+                path = directory.segment_path(segment_id)
+                salts[segment_id] = header.salt
+                size = _possible_size(path, files.size(descriptor, path), report)
+                last_seq = max(last_seq, header.previous_seq)
+                for flags, key, seq, _, offset, raw in _walk(
+                    directory, descriptor, header, size, None, report, is_log_end=header.kind == LOG
+                ):
+                    location = segment_id << SEGMENT_SHIFT | pack_place(offset, len(raw))
+                    last_seq = max(last_seq, seq)
+                    if flags & KIND == CLEAR:
+                        cleared = max(cleared, (seq, location))
+                    elif key not in newest or newest[key][0] <= seq:
+                        newest[key] = seq, location, offset, len(raw)
+                report.segments += 1
+                report.checked_bytes += size
+            finally:
+                files.close(descriptor)
         if progress is not None:
-            progress(Progress(number + 1, len(ids)))
+            progress(Progress(done, sum(sizes)))
     kept = sorted((found for found in newest.values() if found[0] > cleared[0]), key=lambda found: found[0])
     writer = _Replacements(directory, uuid, 1, segment_size_bytes)
     for seq, location, offset, size in kept:

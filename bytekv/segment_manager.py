@@ -180,7 +180,7 @@ class SegmentManager:
             descriptor = files.open(path)
         except StoreNotFoundError as error:
             raise StoreIOError(
-                errno.ENOENT, "was compacted away by the writer; close this view and open the store again", path
+                errno.ENOENT, "was compacted away by the writer; close this view, refresh() and look again", path
             ) from error
         try:
             return self.open_view(descriptor, row.segment_id, row.length)

@@ -186,6 +186,29 @@ def test_damage_in_a_run_is_told_as_ever(path: Path, where: int) -> None:
     db.close()
 
 
+@pytest.mark.parametrize("cut", [1, 30, 53 * 2, 53 * 3 - 1])
+def test_a_run_that_is_cut_short_is_told_as_ever(path: Path, cut: int) -> None:
+    """The file ends in the middle of entries that lie behind each other: what is left of them is given."""
+    from bytekv.errors import CorruptionError
+
+    db = open_store(path, sync="os", io="pread")
+    for number in range(500):
+        db[b"%06d" % number] = b"x" * 20
+    db.sync()
+    keys = list(db)
+    (segment,) = segment_files(path)
+    whole = segment.read_bytes()
+    end = whole.rindex(b"000499") + 6 + 20 + 4
+    segment.write_bytes(whole[: end - cut])
+    left = 500 - (cut + 52) // 53
+    with pytest.raises(CorruptionError, match="entry cut short|fails its CRC32C"):
+        db.get_many(keys)
+    assert list(db.get_many(keys[:left])) == keys[:left]
+    segment.write_bytes(whole)
+    assert list(db.get_many(keys)) == keys
+    db.close()
+
+
 def test_a_scan_does_not_hold_much(path: Path) -> None:
     """Large values come one at a time, not a thousand together."""
     import tracemalloc

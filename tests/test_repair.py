@@ -211,6 +211,26 @@ def test_a_missing_segment_is_reported_and_the_rest_kept(path: Path):
         }
 
 
+@pytest.mark.parametrize("cut", [1, 40, 300])
+def test_a_segment_that_was_cut_short_keeps_what_is_left(path: Path, cut: int):
+    content = build(path)
+    short = segment_files(path)[1]
+    kept = short.stat().st_size - cut
+    keys = {key for offset, key, size in entries(short) if offset + size > kept}
+    short.write_bytes(short.read_bytes()[:kept])
+    with pytest.raises(bytekv.CorruptionError, match="cut short"):
+        open_store(path)
+    report = bytekv.repair(path)
+    assert (report.damage[0].path, report.damage[0].offset) == (str(short), kept)
+    assert "cut short" in report.damage[0].reason
+    with open_store(path) as db:
+        found = dict(db)
+        assert {key: value for key, value in found.items() if key not in keys} == {
+            key: value for key, value in content.items() if key not in keys
+        }
+        assert db.verify().ok
+
+
 def test_a_damaged_active_segment_after_a_crash(path: Path):
     db = open_store(path)
     for number in range(10):
@@ -323,6 +343,13 @@ def test_verify_and_repair_tell_how_far_they_are(path: Path):
     report = bytekv.repair(path, progress=told.append)
     assert len(told) == report.segments
     assert told[-1].done_bytes == told[-1].total_bytes == total
+    total = sum(file.stat().st_size for file in segment_files(path))
+    (path / "MANIFEST").unlink()
+    told.clear()
+    report = bytekv.repair(path, progress=told.append)
+    assert len(told) == report.segments
+    assert [step.total_bytes for step in told] == [total] * report.segments
+    assert told[-1].done_bytes == total
 
 
 @pytest.mark.parametrize("damaged", [0, 1, 2])
