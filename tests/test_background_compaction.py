@@ -465,6 +465,23 @@ def test_a_full_disk_puts_it_off(by_hand) -> None:
     assert db._commit.drags
 
 
+def test_where_no_thread_can_be_had_writers_sync_themselves(path, monkeypatch) -> None:
+    """A limit on threads, or an interpreter that shuts down: what the worker would do in time, nobody else does."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with harness.open_store(path, sync="interval", sync_interval_s=3600) as db:
+        with monkeypatch.context() as limit:
+            limit.setattr(threading.Thread, "start", start)
+            for number in range(3):
+                db[b"%d" % number] = b"x"
+                assert db.durable_seq == db.last_seq == number + 1
+        db[b"3"] = b"x"
+        db[b"4"] = b"x"
+        assert db.durable_seq == 3
+
+
 def test_a_worker_that_dies_is_told_by_the_next_write(path, monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody expects such an error; all the more it must not vanish with its thread."""
 

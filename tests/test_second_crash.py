@@ -405,6 +405,18 @@ def test_an_expired_key_uncovers_nothing_older(
         db = open_store(**options)
 
 
+def test_victims_that_are_no_run_are_not_replaced(path: Path, open_store: Callable[..., Store], io: str) -> None:
+    """Outputs take the place of a run; what lay between the victims would change its place among them."""
+    db = open_store(segment_size_bytes=400, io=io)
+    spread_out(db)
+    victims, before = run_of(db, 0, 3)[::2], harness.snapshot_of(path)["MANIFEST"]
+    with pytest.raises(CorruptionError, match="no contiguous run"):
+        db._segments.replace_run(victims, [])
+    assert harness.snapshot_of(path)["MANIFEST"] == before
+    assert len(db) == 6
+    db.put(b"more", b"1")
+
+
 def test_victims_that_a_crash_left_behind_are_garbage(path: Path, open_store: Callable[..., Store], io: str) -> None:
     """Killed while unlinking: every subset of the victims is still there, and none of them counts."""
     files = FakeFiles()
