@@ -23,6 +23,7 @@ from tests.harness import Case
 
 ROOT = Path(__file__).parent.parent
 _CRASHES = "tests/test_crash_images.py"
+_BACKUP, _FOLLOWERS = "tests/test_backup.py", "tests/test_followers.py"
 _HTTP_VALUES, _HTTP_MANY, _HTTP_SAFETY = (f"tests/test_http_{name}.py" for name in ("values", "many", "safety"))
 _RESP_PROTOCOL, _RESP_EXECUTOR, _RESP_SERVER, _RESP_ABUSE = (
     f"tests/test_resp_{name}.py" for name in ("protocol", "executor", "server", "abuse")
@@ -260,9 +261,53 @@ MUTANTS = [
     _mutant(
         "a repair mixes in the segments of another store",
         "check",
-        "            if header.store_uuid != uuid:",
-        "            if False:",
+        "    if header.store_uuid != uuid:",
+        "    if False:",
         "tests/test_repair.py",
+    ),
+    # --- readers and backups -------------------------------------------------------------------
+    _mutant(
+        "a follower keeps keys whose tombstone went with a compaction",
+        "follower",
+        "            keydir.forget_segments(plan.gone)\n",
+        "",
+        _FOLLOWERS,
+    ),
+    _mutant(
+        "a follower takes what a power cut took back for a continuation",
+        "follower",
+        "                if header.kind == LOG and seq < self._committer.seq:",
+        "                if False:",
+        _FOLLOWERS,
+    ),
+    _mutant(
+        "a follower believes a hint of half a segment",
+        "follower",
+        "            if summary is not None and summary.length < row.length:",
+        "            if False:",
+        _FOLLOWERS,
+    ),
+    _mutant(
+        "a follower takes damage for an entry under way",
+        "follower",
+        "            scan.check_torn(path)  # else an entry that is being written",
+        "            pass",
+        _FOLLOWERS,
+    ),
+    _mutant(
+        "the files of a backup are not synced",
+        "backup",
+        "            files.sync(copy, temporary)\n",
+        "",
+        _BACKUP,
+    ),
+    _mutant("the names of a backup are not synced", "backup", "        target.sync()\n", "", _BACKUP),
+    _mutant(
+        "a backup takes for whole what it once had",
+        "backup",
+        "there.get(row.segment_id) == row and _is_whole(target, row, moment.store_uuid)",
+        "there.get(row.segment_id) == row",
+        _BACKUP,
     ),
     # --- trust ---------------------------------------------------------------------------------
     _mutant(
