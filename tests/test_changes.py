@@ -74,6 +74,72 @@ def test_always_shows_only_what_is_durable(open_store: Callable[..., Store]) -> 
     assert [change.seq for change in db.changes()] == [1, 2]
 
 
+def test_what_waits_for_its_sync_is_in_no_feed(path: Path) -> None:
+    """It is in the segment already, and a power cut may take it out again."""
+    seen: list[list[int]] = []
+
+    class Looking(FakeFiles):
+        def sync(self, descriptor: int, path: str) -> None:
+            if seen:
+                seen.append([change.seq for change in db.changes()])
+            super().sync(descriptor, path)
+
+    db = open_store(path, sync="always", files=Looking())
+    db["a"] = "1"
+    seen.append([1])
+    db["b"] = "2"
+    db["c"] = "3"
+    assert seen == [[1], [1], [1, 2]]
+    seen.clear()
+    db.close()
+
+
+def test_asking_again_reads_only_what_came_since(path: Path) -> None:
+    """And where it stopped is remembered of few feeds only, however many there are."""
+    reads: list[int] = []
+
+    class Noting(FakeFiles):
+        def read(self, descriptor: int, size: int, offset: int, path: str) -> bytes:
+            if size > 80:  # not the header
+                reads.append(offset)
+            return super().read(descriptor, size, offset, path)
+
+    db = open_store(path, sync="os", io="pread", files=Noting())
+    seq = end = 0
+    for number in range(200):
+        db[b"%d" % number] = b"x" * 300
+        reads.clear()
+        (change,) = db.changes(seq)
+        assert change.key == b"%d" % number
+        assert min(reads) >= end
+        seq, end = change.seq, db._segments.writer.end  # type: ignore[union-attr]
+    assert db._changes is not None
+    assert len(db._changes._places) <= 64
+    reads.clear()
+    assert next(db.changes(0)).seq == 1
+    assert min(reads) == 80
+    db.close()
+
+
+def test_what_a_repair_could_not_save_is_missed(path: Path) -> None:
+    """The newest segment is lost as a whole: the feed would end before it as if nothing had followed."""
+    with open_store(path) as db:
+        for number in range(20):
+            db[b"%d" % number] = b"x"
+            if number == 9:
+                db._commit.seal()
+        db._commit.seal()
+    segment_files(path)[1].write_bytes(b"")
+    bytekv.repair(path)
+    with open_store(path) as db:
+        assert db.last_seq == 20
+        with pytest.raises(ChangesLostError) as raised:
+            db.changes(5)
+        assert raised.value.first_seq == 20
+        db["more"] = "1"
+        assert [change.key for change in db.changes(20)] == [b"more"]
+
+
 @pytest.mark.parametrize("io", ["mmap", "pread"])
 def test_after_reopening(path: Path, io: str) -> None:
     for number in range(5):

@@ -142,6 +142,24 @@ def test_a_limit_counts_own_and_others_keys_together(open_store):
             assert list(tx.scan_keys(limit=limit, reverse=True)) == [key for key, _ in everything[::-1]][:limit]
 
 
+@pytest.mark.parametrize("how", ["batch", "transaction"])
+def test_the_last_write_to_a_key_takes_its_place_in_the_log(open_store, how):
+    db = open_store()
+    db["c"] = "0"
+    with getattr(db, how)() as writes:
+        writes["a"] = "1"
+        writes["b"] = "1"
+        writes["c"] = "1"
+        writes["a"] = "2"
+        del writes["c"]
+    assert [(change.key, change.value) for change in db.changes(1)] == [(b"b", b"1"), (b"a", b"2"), (b"c", b"")]
+    with getattr(db, how)() as writes:
+        writes["a"] = "3"
+        writes["b"] = "3"
+        del writes["a"]
+    assert [(change.key, change.value) for change in db.changes(4)] == [(b"b", b"3"), (b"a", b"")]
+
+
 def test_a_transaction_that_is_dropped_keeps_nobody_out(open_store):
     db = open_store()
     tx = db.transaction()
