@@ -186,6 +186,64 @@ def test_damage_in_a_run_is_told_as_ever(path: Path, where: int) -> None:
     db.close()
 
 
+def _read_at_once(db: Store, keys: list[bytes]) -> list[dict[bytes, bytes]]:
+    """Read the same keys in each way that looks for runs."""
+    with db.snapshot() as snapshot:
+        return [db.get_many(keys), dict(db.scan(start=keys[0])), dict(snapshot.scan(start=keys[0]))]
+
+
+@pytest.mark.parametrize("change", ["overwritten", "deleted"])
+def test_what_has_changed_in_the_middle_of_a_run_is_looked_up(path: Path, change: str) -> None:
+    """Its first and its last entry lie where they would in a run, and the old entry between them is whole."""
+    db = open_store(path, sync="os")
+    keys = [b"%02d" % number for number in range(10)]
+    for key in keys:
+        db[key] = b"old"
+    db._commit.seal()
+    content = dict.fromkeys(keys, b"old")
+    if change == "overwritten":
+        db[b"05"] = content[b"05"] = b"new"
+    else:
+        del db[b"05"], content[b"05"]
+    assert _read_at_once(db, keys) == [content] * 3
+    db.close()
+
+
+_EXPIRES_S = 4_000_000_000
+_EXPIRY = (_EXPIRES_S * 1000).to_bytes(8, "little")
+_STEM = b"ab"
+
+
+@pytest.mark.parametrize(
+    ("run", "value", "between", "expires"),
+    [
+        ((b"aa", b"ab", b"ac"), b"xyz", (b"a", b"bxyz"), None),
+        (tuple(_STEM + last * 256 for last in (b"a", b"b", b"c")), b"xyz", (_STEM, b"b" * 256 + b"xyz"), None),
+        ((bytes(7) + b"a", _EXPIRY, b"\xff" * 8), b"12345678v", (bytes(8), b"v"), _EXPIRES_S),
+    ],
+    ids=["key length", "its upper byte", "expiry"],
+)
+def test_an_entry_whose_bytes_look_like_another_is_no_part_of_a_run(
+    path: Path, run: tuple[bytes, ...], value: bytes, between: tuple[bytes, bytes], expires: float | None
+) -> None:
+    """Nothing in the segment is dead, so only the ends of a run are looked up, and what lies between must say itself
+    whose it is. Where the key is looked for stands that of an entry which lies in another segment."""
+    first, elsewhere, last = run
+    db = open_store(path, sync="os")
+    db[elsewhere] = "right"
+    db._commit.seal()
+    db[first] = value
+    db.put(*between, expires=expires)
+    db[last] = value
+    wanted = {first: value, elsewhere: b"right", last: value}
+    assert db.get_many(run) == wanted
+    with db.snapshot() as snapshot:
+        for mapping in (db, snapshot):
+            found = dict(mapping.scan(start=first, stop=last, include_stop=True))
+            assert {key: found[key] for key in run} == wanted
+    db.close()
+
+
 @pytest.mark.parametrize("cut", [1, 30, 53 * 2, 53 * 3 - 1])
 def test_a_run_that_is_cut_short_is_told_as_ever(path: Path, cut: int) -> None:
     """The file ends in the middle of entries that lie behind each other: what is left of them is given."""
