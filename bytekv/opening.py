@@ -64,7 +64,7 @@ def _fresh_manifest(directory: Directory) -> Manifest:
     try:
         next_id = directory.load(for_writing=True).next_id
     except BytekvError:
-        next_id = 1  # none yet, or damaged; the sweep raises it above every file it sees
+        next_id = 1  # none yet, or damaged; recovery raises it above every file that it sees
     return Manifest(directory.files.random(16), next_id, 0, 1)
 
 

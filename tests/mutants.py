@@ -23,6 +23,7 @@ from tests.harness import Case
 
 ROOT = Path(__file__).parent.parent
 _CRASHES = "tests/test_crash_images.py"
+_RUNS = ("tests/test_fast_paths.py", "-k", "run")
 _BACKUP, _FOLLOWERS = "tests/test_backup.py", "tests/test_followers.py"
 _HTTP_VALUES, _HTTP_MANY, _HTTP_SAFETY = (f"tests/test_http_{name}.py" for name in ("values", "many", "safety"))
 _RESP_PROTOCOL, _RESP_EXECUTOR, _RESP_SERVER, _RESP_ABUSE = (
@@ -265,7 +266,29 @@ MUTANTS = [
         "    if False:",
         "tests/test_repair.py",
     ),
-    # --- readers and backups -------------------------------------------------------------------
+    # --- reading -------------------------------------------------------------------------------
+    _mutant(
+        "what lies in the middle of a run is not looked up",
+        "chunks",
+        "        whole(segment) or list(map",
+        "        True or list(map",
+        *_RUNS,
+    ),
+    _mutant(
+        "what lies in a run need not say how long its key is",
+        "chunks",
+        "        or piece[1::size] != bytes((key_size & 0xFF,)) * count\n",
+        "",
+        *_RUNS,
+    ),
+    # --- feeds, readers and backups ------------------------------------------------------------
+    _mutant(
+        "a feed shows what waits for its sync",
+        "changes",
+        "                        if seq > last_seq:\n                            return\n",
+        "",
+        "tests/test_changes.py",
+    ),
     _mutant(
         "a follower keeps keys whose tombstone went with a compaction",
         "follower",
