@@ -30,18 +30,27 @@ from .errors import (
 )
 from .options import Options
 from .recovery import Recovery
-from .snapshot import Snapshot
-from .stats import SegmentStats, Stats
 from .store import Entry, Store, open, repair
-from .transaction import Transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .backup import BackupReport
     from .changes import Change
     from .check import Damage, Report
+    from .snapshot import Snapshot
+    from .stats import SegmentStats, Stats
+    from .transaction import Transaction
 else:
-    _LATER = {"BackupReport": "backup", "Change": "changes", "Damage": "check", "Report": "check"}
+    _LATER = {
+        "BackupReport": "backup",
+        "Change": "changes",
+        "Damage": "check",
+        "Report": "check",
+        "SegmentStats": "stats",
+        "Snapshot": "snapshot",
+        "Stats": "stats",
+        "Transaction": "transaction",
+    }
 
     def __getattr__(name):
         """Import what few programs name when it is asked for."""

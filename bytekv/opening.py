@@ -16,7 +16,6 @@ from .commit import Committer
 from .directory import Directory
 from .errors import BytekvError, CorruptionError, ReadOnlyError
 from .files import Files
-from .follower import try_again
 from .keydir import Keydir
 from .options import Options
 from .record import NamedTuple
@@ -49,6 +48,8 @@ def open_directory(path: str, flag: Flag, options: Options, files: Files, wake: 
         directory.find_or_make(lost_manifest_allowed=options.recover == "salvage")
     try:
         if flag == "r":
+            from .follower import try_again
+
             return try_again(partial(_recover, directory, options, wake, readonly=True), files.yield_cpu)
         directory.acquire()
         if flag == "n" or (flag == "c" and directory.find_or_make(lost_manifest_allowed=True)):

@@ -48,7 +48,6 @@ from .errors import (
     StoreNotFoundError,
 )
 from .files import Files
-from .follower import Follower
 from .mapping import (
     Bytes,
     Entry,
@@ -68,9 +67,6 @@ from .options import Options
 from .pending import Operation, Puts
 from .reading import Reading
 from .recovery import Recovery
-from .snapshot import Snapshot
-from .stats import Stats, stats_of
-from .transaction import Transaction
 from .upkeep import Upkeep
 from .worker import Worker
 
@@ -82,6 +78,9 @@ if TYPE_CHECKING:
     from .backup import BackupReport
     from .changes import Change, ChangeLog
     from .opening import Flag
+    from .snapshot import Snapshot
+    from .stats import Stats
+    from .transaction import Transaction
 
     T = TypeVar("T")
 
@@ -132,7 +131,12 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._locations: Any = self._keydir.locations
         self._readers: Any = self._segments.readers
         self._changes: ChangeLog | None = None  # made when it is asked for
-        self._upkeep = Upkeep(commit, options, self._worker, Follower(commit) if self._readonly else None)
+        follower = None
+        if self._readonly:
+            from .follower import Follower
+
+            follower = Follower(commit)
+        self._upkeep = Upkeep(commit, options, self._worker, follower)
         self._reading = Reading(commit, options, self._upkeep)
         self._commit = commit  # from now on there is something to close
         register(self)
@@ -471,6 +475,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def transaction(self) -> Transaction:
         """Return a transaction: reads and writes that no other writer comes between. See `Transaction`."""
         self._check_writable()
+        from .transaction import Transaction  # as everywhere below: a command for one key need not wait for it
+
         return Transaction(self, self._commit.shut_gate, self._end_transaction)
 
     def _end_transaction(self, transaction: Transaction, writes: Writes | None) -> int | None:
@@ -484,6 +490,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         Complexity: O(1).
         """
+        from .snapshot import Snapshot
+
         return Snapshot(self._reading, self._reading.open_view(self))
 
     def changes(self, since_seq: int = 0) -> Iterator[Change]:
@@ -675,6 +683,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def stats(self) -> Stats:
         """Return counts of keys and bytes. Complexity: O(number of segments)."""
         self._check_open()
+        from .stats import stats_of
+
         return stats_of(len(self), self._commit, self._upkeep)
 
     def refresh(self) -> bool:

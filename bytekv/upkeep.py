@@ -22,13 +22,14 @@ from . import compactor, log, recovery
 from .commit import Committer
 from .compactor import Compaction, Compactor, Progress
 from .errors import BytekvError, CorruptionError, DiskFullError, ReentryError, StoreClosedError, StoreFailedError
-from .follower import Follower
 from .options import Options
 from .worker import Pacer, StopWork, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
+
+    from .follower import Follower
 
 __all__ = ["Upkeep"]
 
