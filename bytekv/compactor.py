@@ -234,8 +234,15 @@ class Copied(NamedTuple):
     """
 
     keys: _Keys
-    originals: array[int]
-    places: array[int]
+    originals: Sequence[int]
+    places: Sequence[int]
+
+
+def _packed(numbers: list[int]) -> Sequence[int]:
+    try:
+        return array("Q", numbers)
+    except OverflowError:
+        return numbers  # locations in a segment beyond the millionth
 
 
 class Output:
@@ -299,7 +306,7 @@ class Output:
         self._parts.clear()
         keys, originals, places = self._latest
         if keys:
-            self.copied.append(Copied(_Keys(keys), array("Q", originals), array("Q", places)))
+            self.copied.append(Copied(_Keys(keys), _packed(originals), _packed(places)))
             self._latest = [], [], []
 
     def keys_in_pieces(self) -> Iterator[Iterable[bytes]]:

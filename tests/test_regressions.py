@@ -563,3 +563,18 @@ def test_a_signal_handler_reads_while_its_thread_opens_a_segment(open_store: Cal
         db[b"%d" % number] = b"x" * 300
     files.handler = lambda: db[b"0"]
     assert db[b"1"] == b"x" * 300
+
+
+def test_segments_beyond_the_millionth_are_compacted(path: Path) -> None:
+    """What a compaction remembered of its copies was packed into 64 bits, and their locations take more."""
+    with harness.open_store(path, auto_compact=False) as db:
+        db._segments.manifest = db._segments.manifest._replace(next_id=(1 << 20) + 7)
+        for number in range(100):
+            db[b"%d" % (number % 50)] = b"%d" % number
+        content = dict(db)
+        assert max(db._locations.values()) >= 1 << 64
+        assert db.compact().reclaimed_bytes > 0
+        assert dict(db) == content
+        assert db.verify().ok
+    with harness.open_store(path) as db:
+        assert dict(db) == content
