@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from bytekv.http import operations
 from bytekv.http.conditions import Conditions
+from bytekv.http.streams import in_slices
 from tests.http_client import Client
 from tests.test_http_values import quoted
 
@@ -252,6 +253,28 @@ def test_a_cancelled_stream_frees_its_snapshot(door, open_store):
 
     asyncio.run(cancel_early())
     assert db.stats().open_views == 0
+
+
+def test_a_stream_that_is_left_closes_what_it_came_from():
+    """And does not leave that to the garbage collector: somebody may still hold it, a traceback for instance."""
+    ended: list[bool] = []
+
+    def lines() -> Generator[bytes, None, None]:
+        try:
+            while True:
+                yield bytes(1000)
+        finally:
+            ended.append(True)
+
+    held = lines()
+
+    async def leave_early() -> None:
+        stream = in_slices(asyncio.to_thread, held)
+        assert await anext(stream)
+        await stream.aclose()
+
+    asyncio.run(leave_early())
+    assert ended
 
 
 def test_a_page_is_what_comes_unless_a_stream_is_asked_for(door):
