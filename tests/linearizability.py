@@ -7,8 +7,8 @@ other in that order, return what they returned. A history of many keys is linear
 tried: the calls done so far and the state they led to.
 
 The model of one key knows more than its value: its seq, as far as somebody has been told, and when it expires. Time is
-a call like any other: it passes for every key. Where writes wait for a sync, they are decided before and seen after
-it; so each may judge what has expired by any time since it began.
+a call like any other: it passes for every key. A call looks at the clock first, and what it finds or does may be seen
+later, with sync="always" much later; so each may judge what has expired by any time since it began.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
-
-_WRITES = {"put", "put_if", "add", "delete", "pop", "incr", "expire", "persist"}
 
 
 class Call(NamedTuple):
@@ -132,10 +130,10 @@ def until(key: Key, ttl_ms: int) -> int:
     return key.now_ms + ttl_ms if ttl_ms else 0
 
 
-def explain(history: Iterable[Call], *, writes_wait: bool = False) -> list[Call] | None:
+def explain(history: Iterable[Call], *, clock_first: bool = False) -> list[Call] | None:
     """Return the calls on one key in an order that explains what they returned, None if there is none."""
     calls = sorted(history)
-    times = _times(calls) if writes_wait else {}
+    times = _times(calls) if clock_first else {}
     whole = (1 << len(calls)) - 1
     tried: set[tuple[int, Key]] = set()
     order: list[Call] = []
@@ -157,7 +155,7 @@ def explain(history: Iterable[Call], *, writes_wait: bool = False) -> list[Call]
 
 
 def _times(calls: Sequence[Call]) -> dict[Call, list[int]]:
-    """Return for each write what the time may have been since it began."""
+    """Return for each call what the time may have been since it began."""
     ticks = [call for call in calls if call.verb == "time"]
     return {
         call: [
@@ -166,7 +164,7 @@ def _times(calls: Sequence[Call]) -> dict[Call, list[int]]:
             if tick.began < call.ended and (following is None or following.ended > call.began)
         ]
         for call in calls
-        if call.verb in _WRITES
+        if call.verb != "time"
     }
 
 

@@ -373,28 +373,28 @@ def record(
     return {key: [first, *recorder.ticks, *found] for key, found in recorder.calls.items()}, compactions
 
 
-def expect_linearizable(histories: dict[bytes, list[Call]], *, writes_wait: bool) -> None:
+def expect_linearizable(histories: dict[bytes, list[Call]]) -> None:
     for key, calls in histories.items():
-        if explain(calls, writes_wait=writes_wait) is None:
-            story = "\n".join(map(str, sorted(unexplained(calls, writes_wait=writes_wait))))
+        if explain(calls, clock_first=True) is None:
+            story = "\n".join(map(str, sorted(unexplained(calls))))
             pytest.fail(f"no order of the calls on {key!r} explains what they returned:\n{story}")
 
 
-def unexplained(calls: list[Call], *, writes_wait: bool = False) -> list[Call]:
+def unexplained(calls: list[Call]) -> list[Call]:
     """Return fewer calls that cannot be explained either, where leaving out is easy: reads, and what came last."""
     calls = sorted(calls, key=lambda call: call.ended)
     low, high = 0, len(calls)
     while high - low > 1:
         middle = (low + high) // 2
         # What had not ended by then is taken to be under way still: it may have done what it did.
-        if explain(_until(calls, calls[middle - 1].ended), writes_wait=writes_wait) is None:
+        if explain(_until(calls, calls[middle - 1].ended), clock_first=True) is None:
             high = middle
         else:
             low = middle
     calls = _until(calls, calls[high - 1].ended)
     for call in [call for call in calls if call.verb in ("get", "in", "entry", "ttl")]:
         fewer = [other for other in calls if other is not call]
-        if explain(fewer, writes_wait=writes_wait) is None:
+        if explain(fewer, clock_first=True) is None:
             calls = fewer
     return calls[-40:]
 
@@ -409,12 +409,12 @@ def test_calls_on_one_key_happen_one_after_the_other(path: Path, sync: str, io: 
     histories, compactions = record(path, sync, io, seed=1, calls=150)
     assert sum(map(len, histories.values())) > 500
     assert compactions > 3
-    expect_linearizable(histories, writes_wait=sync == "always")
+    expect_linearizable(histories)
 
 
-def test_a_write_that_waits_for_its_sync_judges_by_the_time_when_it_was_decided() -> None:
-    """With sync="always" a key that a write has found, and whose life it prolongs, may be gone for readers until the
-    write is durable: its time has come meanwhile."""
+def test_a_call_judges_by_a_time_since_it_began() -> None:
+    """A key that a write has found, and whose life it prolongs, may be gone for readers until the write is seen, with
+    sync="always" until it is durable: its time has come meanwhile."""
     calls = [
         Call(-2, -1, -1, "time", (0,), None),
         Call(0, 1, 1, "put", (b"v", 1000), 1),
@@ -424,10 +424,10 @@ def test_a_write_that_waits_for_its_sync_judges_by_the_time_when_it_was_decided(
         Call(10, 11, 2, "ttl", (), 3500),
     ]
     assert explain(calls) is None
-    assert explain(calls, writes_wait=True) is not None
-    assert explain([*calls[:-1], Call(10, 11, 2, "ttl", (), 4500)], writes_wait=True) is None
+    assert explain(calls, clock_first=True) is not None
+    assert explain([*calls[:-1], Call(10, 11, 2, "ttl", (), 4500)], clock_first=True) is None
     late = calls[2]._replace(began=7)  # after the time had passed
-    assert explain([*calls[:2], late, *calls[3:]], writes_wait=True) is None
+    assert explain([*calls[:2], late, *calls[3:]], clock_first=True) is None
 
 
 @pytest.mark.deep
@@ -436,7 +436,7 @@ def test_calls_on_one_key_happen_one_after_the_other_at_length(path: Path, sync:
     end = time.monotonic() + DEEP_S / len(SETTINGS)
     for seed in itertools.count(100):
         histories, _ = record(path, sync, io, seed, calls=300)
-        expect_linearizable(histories, writes_wait=sync == "always")
+        expect_linearizable(histories)
         if time.monotonic() > end:
             break
 
@@ -468,7 +468,7 @@ def test_calls_that_are_not_atomic_are_found_out(path: Path) -> None:
     """The whole method bites: threads, recording and search together."""
     for seed in range(50):
         histories, _ = record(path, "interval", "mmap", seed, calls=60, wrap=CarelessStore)
-        broken = [calls for calls in histories.values() if explain(calls) is None]
+        broken = [calls for calls in histories.values() if explain(calls, clock_first=True) is None]
         if broken:
             assert unexplained(broken[0])
             return
