@@ -24,7 +24,7 @@ __all__ = ["Pacer", "StopWork", "Worker", "start_no_more"]
 
 _SLICE_S: Final = 0.0007  # of work in one go: a put that waits for it stays below a millisecond
 _BREAK_S: Final = 0.00005  # the shortest sleep that another thread can use
-_BREATH_S = 1.0  # before work that went wrong is tried again
+_BREATH_S: Final = 1.0  # before work that went wrong is tried again
 
 _at_exit = False
 
