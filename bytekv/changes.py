@@ -156,7 +156,10 @@ class ChangeLog:
         return Scan(read, start, part.stop, seed_of(part.row.salt), seq)
 
     def _remember(self, part: _Part, scan: Scan) -> None:
-        self._places.pop(scan.last_seq, None)
-        self._places[scan.last_seq] = part.row.segment_id, scan.end
-        while len(self._places) > _REMEMBERED:
-            self._places.pop(next(iter(self._places)), None)
+        # A copy, for feeds end in any thread, also in the middle of another's end here.
+        places = self._places.copy()
+        places.pop(scan.last_seq, None)
+        places[scan.last_seq] = part.row.segment_id, scan.end
+        while len(places) > _REMEMBERED:
+            del places[next(iter(places))]
+        self._places = places

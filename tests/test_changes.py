@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 import bytekv
-from bytekv.changes import Change
+from bytekv.changes import Change, ChangeLog
 from bytekv.errors import ChangesLostError, CorruptionError, LimitError, StoreClosedError, StoreNotFoundError
 from bytekv.store import Store
 from tests.harness import FakeFiles, damage, open_store, segment_files
@@ -196,6 +198,43 @@ def test_an_iterator_keeps_what_it_reads(open_store: Callable[..., Store], path:
     assert [change.seq for change in feed] == list(range(2, 21))
     assert db.stats().pinned_bytes == 0
     assert len(segment_files(path)) == len(db.stats().segments)
+
+
+def test_feeds_may_end_in_the_middle_of_the_end_of_another(open_store: Callable[..., Store]) -> None:
+    """Two threads whose feeds ended at the same time: "dictionary changed size during iteration", now and then."""
+    db = open_store()
+    for number in range(300):
+        db[b"%d" % number] = b"x" * (number % 7)
+    feeds = [db.changes() for _ in range(280)]
+    for number, feed in enumerate(feeds):
+        for _ in range(number + 1):
+            next(feed)
+    for feed in feeds[:70]:
+        feed.close()  # as many as are remembered, and more
+    at, passed, others = 0, 0, feeds[70::2]
+
+    def look(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal passed
+        if frame.f_code is not ChangeLog._remember.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            passed += 1
+            if passed == at:
+                others[at].close()
+        return look
+
+    before = sys.gettrace()
+    try:
+        for feed in feeds[71::2]:
+            at, passed = at + 1, 0
+            sys.settrace(look)
+            feed.close()
+            sys.settrace(before)
+    finally:
+        sys.settrace(before)
+    assert 0 < passed < at, "it was not interrupted everywhere"
+    assert [change.seq for change in db.changes(290)] == list(range(291, 301))
 
 
 @pytest.mark.parametrize("begun", [False, True])
