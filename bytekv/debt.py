@@ -20,7 +20,7 @@ __all__ = ["Debt"]
 _LOOK_SELDOM: Final = 1024 * 1024  # bytes between two looks at what is dead, less where a segment is small
 _LOOK_OFTEN: Final = 32 * 1024
 _DRAG_S: Final = 0.0008  # at the bound; a half, a quarter of the way there a 16th of it, a 256th
-_SHORTEST_DRAG_S: Final = 0.0007  # whoever lets the worker in, waits for a slice of its work
+_SHORTEST_DRAG_S: Final = 0.0006  # whoever lets the worker in, waits for a slice of its work
 _LONGEST_DRAG_S: Final = 0.1
 
 

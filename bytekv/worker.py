@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Pacer", "StopWork", "Worker", "start_no_more"]
 
 
-_SLICE_S: Final = 0.0007  # of work in one go: a put that waits for it stays below a millisecond
+_SLICE_S: Final = 0.0006  # of work in one go: a put that waits for it stays below a millisecond
 _BREAK_S: Final = 0.00005  # the shortest sleep that another thread can use
 _BREATH_S: Final = 1.0  # before work that went wrong is tried again
 
@@ -117,8 +117,8 @@ class Pacer:
     """Divide work into slices, so that other threads have the interpreter in between.
 
     A thread that gives the interpreter up for nothing has it back before anybody wakes; so a slice ends in a
-    sleep. Threads that are busy then keep it for `sys.getswitchinterval`, 5 ms: the work has a share of one
-    eighth beside them, and none of them waits for it longer than a slice.
+    sleep. Threads that are busy then keep it for `sys.getswitchinterval`, 5 ms: the work has a share of a
+    tenth beside them, and none of them waits for it longer than a slice.
     """
 
     def __init__(self, files: Files, rate_bytes_s: int | None = None) -> None:

@@ -2,9 +2,9 @@
 
 Only bytekv has these: it compacts in a thread of Python, which competes with the application for the GIL.
 
-A store is prepared that holds every key once alive and twice dead, spread evenly, so that a compaction has to
-rewrite all of its segments and to copy as many entries as there are keys. Then it is opened with the background
-compaction on, which begins at once.
+A store is prepared that is as full of garbage as one with background compaction comes to be: a little more than half
+of it is dead, spread evenly, so that a compaction has to rewrite all of its segments and to copy as many entries as
+there are keys. Then it is opened with the background compaction on, which begins at once.
 
 *put while compacting*: a thread puts, each put timed, until every prepared segment is gone; before that, the same
 puts to a copy of the store without compaction.
@@ -45,14 +45,14 @@ class _Prepared:
     def __init__(self, session: Session) -> None:
         self.session, self.data = session, session.scratch_data()
         self.original = session.scratch_path()
-        total = 3 * self.data.count * (43 + self.data.value_size)
+        total = 2 * self.data.count * (43 + self.data.value_size)
         small = max(256, min(64 << 20, total // 8))
         engine = self._open(self.original, auto_compact=False, segment_size_bytes=small)
         group = min(1000, self.data.count // _LOAD_GROUPS + 1)  # each version within each segment
         for start in range(0, self.data.count, group):
             numbers = range(start, min(start + group, self.data.count))
-            for _ in range(3):
-                engine.put_each(self.data.renew(numbers))
+            for part in (numbers, numbers[::20], numbers):  # twice, and every twentieth once more
+                engine.put_each(self.data.renew(part))
         self.victims = {row.segment_id for row in engine.db.stats().segments[:-1]}
         engine.close()
 

@@ -55,6 +55,12 @@ WORKLOADS: Final[dict[str, About]] = {
     "get_missing": About("µs", "get, missing key", "keys that lie between those that exist"),
     "get_many": About("µs", "get_many", "every key once, in random order, 100 at a time; per key"),
     "get_latency": About("spread", "get, latency", "up to 100,000 gets in random order, each timed"),
+    "open": About(
+        "keys/s",
+        "open",
+        "a store that was closed, up to the first get; bytekv with its hint files; many peers leave keys on disk",
+    ),
+    "open_no_hints": About("keys/s", "open without hints", "the same with bytekv's hint files deleted"),
     "overwrite": About("µs", "overwrite", "a new value for every key, in random order, one at a time"),
     "put_latency": About("spread", "put, latency", "up to 100,000 overwrites in random order, each timed"),
     "scan_before": About(
@@ -69,12 +75,6 @@ WORKLOADS: Final[dict[str, About]] = {
     "ycsb_b": About("µs", "YCSB B", "95 % get, 5 % overwrite; up to 100,000 operations, keys by Zipf's law"),
     "ycsb_a": About("µs", "YCSB A", "50 % get, 50 % overwrite; up to 100,000 operations, keys by Zipf's law"),
     "ycsb_e": About("µs", "YCSB E", "95 % scans of 1 to 100 entries, 5 % puts of new keys; up to 10,000 operations"),
-    "open": About(
-        "keys/s",
-        "open",
-        "a store that was closed, up to the first get; bytekv with its hint files; many peers leave keys on disk",
-    ),
-    "open_no_hints": About("keys/s", "open without hints", "the same with bytekv's hint files deleted"),
     "open_crash": About("keys/s", "open after a crash", "a store whose process was killed after the last put"),
     "durable_put_1": About("ops/s", "durable put, 1 thread", "each put survives a power cut before it returns"),
     "durable_put_8": About("ops/s", "durable put, 8 threads", "the same from 8 threads"),
