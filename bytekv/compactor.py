@@ -74,7 +74,7 @@ __all__ = ["Compaction", "Compactor", "Output", "Progress", "choose", "choose_al
 
 _SLICE: Final = 32  # entries, less than 200 µs, between two chances for other threads
 _IN_ORDER: Final = 64  # keys, likewise, where each is read by itself
-_LONGEST_RUN: Final = 8  # victims of a compaction in the background: what it needs besides, until they can go
+_LONGEST_RUN: Final = 4  # victims of a compaction in the background: what it needs besides, until they can go
 _FLUSH: Final = 1 << 17  # joining so much takes 25 µs
 
 _pack_crc = CRC.pack

@@ -19,7 +19,7 @@ __all__ = ["Debt"]
 
 _LOOK_SELDOM: Final = 1024 * 1024  # bytes between two looks at what is dead, less where a segment is small
 _LOOK_OFTEN: Final = 32 * 1024
-_DRAG_S: Final = 0.0008  # at the bound; a half, a quarter of the way there a 16th of it, a 256th
+_DRAG_S: Final = 0.001  # at the bound; a half, a quarter of the way there a 16th of it, a 256th
 _SHORTEST_DRAG_S: Final = 0.0006  # whoever lets the worker in, waits for a slice of its work
 _LONGEST_DRAG_S: Final = 0.1
 
@@ -45,7 +45,7 @@ class Debt:
     def look(self, end: int, dead: int, live: int) -> None:
         """Owe for so many dead bytes beside so many live ones, and say when to look again."""
         self._least_dead = min(self._least_dead, dead)
-        allowed = max(0.7 * live, self._least_dead) + self._slack_bytes
+        allowed = max(0.6 * live, self._least_dead) + self._slack_bytes
         debt = (dead - allowed) / (0.3 * live + self._slack_bytes)
         self.next_look = end + (self._look_seldom if debt < 0 else self._look_often)
         if debt < 0:

@@ -71,10 +71,15 @@ def begin(path: Path) -> Iterator[Callable[..., TurnsStore]]:
 
 @pytest.mark.usefixtures("in_small")
 @pytest.mark.parametrize(
-    ("live_segments", "slower"), [(0.1, 1), (3, 1), (3, 4)], ids=["tiny", "usual", "a worker of a quarter the speed"]
+    ("live_segments", "slower", "share"),
+    [(0.1, 1, 0.47), (3, 1, 0.5), (3, 4, 0.23), (16, 1, 0.43)],
+    ids=["tiny", "usual", "a worker of a quarter the speed", "large"],
 )
-def test_overwriting_for_ever_takes_twice_the_live_bytes(begin, path, live_segments: float, slower: int) -> None:
-    """And a few segments: the one being written, the victims of one compaction until their copies are whole."""
+def test_overwriting_for_ever_takes_twice_the_live_bytes(
+    begin, path, live_segments: float, slower: int, share: float
+) -> None:
+    """And a few segments: the one being written, the victims of one compaction until their copies are whole. A store
+    of sixteen segments took ten more than that: a compaction had eight victims, and writers paid too little."""
     rest = random.Random(1)
     db = begin(slower=slower)
     keys = [b"%08d" % number for number in range(int(live_segments * SEGMENT / 128))]
@@ -91,7 +96,7 @@ def test_overwriting_for_ever_takes_twice_the_live_bytes(begin, path, live_segme
     assert stats.compactions > 1
     assert peak <= 2 * live + 8 * SEGMENT
     puts = len(keys) + max(20_000, 6 * len(keys))
-    assert puts * SCALE * PUT_S > (0.47 if slower == 1 else 0.23) * db.turns.now_s  # the writer's share of the time
+    assert puts * SCALE * PUT_S > share * db.turns.now_s  # the writer's
     db.turns.let_worker_finish()
     assert db.stats().total_bytes <= 2 * live + 2 * SEGMENT
 
@@ -333,7 +338,7 @@ def test_writers_wait_longer_the_more_is_left_to_compact(by_hand) -> None:
     clock.meanwhile = lambda: held.append(db._commit._lock_is_owned())
     overwrite(db, 300, 300)
     live = db.stats().live_bytes
-    bound = 1.7 * live + 2 * 16 * KIB  # the bytes in all at which the drag begins
+    bound = 1.6 * live + 2 * 16 * KIB  # the bytes in all at which the drag begins
     while db.stats().total_bytes < bound - KIB:
         assert drags_of(db, clock, 1, 300) == []
     waits: list[float] = []
@@ -579,8 +584,8 @@ SMALL, TINY = (1000, 0, 0), (60, 0, 0)
         ([HALF, HALF], [], CHOICES),  # a byte too little
         ([FULL, DEAD, DEAD, FULL, DEAD], [1, 2], CHOICES),  # most to win
         ([DEAD, FULL, (4000, 3500, 0)], [2], CHOICES),
-        ([DEAD] * 20, list(range(8)), CHOICES),
-        ([FULL, *[DEAD] * 20], list(range(1, 9)), CHOICES),
+        ([DEAD] * 20, list(range(4)), CHOICES),
+        ([FULL, *[DEAD] * 20], list(range(1, 5)), CHOICES),
         ([GRAVES, FULL], [0], CHOICES),  # nothing older that they hide
         ([FULL, GRAVES], [], CHOICES),
         ([FULL, GRAVES, GRAVES], [0, 1, 2], CHOICES),  # together with the full one it is worth it

@@ -9,7 +9,7 @@ from bytekv.debt import Debt
 MIB = 1024 * 1024
 SEGMENT = 64 * MIB
 LIVE = 1000 * MIB
-BOUND = round(0.7 * LIVE) + 2 * SEGMENT  # the dead bytes at which something begins to be owed
+BOUND = round(0.6 * LIVE) + 2 * SEGMENT  # the dead bytes at which something begins to be owed
 
 
 def owed_by(dead: int, looks: int = 1000) -> list[float]:
