@@ -173,7 +173,7 @@ class Session:
                 descriptor = os.open(file, os.O_RDONLY)
                 os.fsync(descriptor)
                 os.close(descriptor)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         used = time.process_time()
         while time.monotonic() < deadline:
             time.sleep(0.02)
