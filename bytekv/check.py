@@ -37,10 +37,11 @@ from .codec import (
     pack_place,
     seed_of,
 )
-from .compactor import Output, Progress
+from .compactor import Progress
 from .directory import Directory
 from .errors import BytekvError, CorruptionError
 from .keydir import Keydir
+from .output import Output
 from .record import NamedTuple
 from .segment import Read, Scan, Scanned, Search, open_segment, scan_segment, summarise
 from .segment_manager import SegmentManager, header_of

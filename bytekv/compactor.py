@@ -1,4 +1,4 @@
-"""Reclaim space: choose victims, copy what lives, publish, retire.
+"""Reclaim space: copy what lives of the victims, publish, retire.
 
 A compaction replaces a contiguous run of sealed segments (the victims) by outputs that hold the same
 answers without the dead entries. What may be dropped:
@@ -21,17 +21,11 @@ Order, and what a crash in between leaves:
 from __future__ import annotations
 
 import errno
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
-from itertools import accumulate
+from collections.abc import Callable
 
 from . import log
 from .codec import (
     CLEAR,
-    CONTINUES,
-    CRC,
-    CRC_SIZE,
     ENTRY_EXPIRES,
     ENTRY_SIZE,
     EXPIRES,
@@ -39,45 +33,32 @@ from .codec import (
     KIND,
     MIN_ENTRY_SIZE,
     OFFSET_SHIFT,
-    OUTPUT,
     PREFIX,
     PUT,
     RESIDUE,
-    SEALED,
     SEGMENT_HEADER_SIZE,
     SEGMENT_SHIFT,
     SIZE_MASK,
-    TOMBSTONE,
-    Pieces,
     SegmentRow,
-    Summary,
     checksum,
-    encode_segment_header,
     pack_place,
-    seed_of,
 )
 from .commit import Committer
-from .directory import Directory
 from .errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError
-from .keydir import Keydir
 from .options import Options
+from .output import Output
 from .record import NamedTuple
-from .recovery import HINT_FROM
-from .segment import Scan, header_for, save_hint, scan_segment
-from .segment_manager import Retired, SegmentManager, header_of
+from .segment import Scan, scan_segment
+from .segment_manager import Retired, header_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Final
 
-__all__ = ["Compaction", "Compactor", "Output", "Progress", "choose", "choose_all"]
+__all__ = ["Compaction", "Compactor", "Progress"]
 
 _SLICE: Final = 32  # entries, less than 200 µs, between two chances for other threads
 _IN_ORDER: Final = 64  # keys, likewise, where each is read by itself
-_LONGEST_RUN: Final = 4  # victims of a compaction in the background: what it needs besides, until they can go
-_FLUSH: Final = 1 << 17  # joining so much takes 25 µs
-
-_pack_crc = CRC.pack
 
 Pause = Callable[[], None]
 
@@ -101,262 +82,6 @@ class Compaction(NamedTuple):
     def reclaimed_bytes(self) -> int:
         """Return how many bytes less the segments take."""
         return self.bytes_before - self.bytes_after
-
-
-# --- choosing ----------------------------------------------------------------------------------
-
-
-class Use(NamedTuple):
-    """What is known of one sealed segment."""
-
-    segment_id: int
-    length: int
-    dead: int  # bytes that go whatever else is compacted
-    dead_if_oldest: int  # bytes that go as well if nothing older remains: tombstones, expired puts
-
-
-def survey(segments: SegmentManager, keydir: Keydir, now_ms: int) -> list[Use]:
-    """Return the use of every sealed segment in logical order. Under the lock."""
-    expired = keydir.droppable_by_segment(now_ms, segments.entry_size)
-    return [
-        Use(
-            row.segment_id,
-            row.length,
-            keydir.dead.get(row.segment_id, 0),
-            keydir.tombstones.get(row.segment_id, 0) + expired.get(row.segment_id, 0),
-        )
-        for row in segments.sealed()
-    ]
-
-
-def choose(uses: list[Use], options: Options) -> list[int]:
-    """Return the run that an automatic compaction should take next; empty if nothing is worth it.
-
-    Only what will really go counts, so that a compaction is never chosen twice for the same bytes.
-    First the dead: the run with most to reclaim whose every segment passes both thresholds. Then, if the
-    oldest segments together are worth it, all of these: only there do tombstones go, which a queue leaves by
-    the million. Then the small: neighbours that are many and all small become one.
-    """
-    uses = _without_newest(uses, options.keep_changes_bytes)
-    best: list[int] = []
-    most = 0
-    for run in _runs(uses, lambda use, oldest: _is_worth(use, oldest, options)):
-        gain = sum(use.dead + (use.dead_if_oldest if run[0] is uses[0] else 0) for use in run[:_LONGEST_RUN])
-        if gain > most:
-            best, most = [use.segment_id for use in run[:_LONGEST_RUN]], gain
-    return best or _oldest_together(uses, options) or choose_small(uses, options, options.compact_small_files)
-
-
-def _oldest_together(uses: list[Use], options: Options) -> list[int]:
-    """Return the longest run from the oldest segment on that passes the thresholds as a whole."""
-    gain = length = count = 0
-    for number, use in enumerate(uses):
-        gain, length = gain + use.dead + use.dead_if_oldest, length + use.length
-        if gain >= options.compact_dead_bytes and gain >= options.compact_dead_ratio * length:
-            count = number + 1
-    return [use.segment_id for use in uses[:count]]
-
-
-def _without_newest(uses: list[Use], keep_bytes: int) -> list[Use]:
-    """Leave out the newest segments that together hold the last ``keep_bytes`` of the log."""
-    count = len(uses)
-    while count and keep_bytes > 0:
-        count -= 1
-        keep_bytes -= uses[count].length
-    return uses[:count]
-
-
-def choose_small(uses: list[Use], options: Options, at_least: int) -> list[int]:
-    """Return the first neighbours that are small: ``at_least`` so many, and as many as fill a segment."""
-    for run in _runs(uses, lambda use, _: use.length < options.segment_size_bytes // 4):
-        if len(run) >= at_least:
-            length = count = 0
-            while count < len(run) and (count < at_least or length < options.segment_size_bytes):
-                length += run[count].length
-                count += 1
-            return [use.segment_id for use in run[:count]]
-    return []
-
-
-def _is_worth(use: Use, oldest: bool, options: Options) -> bool:
-    gain = use.dead + (use.dead_if_oldest if oldest else 0)
-    return gain >= options.compact_dead_bytes and gain >= options.compact_dead_ratio * use.length
-
-
-def _runs(uses: list[Use], wanted: Callable[[Use, bool], bool]) -> Iterator[list[Use]]:
-    run: list[Use] = []
-    for number, use in enumerate(uses):
-        if wanted(use, number == len(run)):  # still contiguous from the oldest on
-            run.append(use)
-        elif run:
-            yield run
-            run = []
-    if run:
-        yield run
-
-
-def choose_all(uses: list[Use]) -> list[list[int]]:
-    """Return the runs after which no dead byte is left: from the oldest on if anything needs that.
-
-    Segments without a dead byte are left alone where that is possible.
-    """
-    last = max((number for number, use in enumerate(uses) if use.dead_if_oldest), default=-1)
-    whole = [use.segment_id for use in uses[: last + 1]]
-    rest = _runs(uses[last + 1 :], lambda use, _: use.dead > 0)
-    return [*([whole] if whole else []), *([use.segment_id for use in run] for run in rest)]
-
-
-# --- copying -----------------------------------------------------------------------------------
-
-
-class _Keys(Sequence):  # type: ignore[type-arg]  # which is not there at run time
-    """A list of keys, packed: an object for each takes 33 bytes more."""
-
-    def __init__(self, keys: list[bytes]) -> None:
-        self._bytes, self._sizes = b"".join(keys), array("H", map(len, keys))
-
-    def __len__(self) -> int:
-        return len(self._sizes)
-
-    def __iter__(self) -> Iterator[bytes]:
-        packed = self._bytes
-        return iter([packed[end - size : end] for size, end in zip(self._sizes, accumulate(self._sizes), strict=True)])
-
-    def __getitem__(self, at: Any) -> Any:
-        return list(self)[at]
-
-
-class Copied(NamedTuple):
-    """Of puts, in the order in which they were copied: key, where it was, where in the output it is.
-
-    As many as were written at once, packed: lists take four times the memory, growing a long one holds the GIL for
-    milliseconds, and so does the garbage collector, which looks through them all.
-    """
-
-    keys: _Keys
-    originals: Sequence[int]
-    places: Sequence[int]
-
-
-def _packed(numbers: list[int]) -> Sequence[int]:
-    try:
-        return array("Q", numbers)
-    except OverflowError:
-        return numbers  # locations in a segment beyond the millionth
-
-
-class Output:
-    """One segment that a compaction or a salvage writes: copies of entries, then sealed."""
-
-    def __init__(self, directory: Directory, uuid: bytes, segment_id: int, previous: tuple[int, int]) -> None:
-        self._directory = directory
-        self._files = directory.files
-        self.header = header = header_for(directory, uuid, segment_id, OUTPUT, previous)
-        self.path = self._directory.segment_path(header.segment_id)
-        self._descriptor: int | None = self._files.open_new(self.path)
-        self._seed = seed_of(header.salt)
-        self.base = header.segment_id << SEGMENT_SHIFT
-        self._parts = [encode_segment_header(header)]
-        self._flushed = 0
-        self.end = SEGMENT_HEADER_SIZE
-        self.copied: list[Copied] = []
-        self._latest: tuple[list[bytes], list[int], list[int]] = [], [], []
-        self.unpacked: tuple[list[bytes], list[int], list[int]] = [], [], []  # of which the keydir is being told
-        self._tombstones: list[bytes] = []
-        self._expires: dict[bytes, int] = {}
-        self._clears = False
-        self._live_bytes = 0
-
-    def put(self, flags: int, key: bytes, expires_ms: int, raw: bytes, original: int = 0) -> None:
-        """Copy one put under this file's seed."""
-        size = len(raw)
-        keys, originals, places = self._latest
-        keys.append(key)
-        originals.append(original)
-        places.append(self.end << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0))
-        self._live_bytes += size
-        if expires_ms:
-            self._expires[key] = expires_ms
-        self._append(flags, raw)
-
-    def append(self, flags: int, key: bytes, expires_ms: int, raw: bytes) -> None:
-        """Copy one entry of any kind."""
-        kind = flags & KIND
-        if kind == PUT:
-            self.put(flags, key, expires_ms, raw)
-            return
-        if kind == TOMBSTONE:
-            self._tombstones.append(key)
-        else:
-            self._clears = True
-        self._append(flags, raw)
-
-    def _append(self, flags: int, raw: bytes) -> None:
-        body = bytes((flags & ~CONTINUES,)) + raw[1:-CRC_SIZE] if flags & CONTINUES else raw[:-CRC_SIZE]
-        self._parts.append(body)
-        self._parts.append(_pack_crc(checksum(body, self._seed)))
-        self.end += len(raw)
-        if self.end - self._flushed >= _FLUSH:
-            self._flush()
-
-    def _flush(self) -> None:
-        assert self._descriptor is not None
-        self._files.write(self._descriptor, b"".join(self._parts), self._flushed, self.path)
-        self._flushed = self.end
-        self._parts.clear()
-        keys, originals, places = self._latest
-        if keys:
-            self.copied.append(Copied(_Keys(keys), _packed(originals), _packed(places)))
-            self._latest = [], [], []
-
-    def keys_in_pieces(self) -> Iterator[Iterable[bytes]]:
-        """Yield the keys of all puts that have been copied, as many at a time as were written at once."""
-        yield from (piece.keys for piece in self.copied)
-        yield self._latest[0]
-
-    def finish(self, last_seq: int, pause: Pause = lambda: None) -> SegmentRow:
-        """Make the file durable and return its row."""
-        self._flush()
-        assert self._descriptor is not None
-        self._files.sync(self._descriptor, self.path)
-        self.close()
-        if self.end >= HINT_FROM:
-            summary = Summary(
-                self.end,
-                last_seq,
-                self._clears,
-                Pieces([copied.keys for copied in self.copied]),
-                Pieces([copied.places for copied in self.copied]),
-                self._tombstones,
-                self._expires,
-                self._live_bytes,
-                self.tombstone_bytes,
-            )
-            with suppress(BytekvError):  # only a cache
-                save_hint(self._directory, self.header, summary, pause)
-        return SegmentRow(self.header.segment_id, self.header.salt, self.end, last_seq, SEALED)
-
-    @property
-    def tombstone_bytes(self) -> int:
-        """Return the bytes that are neither header nor put."""
-        return self.end - SEGMENT_HEADER_SIZE - self._live_bytes
-
-    def close(self) -> None:
-        """Close the file."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            self._files.close(descriptor)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):  # else __init__ was interrupted
-            self.close()
-
-    def discard(self) -> None:
-        """Remove the file."""
-        self.close()
-        with suppress(BytekvError):  # listed nowhere: the next open sweeps what is left
-            self._files.unlink(self.path)
-            self._files.unlink(self._directory.hint_path(self.header.segment_id))
 
 
 class _Job:

@@ -36,6 +36,7 @@ from .codec import (
 )
 from .commit import Committer
 from .errors import CorruptionError, StoreIOError
+from .record import NamedTuple
 from .segment import View, load_hint, scan_segment, summarise
 from .segment_manager import header_of, size_of
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Follower", "try_again"]
 
+_END: Final = 32  # bytes, the CRC of the last entry among them, by which the end of a log is known again
 _LOST: Final = "operations that were seen here did not survive on disk"
 _TRIES: Final = 50  # a writer that seals every few milliseconds may take the ground away several times in a row
 
@@ -84,13 +86,22 @@ class _News:
         return self.moved is None and self.later is None
 
 
+class _End(NamedTuple):
+    """Where the active segment ended when it was last read, and its bytes up to there."""
+
+    segment_id: int
+    offset: int
+    content: bytes
+
+
 class _Plan:
-    __slots__ = ("durable_seq", "gone", "last_seq", "manifest", "news", "views")
+    __slots__ = ("durable_seq", "end", "gone", "last_seq", "manifest", "news", "views")
 
     def __init__(self, manifest: Manifest, durable_seq: int, last_seq: int) -> None:
         self.manifest = manifest  # as this process sees it: the active segment ends where it has been read to
         self.durable_seq = durable_seq
         self.last_seq = last_seq
+        self.end: _End | None = None
         self.news: list[_News] = []
         self.gone: set[int] = set()
         self.views: dict[int, tuple[View, int]] = {}
@@ -104,6 +115,12 @@ class Follower:
         self._segments = committer.segments
         self._keydir = committer.keydir
         self._directory = committer.segments.directory
+        self._end: _End | None = None
+        for row in self._segments.manifest.segments[-1:]:
+            reader = self._segments.readers.get(row.segment_id)
+            if reader is not None and reader[0].size() >= row.length:
+                content = reader[0][max(0, row.length - _END) : row.length]
+                self._end = _End(row.segment_id, row.length, content)
 
     def refresh(self) -> bool:
         """Apply what the writer has done since; tell whether there was anything new.
@@ -132,7 +149,10 @@ class Follower:
         if manifest.store_uuid != self._segments.manifest.store_uuid:
             raise self._stale("another store has taken this one's place")
         listed = {row.segment_id for row in manifest.segments}
-        if mine_all and mine_all[-1].segment_id not in listed and manifest.last_seq < self._committer.seq:
+        last = mine_all[-1].segment_id if mine_all else 0
+        # Compacted away, it may be; but perhaps only what had been left of it when its end was lost.
+        is_gone = last and last not in listed
+        if is_gone and (manifest.last_seq < self._committer.seq or self._has_lost_its_end(last)):
             raise self._stale(_LOST)
         plan = _Plan(manifest, manifest.last_seq, max(self._committer.seq, manifest.last_seq))
         rows: list[SegmentRow] = []
@@ -149,6 +169,17 @@ class Follower:
         )
         plan.gone = known.keys() - {row.segment_id for row in rows}
         return plan
+
+    def _has_lost_its_end(self, segment_id: int) -> bool:
+        """Tell whether a segment that was active when it was last read is shorter now, or another one; False if it is
+        not open any more, for then nobody knows."""
+        end, reader = self._end, self._segments.readers.get(segment_id)
+        if end is None or end.segment_id != segment_id:
+            return False
+        if reader is None or not self._segments.reaches(reader[0], end.offset):
+            return False
+        view, start = reader[0], end.offset - len(end.content)
+        return view.size() < end.offset or view[start : end.offset] != end.content
 
     def _stale(self, reason: str) -> StoreIOError:
         return StoreIOError(errno.ESTALE, f"{reason}; close this reader and open the store again", self._directory.path)
@@ -218,6 +249,8 @@ class Follower:
             scan.check_torn(path)  # else an entry that is being written
         if scan.end > start:
             news.later = summary
+        begin = max(0, scan.end - _END)
+        plan.end = _End(row.segment_id, scan.end, self._directory.files.read(descriptor, scan.end - begin, begin, path))
         plan.last_seq = max(plan.last_seq, scan.last_seq)
         plan.durable_seq = max(plan.durable_seq, scan.durable_seq)
         return row._replace(length=scan.end, last_seq=max(scan.last_seq, seq), state=SEALED)
@@ -256,5 +289,6 @@ class Follower:
             keydir.forget_segments(plan.gone)
             segments.retire(sorted(plan.gone), keydir.views)
             segments.remove(segments.release(keydir.views))
+        self._end = plan.end
         committer.seq = plan.last_seq
         committer.count_again()

@@ -92,6 +92,10 @@ class FileView:
         start: int = part.start
         return self._files.read(self._descriptor, part.stop - start, start, self._path)
 
+    def size(self) -> int:
+        """Return the length of the file, as a mapping does."""
+        return self._files.size(self._descriptor, self._path)
+
     def __del__(self) -> None:
         if hasattr(self, "_files"):  # else __init__ was interrupted
             self._files.close(self._descriptor)

@@ -18,11 +18,12 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from . import compactor, log, recovery
+from . import log, recovery
 from .commit import Committer
 from .compactor import Compaction, Compactor, Progress
 from .errors import BytekvError, CorruptionError, DiskFullError, ReentryError, StoreClosedError, StoreFailedError
 from .options import Options
+from .victims import Use, choose, choose_all, choose_small, survey
 from .worker import Pacer, StopWork, Worker
 
 TYPE_CHECKING = False
@@ -186,14 +187,14 @@ class Upkeep:
 
     # --- what there is to compact --------------------------------------------------------------
 
-    def survey(self) -> list[compactor.Use]:
+    def survey(self) -> list[Use]:
         """Return the use of every sealed segment in logical order."""
         with self._committer.lock:
-            return compactor.survey(self._segments, self._keydir, self._files.now_ms())
+            return survey(self._segments, self._keydir, self._files.now_ms())
 
     def victims(self) -> list[int]:
         """Return the run that a compaction in the background would take now."""
-        return compactor.choose(self.survey(), self._options)
+        return choose(self.survey(), self._options)
 
     # --- because it is asked -------------------------------------------------------------------
 
@@ -222,10 +223,10 @@ class Upkeep:
         with committer.lock:
             active = self._segments.writer
             untidy = active is not None and self._keydir.has_dead(active.header.segment_id)
-        if untidy or any(compactor.choose_all(self.survey())):
+        if untidy or any(choose_all(self.survey())):
             committer.seal()
         while True:
-            runs = compactor.choose_all(self.survey())
+            runs = choose_all(self.survey())
             total = done + sum(self._segments.lengths()[segment] for run in runs for segment in run)
             try:
                 for run in runs:
@@ -234,7 +235,7 @@ class Upkeep:
             except DiskFullError:
                 if not self._compact_one_segment():
                     raise
-        while small := compactor.choose_small(self.survey(), self._options, 2):
+        while small := choose_small(self.survey(), self._options, 2):
             self.compactor.run(small, pause, lambda _: None)
         self.compactions += 1
         after = self._segments.lengths()

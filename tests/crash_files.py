@@ -40,9 +40,8 @@ class Image(NamedTuple):
         for folder in self.folders:
             os.mkdir(root / folder)
         for name, content, length in self.files:
-            with open(root / name, "wb", buffering=0) as file:
-                file.write(content)
-                file.truncate(length)  # sparse: most of a preallocated file is zeros
+            (root / name).write_bytes(content)
+            os.truncate(root / name, length)  # sparse: most of a preallocated file is zeros
 
 
 class _File:

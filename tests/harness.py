@@ -64,7 +64,7 @@ NO_WORKER: dict[str, object] = {"bytekv.worker.Worker.wake": _stays_asleep}
 
 def hints_from(size: int) -> dict[str, object]:
     """Return what gives segments of so many bytes a hint file."""
-    return {f"bytekv.{module}.HINT_FROM": size for module in ("recovery", "compactor")}
+    return {f"bytekv.{module}.HINT_FROM": size for module in ("recovery", "output")}
 
 
 class FakeFiles(Files):

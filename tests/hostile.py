@@ -575,7 +575,7 @@ def all_crafts(stories: dict[str, Story]) -> list[Craft]:
 def small_things_count() -> Iterator[None]:
     """Have hint files for the smallest segments, no thread, and few tries beside a writer that is not there."""
     with contextlib.ExitStack() as stack:
-        for module in "recovery", "compactor":
+        for module in "recovery", "output":
             stack.enter_context(mock.patch(f"bytekv.{module}.HINT_FROM", 1))
         stack.enter_context(mock.patch("bytekv.worker.Worker.wake", return_value=True))
         stack.enter_context(mock.patch("bytekv.follower._TRIES", 2))

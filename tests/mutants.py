@@ -196,7 +196,7 @@ MUTANTS = [
     # --- compaction ----------------------------------------------------------------------------
     _mutant(
         "the outputs of a compaction are not synced",
-        "compactor",
+        "output",
         "        self._files.sync(self._descriptor, self.path)\n",
         "",
     ),

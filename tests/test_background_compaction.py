@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from bytekv.codec import SEGMENT_HEADER_SIZE
-from bytekv.compactor import Use, choose
 from bytekv.errors import CorruptionError, StoreFailedError
 from bytekv.options import Options
 from bytekv.store import Store
+from bytekv.victims import Use, choose
 from bytekv.worker import Pacer, Worker
 from tests import harness
 from tests.harness import QuickFiles, damage, segment_files
@@ -494,7 +494,7 @@ def test_a_worker_that_dies_is_told_by_the_next_write(path, monkeypatch, caplog:
         raise ZeroDivisionError("nobody expected this")
 
     db = harness.open_store(path, auto_compact=True, sync="os", segment_size_bytes=4096)
-    monkeypatch.setattr("bytekv.compactor.choose", choose_wrongly)
+    monkeypatch.setattr("bytekv.upkeep.choose", choose_wrongly)
     with contextlib.suppress(StoreFailedError):  # who comes late enough is told already
         overwrite(db, 100)
     with db._worker._life.done:
@@ -525,7 +525,7 @@ def test_work_that_there_is_no_memory_for_is_tried_again_and_told(
 
     monkeypatch.setattr("bytekv.worker._BREATH_S", 0.0)
     with harness.open_store(path, auto_compact=True, sync="os", segment_size_bytes=4096, compact_dead_bytes=64) as db:
-        monkeypatch.setattr("bytekv.compactor.choose", choose_with_effort)
+        monkeypatch.setattr("bytekv.upkeep.choose", choose_with_effort)
         overwrite(db, 100)
         for _ in range(3):  # one that was begun, and two for which nobody has called
             assert tries.acquire(timeout=60)
@@ -816,7 +816,7 @@ def live_as_a_queue(examples: int, steps: int, *, derandomize: bool) -> None:
 def every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let others in after each entry that a compaction reads, and give every segment a hint."""
     monkeypatch.setattr("bytekv.compactor._SLICE", 1)
-    for module in ("recovery", "compactor"):
+    for module in ("recovery", "output"):
         monkeypatch.setattr(f"bytekv.{module}.HINT_FROM", 120)
 
 

@@ -260,7 +260,7 @@ def test_the_end_of_the_log_can_be_kept(path: Path) -> None:
             options = bytekv.Options(
                 segment_size_bytes=1000, compact_dead_bytes=0, keep_changes_bytes=keep_changes_bytes
             )
-            while victims := bytekv.compactor.choose(db._upkeep.survey(), options):
+            while victims := bytekv.victims.choose(db._upkeep.survey(), options):
                 db._upkeep.compactor.run(victims, lambda: None, lambda _: None)
             try:
                 db.changes(0)

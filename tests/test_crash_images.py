@@ -64,7 +64,7 @@ OFTEN = {
     **harness.NO_WORKER,
     **harness.hints_from(120),
     "bytekv.compactor._SLICE": 1,
-    "bytekv.compactor._FLUSH": 200,
+    "bytekv.output._FLUSH": 200,
     "bytekv.segment._FIRST_STEP": 256,
     "bytekv.segment.RESERVE": 64,
 }

@@ -482,6 +482,51 @@ def test_operations_that_a_power_cut_took_back_are_said(path: Path) -> None:
     reader.close()
 
 
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+@pytest.mark.parametrize("refreshed", [False, True])
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_what_a_failed_sync_took_back_is_said_after_a_compaction(
+    path: Path, io: str, refreshed: bool, is_linked: bool
+) -> None:
+    """The segment whose end was lost has been compacted away before the reader looks again. It took what is in the
+    output for what it knew, and went on with keys that were missing."""
+    writer = open_store(path, sync="os")
+    writer["a"] = "1"
+    reader = open_store(path, "r", io=io)
+    writer.sync()
+    length = writer._segments.writer.end  # type: ignore[union-attr]
+    for number in range(5):
+        writer[b"%d" % number] = "lost"
+    if refreshed:
+        assert reader.refresh()
+    else:
+        reader.close()
+        reader = open_store(path, "r", io=io)
+    assert len(reader) == 6
+    crash(writer)
+    (segment,) = segment_files(path)
+    with segment.open("r+b") as file:  # what the medium holds, now that nobody has it in memory
+        size = file.seek(0, os.SEEK_END)
+        file.seek(length)
+        file.write(bytes(size - length))
+    if is_linked:  # then it is not trimmed
+        os.link(segment, path.with_name("second name"))
+    with open_store(path, "w") as again:
+        for number in range(9):
+            again[b"new-%d" % number] = "2"
+        again._commit.seal()
+        again["a"] = "3"
+        again.compact()
+        for _ in range(2):
+            with pytest.raises(StoreIOError, match="did not survive") as raised:
+                reader.refresh()
+            assert raised.value.errno == errno.ESTALE
+        assert reader.last_seq == 6
+        reader.close()
+        with open_store(path, "r") as reader:
+            assert dict(reader) == dict(again)
+
+
 @pytest.mark.parametrize("written_since", [0, 9])
 def test_a_whole_segment_that_a_power_cut_took_back_is_said(path: Path, written_since: int) -> None:
     """The segment that the reader stands in is gone; nor may others, who wrote as much since, pass for it."""

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv import compactor, recovery
+from bytekv import output, recovery
 from bytekv.codec import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow, Summary
 from bytekv.directory import Directory
 from bytekv.errors import CorruptionError, DiskFullError
@@ -35,7 +35,7 @@ bounded = settings(derandomize=True, max_examples=100)
 def hints_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have segments of every size get a hint file, not only those where it pays."""
     monkeypatch.setattr(recovery, "HINT_FROM", 0)
-    monkeypatch.setattr(compactor, "HINT_FROM", 0)
+    monkeypatch.setattr(output, "HINT_FROM", 0)
 
 
 # --- looking -----------------------------------------------------------------------------------

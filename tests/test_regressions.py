@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from bytekv import ConflictError, CorruptionError, LimitError, StoreClosedError, compactor
+from bytekv import ConflictError, CorruptionError, LimitError, StoreClosedError
 from bytekv.store import Store
+from bytekv.victims import choose
 from tests import harness
 from tests.harness import FakeFiles, crash
 
@@ -19,7 +20,7 @@ from tests.harness import FakeFiles, crash
 @pytest.fixture
 def hints_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every segment, however small, get a hint file, and nobody at work in the background."""
-    for module in ("recovery", "compactor"):
+    for module in ("recovery", "output"):
         monkeypatch.setattr(f"bytekv.{module}.HINT_FROM", 1)
     monkeypatch.setattr("bytekv.worker.Worker.wake", lambda self: True)
 
@@ -118,7 +119,7 @@ def test_two_small_neighbours_are_merged_once(path: Path, open_store: Callable[.
     crash(db)
     db = open_store(**options)
     rounds = 0
-    while victims := compactor.choose(db._upkeep.survey(), db._options):
+    while victims := choose(db._upkeep.survey(), db._options):
         compact_run(db, victims)
         rounds += 1
         assert rounds < 3

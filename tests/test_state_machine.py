@@ -26,9 +26,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from bytekv import ConflictError, StoreClosedError, compactor, repair
+from bytekv import ConflictError, StoreClosedError, repair
 from bytekv.snapshot import Snapshot
 from bytekv.store import Store
+from bytekv.victims import choose
 from tests import harness
 from tests.harness import WRONG, Case, FakeFiles
 from tests.test_scan import expected
@@ -429,7 +430,7 @@ class StoreMachine(RuleBasedStateMachine):
     def choose_and_compact(self) -> None:
         """Compact as long as it seems worth it: every round must leave less to do."""
         for _ in range(10 + len(self.db._segments.sealed())):
-            victims = compactor.choose(self.db._upkeep.survey(), self.db._options)
+            victims = choose(self.db._upkeep.survey(), self.db._options)
             if not victims:
                 return
             self.db._upkeep.compactor.run(victims, lambda: None, lambda _: None)
@@ -440,7 +441,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Do what the worker would do by now."""
         self.db._work()
         if self.db._upkeep.may_compact:
-            assert not compactor.choose(self.db._upkeep.survey(), self.db._options)
+            assert not choose(self.db._upkeep.survey(), self.db._options)
         assert self.db.stats().background_error is None
 
     # --- one moment, kept ------------------------------------------------------------------------
@@ -635,7 +636,7 @@ ALONE = {
     **harness.NO_WORKER,
     **harness.hints_from(120),
     "bytekv.compactor._SLICE": 1,
-    "bytekv.compactor._FLUSH": 200,
+    "bytekv.output._FLUSH": 200,
 }
 
 
