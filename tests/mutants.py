@@ -304,6 +304,13 @@ MUTANTS = [
         _FOLLOWERS,
     ),
     _mutant(
+        "a follower does not ask what became of the end of its log before it was compacted away",
+        "follower",
+        "if is_gone and (manifest.last_seq < self._committer.seq or self._has_lost_its_end(last)):",
+        "if is_gone and manifest.last_seq < self._committer.seq:",
+        _FOLLOWERS,
+    ),
+    _mutant(
         "a follower believes a hint of half a segment",
         "follower",
         "            if summary is not None and summary.length < row.length:",
