@@ -44,7 +44,7 @@ class Queue:
             try:
                 self._move(number, "done", do(job))
             except Exception as error:
-                print(f"  {error}: {self._try_again(number)}")
+                print(f"  {error}: {self._try_again(number)}\n", end="")  # in one piece, beside others
 
     def _try_again(self, number: str) -> str:
         state = "todo" if int(self.db[f"tries/{number}"]) < 3 else "failed"  # or it might kill processes for ever
