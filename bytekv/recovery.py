@@ -300,7 +300,7 @@ def build_hint(segments: SegmentManager, row: SegmentRow, pause: Callable[[], No
         summary = summarise(scan, pause)
     finally:
         directory.files.close(descriptor)
-    segments.hinted[row.segment_id] = row.length
     if scan.end == row.length:  # else it is damaged: reading and the next open say so, a hint must not hide it
         with suppress(BytekvError):  # a full disk, say; the hint only saves time
             save_hint(directory, header, summary, pause)
+    segments.hinted[row.segment_id] = row.length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -23,12 +24,10 @@ from bytekv.options import Options
 from bytekv.segment import load_hint, open_segment, save_hint, scan_segment, summarise
 from bytekv.segment_manager import SegmentManager
 from bytekv.store import Store
+from bytekv.worker import StopWork
 from tests.harness import FakeFiles, crash, damage, open_store, segment_files
 
 bounded = settings(derandomize=True, max_examples=100)
-
-
-# A bug of the engine; the mark goes with it.
 
 
 @pytest.fixture
@@ -199,6 +198,34 @@ def test_a_key_deleted_while_its_segment_is_compacted(hints_for_all, path):
     assert next(moments) > 0, "the delete came in the middle of the copying"
     db.close()
     expect_the_same_without_hints(path, hints_used=len(hint_files(path)))
+
+
+def test_one_that_was_given_up_is_built_at_the_end(hints_for_all, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """The store was closed while its worker, whose work ends at the next pause, was about to write a hint that counted
+    as written by then: the next open had to scan that segment."""
+    monkeypatch.setattr("bytekv.worker.Worker.wake", lambda self: True)  # the test does the worker's work
+    pauses = 0
+
+    def pause() -> None:
+        nonlocal pauses
+        pauses -= 1
+        if pauses < 0:
+            raise StopWork
+
+    for at in itertools.count():
+        pauses, ended = at, False
+        store = path / f"{at}"
+        path.mkdir(exist_ok=True)
+        with open_store(store, segment_size_bytes=400, auto_compact=False) as db:
+            for number in range(20):
+                db[b"%d" % number] = b"v" * number
+            with contextlib.suppress(StopWork):
+                recovery.build_hint(db._segments, db._segments.sealed()[0], pause)
+                ended = True
+        assert len(hint_files(store)) == len(segment_files(store)), f"stopped at pause {at}"
+        if ended:
+            break
+    assert at > 2
 
 
 # --- or it is ignored --------------------------------------------------------------------------
