@@ -527,13 +527,16 @@ def test_what_a_failed_sync_took_back_is_said_after_a_compaction(
             assert dict(reader) == dict(again)
 
 
+@pytest.mark.parametrize("is_open", [True, False])
 @pytest.mark.parametrize("written_since", [0, 9])
-def test_a_whole_segment_that_a_power_cut_took_back_is_said(path: Path, written_since: int) -> None:
+def test_a_whole_segment_that_a_power_cut_took_back_is_said(path: Path, written_since: int, is_open: bool) -> None:
     """The segment that the reader stands in is gone; nor may others, who wrote as much since, pass for it."""
     writer = open_store(path, sync="os")
     for number in range(5):
         writer[b"%d" % number] = "lost"
     reader = open_store(path, "r")
+    if not is_open:
+        reader._segments.readers.clear()  # as if too many had been open
     crash(writer)
     (segment,) = segment_files(path)
     content = segment.read_bytes()
