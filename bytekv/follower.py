@@ -174,11 +174,9 @@ class Follower:
         """Tell whether a segment that was active when it was last read is shorter now, or another one; False if it is
         not open any more, for then nobody knows."""
         end, reader = self._end, self._segments.readers.get(segment_id)
-        if end is None or end.segment_id != segment_id:
+        if end is None or end.segment_id != segment_id or reader is None:
             return False
-        if reader is None or not self._segments.reaches(reader[0], end.offset):
-            return False
-        view, start = reader[0], end.offset - len(end.content)
+        view, start = reader[0], end.offset - len(end.content)  # `adopt` keeps none that does not reach so far
         return view.size() < end.offset or view[start : end.offset] != end.content
 
     def _stale(self, reason: str) -> StoreIOError:
