@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from . import commands
-from .errors import BytekvError, LimitError, StoreNotFoundError
+from .errors import BytekvError, LimitError, StoreLockedError, StoreNotFoundError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ NO_SUCH_KEY, WRONG_USE, INTERRUPTED, UNREAD = 1, 2, 130, 141
 _BUG: Final = 70  # EX_SOFTWARE of sysexits.h
 
 DEFAULT_DIRECTORY: Final = "bytekv-data"
+_WAIT_S: Final = 10.0  # thirty shells that set keys in loops find their turn within two
 
 
 # --- the parser --------------------------------------------------------------------------------
@@ -82,11 +83,32 @@ def _takes_json(command: argparse.ArgumentParser, help_: str = "print the result
     command.add_argument("--json", action="store_true", help=help_)
 
 
+def _waits(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=_seconds,
+        default=_WAIT_S,
+        help=f"how long to wait while another process writes to the store, {_WAIT_S:.0f} if not given",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"not a number of seconds from 0 to 86400: {text!r}")
+    return seconds
+
+
 def _parse_set(command: argparse.ArgumentParser) -> None:
     command.add_argument("key", metavar="KEY")
     command.add_argument("value", metavar="VALUE", help="the value, or - to read it from standard input")
     command.add_argument("--ttl", type=float, metavar="S", help="seconds after which the key is gone")
     _takes_keys(command)
+    _waits(command)
 
 
 def _parse_get(command: argparse.ArgumentParser) -> None:
@@ -98,6 +120,12 @@ def _parse_get(command: argparse.ArgumentParser) -> None:
 def _parse_delete(command: argparse.ArgumentParser) -> None:
     command.add_argument("key", metavar="KEY")
     _takes_keys(command)
+    _waits(command)
+
+
+def _parse_upkeep(command: argparse.ArgumentParser) -> None:
+    _takes_json(command)
+    _waits(command)
 
 
 def _parse_scan(command: argparse.ArgumentParser) -> None:
@@ -136,6 +164,12 @@ def _parse_import(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--table", metavar="NAME", help="the table, for sqlite and sqlitedict")
     command.add_argument("--columns", metavar="KEY,VALUE", help="the columns, for sqlite; otherwise the first two")
+    command.add_argument(
+        "--duplicates",
+        choices=("refuse", "first", "last"),
+        help="which entry of one key to keep; otherwise last of JSON Lines, and refuse of a database",
+    )
+    _waits(command)
 
 
 def _parse_serve(command: argparse.ArgumentParser) -> None:
@@ -195,10 +229,10 @@ COMMANDS: Final = (
     ),
     Command("delete del rm", "delete a key", commands.delete_key, _parse_delete, is_short=True),
     Command("scan", "list keys and values in key order, a tab between them", commands.scan_entries, _parse_scan),
-    Command("compact", "give the space of what was deleted or overwritten back", commands.compact, _takes_json),
+    Command("compact", "give the space of what was deleted or overwritten back", commands.compact, _parse_upkeep),
     Command("stats", "count keys and bytes", commands.show_stats, _takes_json),
     Command("verify", "read and check every byte; changes nothing", commands.verify, _takes_json),
-    Command("repair", "save what is whole of a damaged store", commands.repair_store, _takes_json),
+    Command("repair", "save what is whole of a damaged store", commands.repair_store, _parse_upkeep),
     Command("backup", "copy the store into another directory, beside a writer, too", commands.back_up, _parse_backup),
     Command("export", "write all entries as JSON Lines", commands.export_entries, _parse_export),
     Command(
@@ -298,8 +332,13 @@ def _run(given: list[str], before_long_work: Callable[[], object]) -> int:
     if arguments.verbose:
         import logging
 
+        class Harmless(logging.Formatter):
+            def format(self, record: logging.LogRecord) -> str:
+                return commands.harmless(super().format(record), keep="\n\t")
+
         level = logging.INFO if arguments.verbose == 1 else logging.DEBUG
-        logging.basicConfig(level=level, stream=sys.stderr, format="bytekv: %(message)s", force=True)
+        logging.basicConfig(level=level, stream=sys.stderr, force=True)
+        logging.getLogger().handlers[0].setFormatter(Harmless("bytekv: %(message)s"))
     command: Command = arguments.command
     if not command.is_short:
         before_long_work()
@@ -307,6 +346,9 @@ def _run(given: list[str], before_long_work: Callable[[], object]) -> int:
 
 
 def _described(error: BytekvError) -> str:
+    if isinstance(error, StoreLockedError):
+        holder = "another process" if error.pid is None else f"process {error.pid}"
+        return f"{error.path}: locked by {'this process' if error.pid == os.getpid() else holder}, which writes to it"
     if isinstance(error, StoreNotFoundError) and error.strerror == os.strerror(errno.ENOENT):
         return f"{error.filename}: no store there"
     if isinstance(error, OSError) and error.filename is not None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from .codec import MAX_VALUE_SIZE, check_sizes
+from .errors import StoreLockedError
 from .mapping import expiry_of
 from .store import Store, repair
 from .store import open as open_store
@@ -20,10 +21,12 @@ from .store import open as open_store
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from typing import Any, BinaryIO, Final
+    from typing import Any, BinaryIO, Final, TypeVar
 
-    from .exchange import Row
+    from .exchange import Duplicates, Row
     from .opening import Flag
+
+    T = TypeVar("T")
 
 DONE: Final = 0
 FAILED: Final = 3  # verify and inspect, where damage is what was asked for and no exception
@@ -42,8 +45,27 @@ class NoSuchKeyError(Exception):
 
 @contextmanager
 def _store(arguments: Namespace, flag: Flag, **options: Any) -> Iterator[Store]:
-    with open_store(arguments.dir, flag, **options) as store:
+    with _waiting(arguments, lambda: open_store(arguments.dir, flag, **options)) as store:
         yield store
+
+
+def _waiting(arguments: Namespace, attempt: Callable[[], T]) -> T:
+    """Try again while another process has the store, for as long as --wait says; commands in a row take turns."""
+    deadline = None
+    while True:
+        try:
+            return attempt()
+        except StoreLockedError as error:
+            import random
+            import time
+
+            now = time.monotonic()
+            if deadline is None:
+                deadline = now + getattr(arguments, "wait", 0.0)
+            if error.pid == os.getpid() or now >= deadline:
+                raise
+            # Some milliseconds, each time others, lest those who wait together come together again.
+            time.sleep(min(random.uniform(0.002, 0.03), deadline - now))
 
 
 def _given(arguments: Namespace, text: str) -> bytes:
@@ -79,12 +101,45 @@ def _input() -> BinaryIO:
     return sys.stdin.buffer
 
 
-def _output() -> BinaryIO:
-    return sys.stdout.buffer
+def _output() -> Callable[[bytes], object]:
+    return sys.stdout.buffer.write
+
+
+def _shows() -> bool:
+    """Tell whether output is shown to a person, whose terminal is not to be steered by what somebody has stored."""
+    return sys.stdout.isatty()
+
+
+def harmless(text: str, *, keep: str = "") -> str:
+    """Write characters out that do something to a terminal instead of being shown, but those to ``keep``.
+
+    >>> harmless("a\\x1b]0;title\\x07b")
+    'a\\\\x1b]0;title\\\\x07b'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character in keep else ascii(character)[1:-1] for character in text
+    )
+
+
+def _legible(given: bytes, *, keep: str = "") -> bytes:
+    """Return bytes as they are shown on a terminal."""
+    return harmless(given.decode(errors="backslashreplace"), keep=keep).encode(errors="backslashreplace")
+
+
+def _legible_line(line: bytes) -> bytes:
+    """Return a line of JSON that says the same and does nothing to a terminal."""
+    import json
+
+    return "".join(
+        character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1]
+        for character in line.decode()
+    ).encode()
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write((harmless(text, keep="\n") if _shows() else text) + "\n")
 
 
 def _print_json(fields: object) -> None:
@@ -95,8 +150,7 @@ def _print_json(fields: object) -> None:
 
 def say(text: str) -> None:
     """Tell the person at the keyboard; control characters of names and keys do nothing to the terminal."""
-    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-    sys.stderr.write(f"bytekv: {line}\n")
+    sys.stderr.write(f"bytekv: {harmless(text)}\n")
     sys.stderr.flush()
 
 
@@ -133,7 +187,9 @@ def get_value(arguments: Namespace) -> int:
             if value is None:
                 raise NoSuchKeyError(key)
             found = value
-    _output().write(found)
+    if _shows():
+        found = _legible_line(found) if arguments.json else _legible(found, keep="\n\t")
+    _output()(found)
     if not arguments.json and sys.stdout.isatty() and sys.stderr.isatty():
         sys.stdout.flush()
         sys.stderr.write("\n")  # so that the prompt stands on a line of its own
@@ -158,7 +214,9 @@ def scan_entries(arguments: Namespace) -> int:
         "reverse": arguments.reverse,
         "limit": arguments.limit,
     }
-    write, end = _output().write, b"\0" if arguments.null else b"\n"
+    write, end = _output(), b"\0" if arguments.null else b"\n"
+    line = _legible_line if _shows() else _as_it_is
+    shown = _legible if _shows() else _as_it_is
     with _store(arguments, "r") as store:
         if arguments.json:
             from .exchange import encode_line
@@ -166,16 +224,20 @@ def scan_entries(arguments: Namespace) -> int:
             with store.snapshot() as snapshot:
                 for key in snapshot.scan_keys(**range_):
                     if arguments.keys_only:
-                        write(encode_line(key, None))
+                        write(line(encode_line(key, None)))
                     elif (entry := _entry(snapshot, key)) is not None:
-                        write(encode_line(key, entry.value, entry.expires))
+                        write(line(encode_line(key, entry.value, entry.expires)))
         elif arguments.keys_only:
             for key in store.scan_keys(**range_):
-                write(_shown(arguments, key) + end)
+                write(shown(_shown(arguments, key)) + end)
         else:
             for key, value in store.scan(**range_):
-                write(_shown(arguments, key) + b"\t" + value + end)
+                write(shown(_shown(arguments, key)) + b"\t" + shown(value) + end)
     return DONE
+
+
+def _as_it_is(given: bytes) -> bytes:
+    return given
 
 
 def _entry(snapshot: Any, key: bytes) -> Any:
@@ -265,7 +327,7 @@ def repair_store(arguments: Namespace) -> int:
     from .terminal import Bar
 
     with Bar("repairing") as bar:
-        report = repair(arguments.dir, progress=bar.callback)
+        report = _waiting(arguments, lambda: repair(arguments.dir, progress=bar.callback))
     _report(arguments, report)
     return DONE
 
@@ -300,7 +362,8 @@ def export_entries(arguments: Namespace) -> int:
 
     with _store(arguments, "r") as store, store.snapshot() as snapshot:
         total, done = len(snapshot), 0
-        with _written(arguments.file) as write, Bar("exporting") as bar:
+        mixed = arguments.file == "-" and _shows()  # a bar among the lines helps nobody
+        with _written(arguments.file) as write, Bar("exporting", is_hidden=mixed) as bar:
             for key in snapshot.scan_keys(_given(arguments, arguments.prefix)):
                 entry = _entry(snapshot, key)
                 if entry is not None:
@@ -313,15 +376,19 @@ def export_entries(arguments: Namespace) -> int:
 
 @contextmanager
 def _written(path: str) -> Iterator[Callable[[bytes], object]]:
-    """Give a function that writes to a file, which is there under its name only once it is whole; "-": to stdout."""
+    """Give a function that writes to a file, which is there under its name only once it is whole; "-": to stdout.
+
+    A new file is its owner's alone, as the store's are; one that is replaced keeps its owner and mode.
+    """
     if path == "-":
-        yield _output().write
+        write, line = _output(), _legible_line if _shows() else _as_it_is
+        yield lambda piece: write(line(piece))
         return
     path = os.path.realpath(path)  # a link stays one
     whole = not os.path.exists(path) or os.path.isfile(path)
     target = f"{path}.{os.getpid()}.part" if whole else path
     try:
-        file = open(target, "xb" if whole else "wb")
+        file = _new_file(target, path) if whole else open(path, "wb")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     try:
@@ -339,14 +406,45 @@ def _written(path: str) -> Iterator[Callable[[bytes], object]]:
         raise
 
 
+def _new_file(target: str, path: str) -> BinaryIO:
+    """Make the file that will take the place of ``path``, with the rights of what is there."""
+    try:
+        old = os.stat(path)
+    except FileNotFoundError:
+        old = None
+    file = open(target, "xb", opener=lambda name, flags: os.open(name, flags, 0o600))
+    try:
+        if old is not None and hasattr(os, "fchown"):
+            mode, new = old.st_mode & 0o777, os.fstat(file.fileno())
+            if old.st_uid != new.st_uid:
+                try:
+                    os.fchown(file.fileno(), old.st_uid, -1)
+                except OSError:
+                    raise UsageError(
+                        f"{path}: belongs to another user, as a new file would not; remove it, or choose another name"
+                    ) from None
+            if old.st_gid != new.st_gid:
+                try:
+                    os.fchown(file.fileno(), -1, old.st_gid)
+                except OSError:
+                    mode &= ~0o070  # those were the rights of another group
+            os.fchmod(file.fileno(), mode)
+    except BaseException:
+        file.close()
+        os.unlink(target)
+        raise
+    return file
+
+
 def import_entries(arguments: Namespace) -> int:
     """Store entries of JSON Lines or of another library's database."""
-    from .exchange import LineError, load, read_lines
+    from .exchange import DuplicateError, LineError, load, read_lines
     from .migrate import SourceError, read_source
     from .terminal import Bar
 
     if arguments.source is None and (arguments.table is not None or arguments.columns is not None):
         raise UsageError("--table and --columns are for --from sqlite and --from sqlitedict")
+    duplicates: Duplicates = arguments.duplicates or ("last" if arguments.source is None else "refuse")
     done = 0
 
     def loaded(count: int) -> None:
@@ -357,18 +455,23 @@ def import_entries(arguments: Namespace) -> int:
         try:
             if arguments.source is not None:
                 columns = None if arguments.columns is None else _columns(arguments.columns)
-                rows = _begun(read_source(arguments.source, arguments.file, arguments.table, columns))
+                rows = _begun(read_source(arguments.source, arguments.file, arguments.table, columns, say))
                 with _store(arguments, "c") as store:
-                    load(store, rows, loaded)
+                    result = load(store, rows, loaded, duplicates=duplicates)
             else:
                 with _read(arguments.file) as stream:
                     rows = _begun(read_lines(stream, _advance(stream, bar)))
                     with _store(arguments, "c") as store:
-                        load(store, rows, loaded)
-        except (LineError, SourceError) as error:
+                        result = load(store, rows, loaded, duplicates=duplicates)
+        except (DuplicateError, LineError, SourceError) as error:
             name = "" if isinstance(error, SourceError) or arguments.file == "-" else f"{arguments.file}: "
-            raise UsageError(f"{name}{error}; {done} entries before it were imported") from None
-    say(f"{done} entries imported")
+            advice = ""
+            if isinstance(error, DuplicateError):
+                advice = (
+                    "; text, numbers and bytes that look alike become one key: --duplicates first or last keeps one"
+                )
+            raise UsageError(f"{name}{error}{advice}; {done} entries before it were imported") from None
+    say(f"{result.stored} entries imported" + (f", {result.expired} had expired" if result.expired else ""))
     return DONE
 
 
@@ -426,7 +529,7 @@ def inspect_segment(arguments: Namespace) -> int:
     from .inspection import Inspection
 
     path = arguments.segment
-    if path.isdecimal() and path.isascii() and not os.path.exists(path):
+    if path.isdecimal() and path.isascii() and len(path) < 20 and not os.path.exists(path):
         path = os.path.join(arguments.dir, f"{int(path):010d}.seg")
     with Inspection(path) as inspection:
         is_damaged = _show_header(arguments, inspection.header)

@@ -11,18 +11,32 @@ from __future__ import annotations
 
 import binascii
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from .codec import MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes
 from .errors import LimitError
 from .mapping import expiry_of
+from .record import NamedTuple
 from .store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, BinaryIO, Final
+    from typing import Any, BinaryIO, Final, Literal
 
-__all__ = ["LineError", "Row", "decode_line", "encode_line", "load", "read_lines", "text_of"]
+    Duplicates = Literal["refuse", "first", "last"]
+
+__all__ = [
+    "DuplicateError",
+    "LineError",
+    "Loaded",
+    "Row",
+    "decode_line",
+    "encode_line",
+    "load",
+    "read_lines",
+    "text_of",
+]
 
 Row = tuple[bytes, bytes, float | None]  # key, value, expires
 
@@ -39,6 +53,14 @@ _OF_ITS_STORE: Final = {"seq", "modified"}  # what `bytekv get --json` tells bes
 
 class LineError(ValueError):
     """Raised for a line that is no entry."""
+
+
+class DuplicateError(ValueError):
+    """Raised for an entry whose key has come before in the same source."""
+
+    def __init__(self, number: int, key: bytes) -> None:
+        super().__init__(f"entry {number}: an entry before it has the same key {key!r}")
+        self.key = key
 
 
 def encode_line(key: bytes, value: bytes | None, expires: float | None = None, **more: object) -> bytes:
@@ -139,23 +161,62 @@ def read_lines(stream: BinaryIO, advance: Callable[[int], object] = lambda _: No
             raise LineError(f"line {number}: {error}") from None
 
 
-def load(store: Store, rows: Iterable[Row], loaded: Callable[[int], object] = lambda _: None) -> int:
-    """Put entries into a store, in atomic batches; return how many there were.
+class Loaded(NamedTuple):
+    """What `load` did: keys that it stored, and entries that it did not because they had expired."""
 
-    ``loaded`` is told after each batch how many entries are in the store; if the source or the store raises,
-    those stay. Complexity: O(bytes), and memory for one batch.
+    stored: int
+    expired: int
+
+
+def load(
+    store: Store,
+    rows: Iterable[Row],
+    loaded: Callable[[int], object] = lambda _: None,
+    *,
+    duplicates: Duplicates = "last",
+    clock: Callable[[], float] = time.time,
+) -> Loaded:
+    """Put entries into a store, in atomic batches; return how many there are now of them.
+
+    An entry whose time has passed deletes the key. ``duplicates`` says which entry of one key counts, the "first" or
+    the "last"; "refuse": neither, `DuplicateError` says which entry came second. ``loaded`` is told after each batch
+    how many keys have been stored; if the source or the store raises, those stay. Complexity: O(bytes), and memory
+    for one batch.
     """
-    count = done = size = 0
-    batch = store.batch()
+    began, now_s = store.last_seq, clock()
+    stored = expired = number = size = 0
+    batch, keys = store.batch(), set[bytes]()
     for key, value, expires in rows:
-        batch.put(key, value, expires=expires)
-        count += 1
-        size += len(key) + len(value)
-        if count - done >= BATCH_ENTRIES or size >= BATCH_BYTES:
+        number += 1
+        if key in keys or _is_ours(store, key, began):
+            if duplicates == "refuse":
+                raise DuplicateError(number, key)
+            if duplicates == "first":
+                continue
+            stored -= key not in keys  # it is counted with this batch
+        if expires is not None and expires <= now_s:
+            batch.delete(key)
+            keys.discard(key)
+            expired += 1
+        else:
+            batch.put(key, value, expires=expires)
+            keys.add(key)
+            size += len(key) + len(value)
+        if len(batch) >= BATCH_ENTRIES or size >= BATCH_BYTES:
             batch.commit()
-            loaded(count)
-            batch, done, size = store.batch(), count, 0
-    if count > done:
+            stored += len(keys)
+            loaded(stored)
+            batch, keys, size = store.batch(), set(), 0
+    if len(batch):
         batch.commit()
-        loaded(count)
-    return count
+        stored += len(keys)
+        loaded(stored)
+    return Loaded(stored, expired)
+
+
+def _is_ours(store: Store, key: bytes, began: int) -> bool:
+    """Tell whether a key was stored since the seq ``began``."""
+    try:
+        return key in store and store.entry(key).seq > began
+    except KeyError:  # expired in between
+        return False

@@ -40,12 +40,14 @@ class Bar:
     Outside a terminal it shows nothing, and `callback` is None, so that nobody counts for nothing.
     """
 
-    def __init__(self, what: str, stream: TextIO | None = None) -> None:
+    def __init__(self, what: str, stream: TextIO | None = None, *, is_hidden: bool = False) -> None:
         self._what = what
         self._stream = sys.stderr if stream is None else stream
         self._rich: Any = None
         self._shown = -1
-        self.callback: Callable[[Progress], object] | None = self.show if self._stream.isatty() else None
+        self.callback: Callable[[Progress], object] | None = None
+        if self._stream.isatty() and not is_hidden:
+            self.callback = self.show
 
     def __enter__(self) -> Bar:
         if self.callback is not None:

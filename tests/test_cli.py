@@ -338,9 +338,65 @@ def test_a_locked_store(run, path):
             found = run(*line.split())
             assert found.status == 3
             assert "locked by this process" in found.err
+            assert "flag" not in found.err, "that is Python's way to say it"
         for line in ("get a", "scan", "stats", "verify", "export", "inspect 1", f"backup {path.parent / 'copy'}"):
             assert run(*line.split()).status == 0
         assert db["a"] == b"1"
+
+
+def holder(path: Path) -> subprocess.Popen[bytes]:
+    """Return a process that has the store open until its standard input ends."""
+    script = "import bytekv, sys\nwith bytekv.open(sys.argv[1]):\n    print(flush=True)\n    sys.stdin.read()"
+    found = subprocess.Popen(
+        [sys.executable, "-c", script, str(path)],
+        env=environment(path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert found.stdout is not None
+    found.stdout.readline()
+    return found
+
+
+def test_writing_waits_for_another_process_and_not_for_ever(run, path, monkeypatch):
+    """Two shells that set keys in a loop refused each other's writes, for a lock that lasts milliseconds."""
+    other, pauses = holder(path), 0
+    try:
+        for line in ("set a 2", "delete a", "compact", "import", "repair"):
+            found = run(*line.split(), "--wait", "0")
+            assert found == (3, b"", f"bytekv: {path}: locked by process {other.pid}, which writes to it\n")
+        assert run("set", "a", "2", "--wait", "0.01").status == 3
+
+        def pause(seconds: float) -> None:
+            nonlocal pauses
+            pauses += 1
+            assert 0 < seconds < 0.1
+            if pauses == 5:
+                other.communicate(b"")
+
+        monkeypatch.setattr("time.sleep", pause)
+        assert run("set", "a", "3").status == 0
+    finally:
+        other.kill()
+        other.wait()
+    assert pauses >= 5
+    assert content(path)[b"a"] == b"3"
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "1e4300", "x", "9" * 5000, "86401"])
+def test_how_long_to_wait_is_a_number_of_seconds(run, seconds):
+    found = run("set", "a", "2", f"--wait={seconds}")
+    assert found.status == 2
+    assert "not a number of seconds" in found.err
+
+
+@pytest.mark.parametrize(
+    "line", ["set a b --ttl=DIGITS", "scan --limit=DIGITS", "inspect DIGITS", "serve --resp 127.0.0.1:DIGITS"]
+)
+def test_thousands_of_digits_are_no_fault_of_ours(run, path, line):
+    """Python refuses to read more than 4,300 digits, with an exception of its own."""
+    as_it_is(path)
+    assert run(*line.replace("DIGITS", "9" * 5000).split()).status in (2, 3)
 
 
 def test_a_name_does_nothing_to_the_terminal(run, path):
@@ -484,6 +540,53 @@ def test_export_writes_a_whole_file_or_none(run, path, monkeypatch):
     assert sorted(os.listdir(path.parent)) == ["out", "store"]
 
 
+def mode(file: Path) -> int:
+    return file.stat().st_mode & 0o777
+
+
+def test_an_export_is_as_private_as_the_store(run, path):
+    """An export over a file of mode 0600 left one of mode 0644: what the store kept to its owner was everybody's."""
+    as_it_is(path)
+    file, before = path.parent / "dump", os.umask(0o022)
+    try:
+        assert run("export", str(file)).status == 0
+        assert mode(file) == 0o600
+        for wanted in (0o644, 0o400, 0o640):
+            file.chmod(wanted)
+            assert run("export", str(file)).status == 0
+            assert mode(file) == wanted
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file away")
+def test_an_export_leaves_a_file_to_its_owner(run, path, monkeypatch):
+    as_it_is(path)
+    file = path.parent / "dump"
+    file.write_text("of before")
+    os.chown(file, 12345, 12346)
+    file.chmod(0o660)
+    assert run("export", str(file)).status == 0
+    assert (file.stat().st_uid, file.stat().st_gid, mode(file)) == (12345, 12346, 0o660)
+    exported, chown = file.read_bytes(), os.fchown
+
+    def of_others(descriptor: int, user: int, group: int, refused: str) -> None:
+        if (user if refused == "user" else group) != -1:
+            raise PermissionError(1, "Operation not permitted")
+        chown(descriptor, user, group)
+
+    monkeypatch.setattr(os, "fchown", partial(of_others, refused="group"))
+    assert run("export", str(file)).status == 0
+    assert (file.stat().st_uid, mode(file)) == (12345, 0o600), "what a group might, another one may not"
+    file.write_bytes(exported)
+    monkeypatch.setattr(os, "fchown", partial(of_others, refused="user"))
+    found = run("export", str(file))
+    assert found.status == 2
+    assert "belongs to another user" in found.err
+    assert file.read_bytes() == exported
+    assert not list(path.parent.glob("*.part"))
+
+
 def test_export_through_a_link_leaves_the_link(run, path):
     as_it_is(path)
     (path.parent / "link").symlink_to("file")
@@ -540,6 +643,31 @@ def test_import_from_another_library(run, path):
     line = ("import", "--from", "sqlite", "--table", "t", "--columns", "c,a", str(path.parent / "table.db"))
     assert run(*line).status == 0
     assert content(path) == {b"k\xff": b"v", b"3": b"1"}
+
+
+def test_entries_that_would_become_one_key_are_refused_by_name(run, path):
+    """diskcache keeps 7 and "7" apart; both were written to the key 7, and both counted."""
+    import sqlite3
+    from contextlib import closing
+
+    with closing(sqlite3.connect(path.parent / "table.db")) as connection:
+        connection.execute("CREATE TABLE t (k, v)")
+        connection.executemany("INSERT INTO t VALUES (?, ?)", [(7, "number"), ("7", "text"), (8, "x")])
+        connection.commit()
+    line = ("import", "--from", "sqlite", str(path.parent / "table.db"))
+    found = run(*line)
+    assert found.status == 2
+    assert "table.db: entry 2: an entry before it has the same key b'7'; text, numbers and bytes" in found.err
+    assert run(*line, "--duplicates", "first").err == "bytekv: 2 entries imported\n"
+    assert content(path) == {b"7": b"number", b"8": b"x"}
+    assert run(*line, "--duplicates", "last").err == "bytekv: 2 entries imported\n"
+    assert content(path) == {b"7": b"text", b"8": b"x"}
+
+
+def test_import_tells_what_had_expired(run, path):
+    lines = b'{"key": "a", "value": "", "expires": 1.0}\n{"key": "b", "value": ""}\n'
+    assert run("import", stdin=lines).err == "bytekv: 1 entries imported, 1 had expired\n"
+    assert content(path) == {b"b": b""}
 
 
 def test_sources_are_those_that_can_be_read():
@@ -691,6 +819,40 @@ def test_a_value_on_a_terminal_leaves_the_prompt_a_line_of_its_own(terminal, pat
     as_it_is(path)
     assert terminal("get", "a", path=path, out=True) == (0, "", "1\r\n")
     assert terminal("get", "a", path=path) == (0, "1", "")
+
+
+NASTY = "a\x1b]0;pwned\x07\x9b2J\u202eb\nnot-a-key\tfake\r\x7fé"
+
+
+def test_what_is_stored_does_nothing_to_a_terminal(terminal, path):
+    """A value of a stranger's could set the title, clear the screen, or pretend to be another line."""
+    with open_store(path) as db:
+        db["k\x1b[2J"] = NASTY
+    dangerous = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
+    for line in (
+        "scan",
+        "scan --keys-only",
+        "scan --json",
+        "get k\x1b[2J",
+        "get --json k\x1b[2J",
+        "export",
+        "get -v none\x1b",
+    ):
+        status, _, shown = terminal(*line.split(" "), path=path, out=True)
+        assert status == (1 if "none" in line else 0)
+        assert not dangerous.search(shown.replace("\r\n", "\n")), line
+        if line == "scan":
+            assert shown == ("k\\x1b[2J\ta\\x1b]0;pwned\\x07\\x9b2J\\u202eb\\nnot-a-key\\tfake\\r\\x7fé\r\n"), (
+                "one line, and what can be shown is"
+            )
+        if "json" in line or line == "export":
+            fields = json.loads(shown)
+            assert fields["key"] == "k\x1b[2J"
+            assert fields.get("value", NASTY) == NASTY
+    assert terminal("get", "k\x1b[2J", path=path) == (0, NASTY, ""), "a pipe gets the bytes"
+    with open_store(path) as db:
+        db["k\x1b[2J"] = b"\xff\x1b"
+    assert terminal("get", "k\x1b[2J", path=path, out=True) == (0, "", "\\xff\\x1b\r\n")
 
 
 # --- as a program ------------------------------------------------------------------------------

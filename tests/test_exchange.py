@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytekv import exchange
-from bytekv.exchange import LineError, decode_line, encode_line, load, read_lines
+from bytekv.exchange import DuplicateError, LineError, decode_line, encode_line, load, read_lines
 from tests.harness import FakeFiles, fresh, open_store
 
 # Bytes of every kind: text (which stands as text), anything (which mostly does not), and what JSON has to escape.
@@ -52,7 +52,7 @@ def test_a_store_comes_back_from_its_lines(path, content, small_batches):
     with pytest.MonkeyPatch.context() as patch, open_store(folder / "two", files=clock) as two:
         if small_batches:
             patch.setattr(exchange, "BATCH_ENTRIES", 3)
-        assert load(two, read_lines(io.BytesIO(lines))) == len(content)
+        assert load(two, read_lines(io.BytesIO(lines)), clock=lambda: 0.0005) == (len(content), 0)
         found = {key: (entry.value, entry.expires) for key in two for entry in [two.entry(key)]}
     assert found == content
 
@@ -137,13 +137,33 @@ def test_batches_are_bounded_in_bytes(path, monkeypatch):
     monkeypatch.setattr(exchange, "BATCH_BYTES", 100)
     counts: list[int] = []
     with open_store(path) as db:
-        assert load(db, [(b"%d" % number, b"v" * 60, None) for number in range(5)], counts.append) == 5
+        assert load(db, [(b"%d" % number, b"v" * 60, None) for number in range(5)], counts.append) == (5, 0)
         assert counts == [2, 4, 5]
-        assert load(db, [], counts.append) == 0
+        assert load(db, [], counts.append) == (0, 0)
     assert counts == [2, 4, 5]
 
 
-def test_entries_of_one_key_count_and_the_last_one_stays(path):
+@pytest.mark.parametrize("batch", [1, 2, 1000])
+def test_what_is_counted_is_what_is_stored(path, monkeypatch, batch):
+    """Two entries of one key were counted as two, and one of the values was gone without a word."""
+    monkeypatch.setattr(exchange, "BATCH_ENTRIES", batch)
+    rows = [(b"a", b"1", None), (b"b", b"2", None), (b"a", b"3", None), (b"c", b"4", None)]
     with open_store(path) as db:
-        assert load(db, [(b"a", b"1", None), (b"a", b"2", None)]) == 2
-        assert dict(db) == {b"a": b"2"}
+        db["a"] = db["c"] = "of before"
+        assert load(db, rows) == (3, 0)
+        assert dict(db) == {b"a": b"3", b"b": b"2", b"c": b"4"}
+        assert load(db, rows, duplicates="first") == (3, 0)
+        assert dict(db) == {b"a": b"1", b"b": b"2", b"c": b"4"}
+        with pytest.raises(DuplicateError, match=r"entry 3: .* the same key b'a'"):
+            load(db, rows, duplicates="refuse")
+        assert load(db, rows[:2], duplicates="refuse") == (2, 0), "what was there before is no duplicate"
+
+
+@pytest.mark.parametrize("batch", [1, 1000])
+def test_an_entry_that_has_expired_is_told_and_not_stored(path, monkeypatch, batch):
+    monkeypatch.setattr(exchange, "BATCH_ENTRIES", batch)
+    rows = [(b"a", b"1", 1.0), (b"b", b"2", 2e10), (b"c", b"3", -5.0), (b"d", b"4", 0.0)]
+    with open_store(path) as db:
+        db["a"] = "of before"
+        assert load(db, rows) == (1, 3)
+        assert dict(db) == {b"b": b"2"}

@@ -85,6 +85,7 @@ LAYERS = [
     "resp",
     "dbm",
     "exchange",
+    "sqlite_source",
     "migrate",
     "inspection",
     "terminal",

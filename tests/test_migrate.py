@@ -87,6 +87,50 @@ def test_a_hostile_dbm_dumb(folder, index, complaint):
         read("dbm", folder / "db")
 
 
+def test_entries_of_a_dbm_dumb_that_overlap(folder):
+    """4 KB of index on 1 MiB of data became 200 MiB of values."""
+    (folder / "db.dat").write_bytes(b"v" * 1000)
+    (folder / "db.dir").write_text("".join(f"'k{number}', (0, 600)\n" for number in range(3)))
+    with pytest.raises(SourceError, match="up to line 2 are longer than"):
+        read("dbm", folder / "db")
+
+
+@pytest.mark.parametrize("suffix", [".dat", ".dir", ".bak"])
+def test_one_of_the_files_of_a_dbm_may_be_named(folder, suffix):
+    with dbm.dumb.open(str(folder / "db"), "c") as db:
+        db[b"k"] = b"v"
+    with dbm.dumb.open(str(folder / "db"), "c") as db:
+        db[b"k"] = b"v2"  # the second commit makes a .bak
+    assert read("dbm", folder / f"db{suffix}") == {b"k": (b"v2", None)}
+
+
+def test_a_dbm_that_no_module_here_reads_is_not_called_missing(folder, monkeypatch):
+    """`dbm.whichdb` answers None for a .db file where dbm.ndbm is missing: "not there" was a lie."""
+    monkeypatch.setattr(dbm, "whichdb", lambda name: None)
+    (folder / "old.db").write_bytes(b"\0" * 12 + b"\x61\x15\x06\0")
+    with pytest.raises(SourceError, match=r"old\.db is there, but no module of this Python reads it"):
+        read("dbm", folder / "old")
+    with pytest.raises(SourceError, match="not there"):
+        read("dbm", folder / "older")
+    with pytest.raises(SourceError, match="a directory"):
+        read("dbm", folder)
+
+
+@pytest.mark.parametrize("kind", ["dbm", "shelve", "sqlite", "sqlitedict", "diskcache"])
+@pytest.mark.parametrize("name", ["cache.db", "cache.db-wal", "cache.db-journal", "cache.db.dat", "cache.db.db"])
+def test_pipes_and_devices_are_no_databases(folder, kind, name):
+    """Opening a FIFO that nobody writes to waits for ever."""
+    if name in ("cache.db-wal", "cache.db-journal"):
+        make(folder / "cache.db", "CREATE TABLE Dict (key, value)", CACHE)
+    os.mkfifo(folder / name)
+    with pytest.raises(SourceError):
+        read(kind, folder if kind == "diskcache" else folder / "cache.db")
+    os.unlink(folder / name)
+    (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(SourceError):
+        read(kind, folder if kind == "diskcache" else folder / "cache.db")
+
+
 @pytest.mark.parametrize("kind", ["dbm", "shelve"])
 def test_what_is_no_dbm(folder, kind):
     (folder / "text").write_text("some text, no database")
@@ -134,7 +178,7 @@ def test_a_table_has_to_be_chosen_where_there_are_several(folder):
     file = make(
         folder / "db", "CREATE TABLE one (k, v)", "CREATE TABLE two (k, v)", "INSERT INTO two VALUES ('a', 'b')"
     )
-    with pytest.raises(SourceError, match="say which table, there are one, two"):
+    with pytest.raises(SourceError, match="say which table with --table, there are one, two"):
         read("sqlite", file)
     assert read("sqlite", file, table="two") == {b"a": (b"b", None)}
     assert read("sqlite", file, table="two", columns=("v", "k")) == {b"b": (b"a", None)}
@@ -149,14 +193,165 @@ def test_a_database_that_is_being_written_is_read_as_of_its_last_commit(folder):
         assert read("sqlite", file) == {b"a": (b"1", None), b"b": (b"2", None)}
 
 
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def test_nothing_is_written_beside_a_database_in_wal_mode(folder):
+    """Even a reader makes -wal and -shm files, and fails where it cannot."""
+    file = make(folder / "db", "PRAGMA journal_mode = WAL", "CREATE TABLE t (k, v)", "INSERT INTO t VALUES ('a', 1)")
+    before = contents(folder)
+    assert read("sqlite", file) == {b"a": (b"1", None)}
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("with_index", [False, True], ids=["a log alone", "a log and its index"])
+def test_the_log_of_a_program_that_was_killed_is_read_and_left_alone(folder, with_index):
+    """What is only in the -wal file counts; it is recovered in a copy."""
+    live, killed = folder / "live", folder / "killed"
+    live.mkdir()
+    killed.mkdir()
+    file = make(live / "db", "PRAGMA journal_mode = WAL", "CREATE TABLE t (k, v)", "INSERT INTO t VALUES ('a', 1)")
+    with closing(sqlite3.connect(file)) as writer:
+        writer.execute("INSERT INTO t VALUES ('b', 2)")
+        writer.commit()
+        for name in ("db", "db-wal", "db-shm")[: 2 + with_index]:
+            (killed / name).write_bytes((live / name).read_bytes())
+    before = contents(killed)
+    assert read("sqlite", killed / "db") == {b"a": (b"1", None), b"b": (b"2", None)}
+    assert {name: raw for name, raw in contents(killed).items() if name != "db-shm"} == {
+        name: raw for name, raw in before.items() if name != "db-shm"
+    }
+    assert contents(killed).keys() == before.keys()
+
+
+def test_a_transaction_that_was_cut_off_is_rolled_back_in_a_copy(folder):
+    file = make(
+        folder / "db", "CREATE TABLE t (k, v)", *(f"INSERT INTO t VALUES ({n}, '{'v' * 900}')" for n in range(100))
+    )
+    with closing(sqlite3.connect(file)) as writer:
+        writer.execute("PRAGMA cache_size = 1")
+        writer.execute("UPDATE t SET v = 'half'")
+        hot = folder / "hot"
+        hot.mkdir()
+        for name in ("db", "db-journal"):
+            (hot / name).write_bytes((folder / name).read_bytes())
+    before = contents(hot)
+    assert set(read("sqlite", hot / "db").values()) == {(b"v" * 900, None)}
+    assert contents(hot) == before
+
+
+def page(kind, cells, size=512, right=None):
+    """Return a page of a B-tree: an interior one of a table if it has a child at the right."""
+    found, at = bytearray(size), size
+    head = 8 if right is None else 12
+    for number, cell in enumerate(cells):
+        at -= len(cell)
+        found[at : at + len(cell)] = cell
+        found[head + 2 * number : head + 2 * number + 2] = at.to_bytes(2, "big")
+    found[:8] = bytes([kind, 0, 0]) + len(cells).to_bytes(2, "big") + at.to_bytes(2, "big") + b"\0"
+    if right is not None:
+        found[8:12] = right.to_bytes(4, "big")
+    return bytes(found)
+
+
+def small_pages(folder, *statements):
+    return make(folder / "db", "PRAGMA page_size = 512", *statements)
+
+
+def with_more_pages(file, first, *pages):
+    """Put ``first`` in the place of the table's page and others behind."""
+    raw = bytearray(file.read_bytes())
+    raw[28:32] = (len(raw) // 512 + len(pages)).to_bytes(4, "big")
+    file.write_bytes(raw[:512] + first + raw[1024:] + b"".join(pages))
+
+
+def test_a_file_whose_pages_are_shared_ends(folder):
+    """5 KB are 10¹⁴ rows if each page points 61 times at the next."""
+    file = small_pages(folder, "CREATE TABLE t (k, v)", "INSERT INTO t VALUES ('k', 'v')")
+    leaf = file.read_bytes()[512:1024]
+
+    def interior(child):
+        return page(5, [child.to_bytes(4, "big") + b"\1"] * 60, right=child)
+
+    with_more_pages(file, interior(3), *(interior(4 + number) for number in range(6)), leaf)
+    with pytest.raises(SourceError, match="more rows or longer values than its 4608 bytes can hold"):
+        read("sqlite", file)
+
+
+def test_a_schema_whose_pages_are_shared_ends(folder):
+    """SQLite reads the schema before it answers the first question."""
+    file = small_pages(folder, "CREATE TABLE t (k, v)")
+    raw = bytearray(file.read_bytes())
+    leaf = page(13, [bytes(raw[int.from_bytes(raw[108:110], "big") : 512])])
+
+    def interior(child, head=0):
+        # The first page has 100 bytes before its own header, and says where cells lie from its very beginning.
+        found = bytearray(page(5, [child.to_bytes(4, "big") + b"\1"] * (60 if not head else 40), 512 - head, child))
+        for at in (5, *range(12, 12 + 2 * 40, 2)) if head else ():
+            found[at : at + 2] = (int.from_bytes(found[at : at + 2], "big") + head).to_bytes(2, "big")
+        return bytes(found)
+
+    raw[28:32] = (10).to_bytes(4, "big")
+    pages = [interior(4 + number) for number in range(7)]
+    file.write_bytes(bytes(raw[:100]) + interior(3, head=100) + bytes(raw[512:1024]) + b"".join(pages) + leaf)
+    with pytest.raises(SourceError, match="more rows or longer values"):
+        read("sqlite", file)
+
+
+def test_a_value_whose_pages_are_a_circle_ends(folder):
+    """The chain of a value's pages may lead back to itself, and its length say a gigabyte."""
+    file = small_pages(folder, "CREATE TABLE t (k, v)")
+    size = bytes([0x84, 0x80, 0x80, 0x80, 0x00])  # 1 GiB as a varint
+    header = bytes([8, 15]) + bytes([0x88, 0x80, 0x80, 0x80, 0x00]) + b"\0"
+    cell = size + b"\1" + (header + b"k" + b"v" * 500)[:39] + (3).to_bytes(4, "big")
+    with_more_pages(file, page(13, [cell]), (3).to_bytes(4, "big") + b"v" * 508)
+    with pytest.raises(SourceError):
+        read("sqlite", file)
+
+
+def test_more_than_a_column_stores(folder):
+    """A default that was added later is in no row; small ones are read, one that is no match for the file is not."""
+    rows = [f"INSERT INTO t VALUES ({number})" for number in range(2000)]
+    file = make(folder / "db", "CREATE TABLE t (k)", *rows, "ALTER TABLE t ADD COLUMN v DEFAULT 'unknown'")
+    assert len(read("sqlite", file)) == 2000
+    file = make(folder / "big", "CREATE TABLE t (k)", *rows, f"ALTER TABLE t ADD COLUMN v DEFAULT '{'x' * 3000}'")
+    with pytest.raises(SourceError, match="CREATE TABLE"):
+        read("sqlite", file)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE copy AS SELECT * FROM t")
+        connection.commit()
+    assert len(read("sqlite", file, table="copy")) == 2000
+
+
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i AS key, i AS value FROM n"
 SQLITE = {
     "no such table": (["CREATE TABLE t (k, v)"], {"table": "x"}, "has no table 'x', there are t"),
-    "no table at all": (["PRAGMA user_version = 1"], {}, "say which table, there are none"),
+    "no table at all": (["PRAGMA user_version = 1"], {}, "say which table with --table, there are none"),
     "one column": (["CREATE TABLE t (k)"], {}, "less than two columns"),
     "no such column": (["CREATE TABLE t (k, v)"], {"columns": ("k", "w")}, "has no column 'w', there are k, v"),
-    "a view": ([f"CREATE VIEW t AS {ENDLESS}"], {"table": "t"}, "has no table 't'"),
+    "a view": ([f"CREATE VIEW t AS {ENDLESS}"], {"table": "t"}, "'t' is a view"),
     "a virtual table": (["CREATE VIRTUAL TABLE t USING fts5(k, v)"], {"table": "t"}, "virtual table"),
+    "a virtual table in disguise": (
+        [
+            "CREATE TABLE t (k, v)",
+            "CREATE /* */ VIRTUAL TABLE f USING fts5(k, v)",
+            "PRAGMA writable_schema = ON",
+            "UPDATE sqlite_master SET sql = 'CREATE /**/ VIRTUAL TABLE f USING fts5(k, v)' WHERE name = 'f'",
+        ],
+        {"table": "f"},
+        "virtual table",
+    ),
+    "a table without SQL": (
+        ["CREATE TABLE t (k, v)", "PRAGMA writable_schema = ON", "UPDATE sqlite_master SET sql = NULL"],
+        {},
+        "db: ",
+    ),
+    "a null key": (
+        ["CREATE TABLE t (k, v)", "INSERT INTO t VALUES (1, 1)", "INSERT INTO t VALUES (NULL, 2)"],
+        {},
+        "row 2: its key is NULL",
+    ),
     "a null": (["CREATE TABLE t (k, v)", "INSERT INTO t VALUES ('a', NULL)"], {}, "is NULL"),
     "a long key": (["CREATE TABLE t (k, v)", "INSERT INTO t VALUES (zeroblob(65536), 1)"], {}, "a key of 65536 bytes"),
 }
@@ -265,6 +460,7 @@ def test_diskcache_with_values_in_the_database_and_in_files(folder):
         b"bomb": (pickle.dumps(Bomb()), None),
         pickle.dumps(("a", 1)): (pickle.dumps(None), None),
         b"for ever": (b"", None),
+        b"never": (b"", -5.0),
     }
 
 
@@ -274,6 +470,30 @@ def test_a_fanout_cache(folder):
         cache(folder / name, (key, None, 1, None, b"v"))
     (folder / "other").mkdir()
     assert read("diskcache", folder) == {b"a": (b"v", None), b"b": (b"v", None)}
+
+
+def test_a_cache_within_a_fanout_cache_is_named(folder):
+    """FanoutCache.cache(name), .deque and .index are directories beside the shards, and were left out in silence."""
+    for name in ("000", "cache/inner", "deque/jobs"):
+        (folder / name).mkdir(parents=True)
+        cache(folder / name, (name, None, 1, None, b"v"))
+    told: list[str] = []
+    assert read("diskcache", folder, left_out=told.append) == {b"000": (b"v", None)}
+    assert sorted(told) == [
+        f"{folder}/{name} is a cache of its own and was left out; import it, too"
+        for name in ("cache/inner", "deque/jobs")
+    ]
+    assert read("diskcache", folder / "cache/inner") == {b"cache/inner": (b"v", None)}
+
+
+def test_a_file_is_the_value_of_one_row(folder):
+    """Rows that all name one file of a gigabyte would become terabytes."""
+    (folder / "ab").mkdir()
+    (folder / "ab/x.val").write_bytes(b"v" * 1000)
+    os.link(folder / "ab/x.val", folder / "ab/y.val")
+    cache(folder, ("k", None, 2, "ab/x.val", None), ("l", None, 2, "ab/y.val", None))
+    with pytest.raises(SourceError, match="is the value of two rows"):
+        read("diskcache", folder)
 
 
 OUTSIDE = [
