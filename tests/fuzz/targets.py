@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,6 +21,8 @@ import bytekv
 from bytekv import codec
 from bytekv.codec import CRC, FIXED_SIZE, LOG, MIN_ENTRY_SIZE, RESIDUE, SEGMENT_HEADER_SIZE, checksum
 from bytekv.errors import BytekvError, LimitError
+from bytekv.exchange import LineError, encode_line, read_lines
+from bytekv.migrate import SourceError, read_source
 from bytekv.segment import Scan, Search, find_sync_mark, summarise
 from tests import harness
 from tests.forge import with_crc
@@ -253,6 +257,55 @@ def _go_on(path: Path) -> None:
         assert (dict(db.items()), db.last_seq) == (content, seq)
 
 
+# --- what others wrote -------------------------------------------------------------------------
+
+
+def source(data: bytes) -> None:
+    """Read what may be another library's database: it ends, and gives no more than its file can hold."""
+    path = _fresh()
+    (path / "cache.db").write_bytes(data)
+    half = len(data) // 2
+    (path / "dumb.dir").write_bytes(data[:half])
+    (path / "dumb.dat").write_bytes(data[half:])
+    ways = [("sqlite", "cache.db", name) for name in ("Dict", "Cache")]
+    for kind, name, table in (*ways, ("dbm", "cache.db", None), ("dbm", "dumb", None), ("diskcache", "", None)):
+        read = 0
+        with contextlib.suppress(SourceError):
+            for key, value, _ in read_source(kind, str(path / name), table):
+                read += len(key) + len(value)
+        assert read <= 9 * len(data) + MIB
+    assert {entry.name for entry in path.iterdir()} == {"cache.db", "dumb.dir", "dumb.dat"}
+
+
+def lines(data: bytes) -> None:
+    """Read lines of JSON: each is an entry or an error that says which line it is."""
+    complaint, found = "line ", []
+    try:
+        found = list(read_lines(io.BytesIO(data)))
+    except LineError as error:
+        complaint = str(error)
+    assert complaint.startswith("line ")
+    assert list(read_lines(io.BytesIO(b"".join(encode_line(*row) for row in found)))) == found
+
+
+def _databases() -> list[bytes]:
+    """Return small databases: tables as dbm.sqlite3 and diskcache make them, in pages of 512 bytes and a WAL."""
+    found: list[bytes] = []
+    for first in ("PRAGMA page_size = 512", "PRAGMA journal_mode = WAL", "PRAGMA auto_vacuum = FULL"):
+        path = _fresh()
+        with contextlib.closing(sqlite3.connect(path / "db")) as connection:
+            connection.execute(first)
+            connection.execute("CREATE TABLE Dict (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+            connection.execute("CREATE TABLE Cache (key, expire_time, mode, filename, value)")
+            connection.execute("CREATE VIEW v AS SELECT * FROM Dict")
+            for number in range(30):
+                connection.execute("INSERT INTO Dict VALUES (?, ?)", (b"k%d" % number, b"v" * 40 * number))
+                connection.execute("INSERT INTO Cache VALUES (?, NULL, 1, NULL, ?)", (number, "v" * number))
+            connection.commit()
+        found.append((path / "db").read_bytes())
+    return found
+
+
 # --- where to begin ----------------------------------------------------------------------------
 
 
@@ -270,6 +323,10 @@ def corpus(target: str) -> list[bytes]:
     """Return inputs to begin with, from the golden stores."""
     files = [(name, raw) for name, raw in _golden() if len(raw) < MIB]
     segments = [raw for name, raw in files if name.endswith(".seg")]
+    if target == "source":
+        return [*_databases(), b"'k', (0, 4)\n'l', (512, 9)\n" + b"v" * 30]
+    if target == "lines":
+        return [b'{"key": "a", "value_b64": "/w=="}\n\n{"key": "\\u00e9", "value": "", "expires": 2e9}\n']
     if target == "manifest":
         return [raw for name, raw in files if name == "MANIFEST"]
     if target == "hint":
@@ -289,5 +346,5 @@ def corpus(target: str) -> list[bytes]:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (entry, header, hint, manifest, segment, directory)
+    target.__name__: target for target in (entry, header, hint, manifest, segment, directory, source, lines)
 }
