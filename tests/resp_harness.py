@@ -204,7 +204,24 @@ class Commands:
         return self.random.choice([*odd, *range(-3, 12)])
 
     def decimal(self) -> Argument:
-        odd = ["1e3", "-1.5e-3", ".5", "5.", "abc", "", "1e400", "inf", "1e5000", "3.0", "0.1", "1e-20", "-0.0", " 1"]
+        odd = [
+            "1e3",
+            "-1.5e-3",
+            ".5",
+            "5.",
+            "abc",
+            "",
+            "1e400",
+            "inf",
+            "1e5000",
+            "1e4300",
+            "9" * 4400,
+            "3.0",
+            "0.1",
+            "1e-20",
+            "-0.0",
+            " 1",
+        ]
         return self.random.choice([*odd, round(self.random.uniform(-1e6, 1e6), self.random.randint(0, 12))])
 
     def offset(self) -> Argument:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -288,12 +290,126 @@ def test_values_grow_to_the_limit_of_an_argument_and_not_beyond(open_store):
 
 
 def test_one_command_reads_a_bounded_number_of_bytes(open_store, monkeypatch):
-    monkeypatch.setattr(work_module, "_MAX_READ_BYTES", 1000)
+    monkeypatch.setattr(work_module, "_MAX_REPLY_BYTES", 1000)
     tell = Teller(open_store())
     tell(["SET", "k", "v" * 400])
     assert len(items(tell("MGET k k"))) == 2
     assert tell("MGET k k k").startswith(b"-ERR the reply would have more than 1000 bytes")
     assert tell("BKV.RANGE a z WITHVALUES")[:1] == b"*"
+
+
+#: Limits of one unit of work, a block that exceeds them after it has written, and what is said of it.
+TOO_MUCH = {
+    "_MAX_REPLY_BYTES": (block("SET n 1", "GET k", "INCR n", "GET k", "GET k"), b"the reply would have more than 1000"),
+    "_MAX_WRITE_BYTES": (block("SET n 1", "APPEND k " + "w" * 200, "SETRANGE m 990 x"), b"more than 1000 bytes would"),
+    "_MAX_MOVED_BYTES": (block("SET n 1", "STRLEN k", "STRLEN k", "APPEND k x"), b"more than 1000 bytes would be read"),
+}
+
+
+@pytest.mark.parametrize("limit", TOO_MUCH)
+def test_a_block_that_is_too_large_is_not_carried_out_by_halves(open_store, monkeypatch, limit):
+    """70 EXPIRE of one value of 8 MiB looked at 560 MiB: 64 were carried out, and 6 were refused."""
+    monkeypatch.setattr(work_module, limit, 1000)
+    too_large, said = TOO_MUCH[limit]
+    store = open_store()
+    tell = Teller(store)
+    tell(["SET", "k", "v" * 400])
+    expected = b"-EXECABORT Transaction discarded because of: " + said
+    assert tell(too_large).startswith(expected)
+    assert set(store) == {b"k"}
+    replies = tell.executor.together([([words("SET a 1")], False), ([too_large], False), ([words("SET b 1")], False)])
+    assert replies[0] == replies[2] == [b"+OK\r\n"], "others in the same batch have nothing to do with it"
+    assert replies[1][0].startswith(expected)
+    assert set(store) == {b"k", b"a", b"b"}
+
+
+def test_a_block_may_look_at_one_value_as_often_as_it_likes(open_store, monkeypatch):
+    for limit in ("_MAX_REPLY_BYTES", "_MAX_WRITE_BYTES", "_MAX_MOVED_BYTES"):
+        monkeypatch.setattr(work_module, limit, 1000)
+    tell = Teller(open_store())
+    tell(["SET", "k", "v" * 400])
+    assert tell(block(*["EXPIRE k 100"] * 70)) == b"*70\r\n" + b":1\r\n" * 70
+
+
+def test_what_was_overwritten_and_deleted_in_a_unit_counts_no_more(open_store, monkeypatch):
+    monkeypatch.setattr(work_module, "_MAX_WRITE_BYTES", 1000)
+    value = "v" * 700
+    tell = Teller(open_store())
+    assert b"-" not in tell(
+        block(f"SET k {value}", f"SET k {value}", "DEL k", f"SET l {value}", "FLUSHALL", f"SET m {value}")
+    )
+    assert tell(f"MSET a {value} b {value}").startswith(b"-ERR more than 1000 bytes would be written at once")
+    assert set(tell.executor.store) == {b"m"}
+
+
+@pytest.mark.parametrize("command", ["SETRANGE r{} 314572799 x", "APPEND r x"])
+def test_what_would_be_too_large_is_not_made_first(open_store, monkeypatch, command):
+    """Each SETRANGE of a block made its 300 MiB before the batch, which holds 1 GiB, was refused: 18 KB took 90 GB."""
+    store = open_store()
+    store["r"] = bytes(4 << 20)
+    monkeypatch.setattr(work_module, "_MAX_WRITE_BYTES", 1 << 20)
+    tell = Teller(store)
+    tracemalloc.start()
+    try:
+        reply = tell(block(*(command.format(number) for number in range(6))))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert reply.startswith(b"-EXECABORT")
+    assert peak < 10 << 20  # it may read what is there
+
+
+def test_lists_of_keys_are_bounded_within_a_block_too(open_store, monkeypatch):
+    monkeypatch.setattr(work_module, "_MAX_REPLY_BYTES", 2000)
+    store = open_store()
+    store.update({f"{number:0100}": "" for number in range(10)})
+    tell = Teller(store)
+    for command in ("KEYS *", "BKV.RANGE 0 1", "SCAN 0 COUNT 100"):
+        assert tell(command)[:1] == b"*"
+        assert tell(block(command, "SET n 1", command)).startswith(b"-EXECABORT")
+        store.update({f"{number:0100}": "" for number in range(10, 20)})
+        assert tell(command).startswith(b"-ERR the reply would have more than 2000 bytes")
+        for number in range(10, 20):
+            del store[f"{number:0100}"]
+    assert b"n" not in store
+
+
+def test_without_memory_a_block_is_not_carried_out_by_halves(open_store, monkeypatch):
+    def fails(work: object, arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setitem(COMMANDS, b"strlen", dataclasses.replace(COMMANDS[b"strlen"], handler=fails))
+    store = open_store()
+    tell = Teller(store)
+    assert tell("STRLEN k").startswith(b"-OOM the server has not enough memory")
+    assert tell(block("SET n 1", "STRLEN k", "SET n 2")).startswith(b"-EXECABORT")
+    replies = tell.executor.together([([words("SET a 1"), words("STRLEN k"), words("SET b 1")], False)])
+    assert [reply[:4] for reply in replies[0]] == [b"+OK\r", b"-OOM", b"+OK\r"]
+    assert set(store) == {b"a", b"b"}
+
+
+def test_a_batch_that_writes_much_leaves_the_rest_for_the_next(open_store, monkeypatch):
+    """What is left keeps its order, what does not share a batch included."""
+    monkeypatch.setattr(executor_module, "_MAX_BATCH_BYTES", 1000)
+    store = open_store()
+    tell = Teller(store)
+    large, entry = words("APPEND k " + "v" * 600), words("BKV.ENTRY k")
+    shares = [([large, large], False), ([large, entry, large], False), ([entry], False)]
+    replies = tell.executor.together(shares)
+    assert [len(each) for each in replies] == [2, 0, 0]
+    assert len(store["k"]) == 1200
+    get = words("GET k")
+    assert [len(each) for each in tell.executor.together([([get, get], False), ([get], False)])] == [1, 0]
+
+
+def test_an_entry_that_was_written_in_the_same_batch_has_its_seq(open_store):
+    """With sync="always" the reply to BKV.ENTRY behind a write in the same pipeline had no seq."""
+    tell = Teller(open_store())
+    set_, entry = words("SET k v"), words("BKV.ENTRY k")
+    ((_, alone),) = [[tell(set_), tell(entry)]]
+    ((_, together),) = tell.executor.together([([set_, entry], False)])
+    assert b":1\r\n" in alone
+    assert together == alone.replace(b":1\r\n", b":2\r\n")
 
 
 def test_a_client_with_large_replies_gets_the_rest_of_them_with_the_next_batch(open_store, monkeypatch):

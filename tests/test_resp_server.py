@@ -413,6 +413,15 @@ def test_watch_sees_other_clients_and_the_application(house, open_store, sync):
     assert client.pipeline([["MULTI"], ["GET", "k"], ["EXEC"]])[-1] == b"*1\r\n$1\r\nx\r\n"
 
 
+@pytest.mark.parametrize("sync", ["interval", "always"])
+def test_unwatch_forgets_the_watched_keys_wherever_it_comes(house, open_store, sync):
+    """Behind a write in a pipeline, with sync="always", it was answered and did nothing: the next EXEC said nil."""
+    client = house(open_store(sync=sync)).client()
+    commands = ["WATCH k", "SET k 2", "UNWATCH", "MULTI", "UNWATCH", "SET z 1", "EXEC", "GET z"]
+    replies = client.pipeline([command.split() for command in commands])
+    assert replies[-2:] == [b"*2\r\n+OK\r\n+OK\r\n", b"$1\r\n1\r\n"]
+
+
 def test_increments_of_many_threads_with_watch_lose_nothing(house):
     door = house()
     door.store.put("n", "0")

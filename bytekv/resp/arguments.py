@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
@@ -73,7 +74,8 @@ def _float_of(argument: bytes) -> Fraction | None:
         mantissa, _, exponent = argument.lower().partition(b"e")
         power = int(exponent or b"0")
         if abs(power) <= 2 * _MAX_FLOAT_BYTES:  # beyond, a power of ten would take long; and it is out of range
-            number = _rounded(Fraction(mantissa.decode()) * Fraction(10) ** power)
+            # Decimal, here and below, because int and str refuse more than 4300 digits.
+            number = _rounded(Fraction(Decimal(mantissa.decode())) * Fraction(10) ** power)
             if abs(number) <= _MAX_FLOAT and (not number or abs(number) >= _MIN_FLOAT):
                 return number
     elif _INFINITE.fullmatch(argument):
@@ -93,7 +95,7 @@ def _rounded(number: Fraction) -> Fraction:
 
 
 def _printed(number: Fraction) -> bytes:
-    digits = b"%018d" % abs(round(number * 10**17))
+    digits = str(Decimal(abs(round(number * 10**17)))).encode().zfill(18)
     text = (digits[:-17] + b"." + digits[-17:]).rstrip(b"0").rstrip(b".")
     return b"-" + text if number < 0 and text != b"0" else text
 

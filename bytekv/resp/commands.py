@@ -42,7 +42,9 @@ class Command:
 
     ``arity`` counts the name, too; negative: at least so many. ``keys``: the first argument that is a key, the last
     (negative: from the end), and the step between them. A "read" or "write" touches data; the rest belongs to the
-    "session". ``alone``: a shorter way for a command that is the only one of its unit.
+    "session". ``alone``: a shorter way for a command that is the only one of its unit. ``before_password``: it is
+    heard from clients that have not shown the password. ``at_once``: it is not queued between MULTI and EXEC.
+    ``for_session``: it changes the session, too, and so never goes past it.
     """
 
     name: bytes
@@ -54,6 +56,14 @@ class Command:
     summary: str
     handler: Handler
     alone: Callable[[Store, list[bytes]], Reply] | None = None
+    before_password: bool = False
+    at_once: bool = False
+    for_session: bool = False
+
+    @property
+    def may_pass(self) -> bool:
+        """Tell whether an authenticated session outside of MULTI has no business with it."""
+        return self.kind != "session" and not self.for_session
 
     def check(self, arguments: list[bytes]) -> None:
         """Raise `ReplyError` if the number of arguments is wrong."""
@@ -79,12 +89,28 @@ def command(
     keys: tuple[int, int, int] = (0, 0, 0),
     group: str = "string",
     alone: Callable[[Store, list[bytes]], Reply] | None = None,
+    before_password: bool = False,
+    at_once: bool = False,
+    for_session: bool = False,
 ) -> Callable[[Handler], Handler]:
     """Enter a handler into the table under one or more names."""
 
     def enter(handler: Handler) -> Handler:
         for name in names.encode().split():
-            COMMANDS[name] = Command(name, arity, kind, keys, group, syntax, summary, handler, alone)
+            COMMANDS[name] = Command(
+                name,
+                arity,
+                kind,
+                keys,
+                group,
+                syntax,
+                summary,
+                handler,
+                alone,
+                before_password,
+                at_once,
+                for_session,
+            )
         return handler
 
     return enter

@@ -268,7 +268,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._adapt() and not self.session.is_silent:  # CLIENT REPLY SKIP is about this one only
             for arguments in following[: _MAX_SHARE - 1]:
                 found = COMMANDS.get(arguments[0].lower())
-                if found is None or found.kind == "session":
+                if found is None or not found.may_pass:
                     break
                 items.append(arguments)
         self._server.commands_processed += len(items) - 1

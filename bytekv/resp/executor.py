@@ -27,7 +27,7 @@ from .. import (
 from . import keys, strings  # noqa: F401 - enter their commands into the table
 from .commands import COMMANDS, find_command
 from .protocol import NIL_ARRAY, Reply, ReplyError, encode, integer
-from .work import Cursors, Work
+from .work import Cursors, TooLargeError, Work
 
 __all__ = ["Block", "Executor", "Item", "Slow", "Straight", "error_of"]
 
@@ -37,6 +37,7 @@ logger = logging.getLogger("bytekv")
 Straight = Callable[[list[bytes]], "bytes | None"]
 
 _MAX_REPLIES_BYTES: Final = 4 * 1024 * 1024  # to one client in one batch; what is left waits for the next
+_MAX_BATCH_BYTES: Final = 64 * 1024 * 1024  # that a batch writes, or replies to all clients; the same
 _UNITS: Final = {b"EX": 1000, b"ex": 1000, b"PX": 1, b"px": 1}
 _MAX_TTL: Final = 10**12  # beyond, the plain way says what is wrong
 _SAFE: Final = 1 << 62  # so far from the end of 64 bits that no other thread gets there meanwhile
@@ -77,6 +78,8 @@ def error_of(error: Exception) -> ReplyError:
         return ReplyError(b"ERR the entry is damaged on disk; see the log of the server, and bytekv repair")
     if isinstance(error, BytekvError):
         return ReplyError(b"ERR %b" % _text(error))
+    if isinstance(error, MemoryError):
+        return ReplyError(b"OOM the server has not enough memory for this; nothing was changed")
     logger.error("a command failed", exc_info=error)
     return ReplyError(b"ERR internal error; see the log of the server")
 
@@ -101,96 +104,113 @@ class Executor:
         """Carry out one item as a unit of its own."""
         began = time.perf_counter()
         try:
-            reply = self._block(item) if isinstance(item, Block) else self._command(item)
+            reply = self._block(item, resp3) if isinstance(item, Block) else self._command(item, resp3)
         except Exception as error:
-            reply = error_of(error)
+            told = error_of(error)
+            if isinstance(item, Block) and isinstance(error, (TooLargeError, MemoryError)):
+                told = ReplyError(b"EXECABORT Transaction discarded because of: %b" % told.text.partition(b" ")[2])
+            reply = encode(told, resp3)
         took = time.perf_counter() - began
         if took > _SLOW_S:
             self._note_slow(item, took)
-        return encode(reply, resp3)
+        return reply
 
-    def _command(self, arguments: list[bytes]) -> Reply:
+    def _command(self, arguments: list[bytes], resp3: bool) -> bytes:
         command = find_command(arguments)
         if command.alone is not None:
-            return command.alone(self.store, arguments)
+            return encode(command.alone(self.store, arguments), resp3)
         work = Work(self.store, self.cursors)
         if command.kind == "read":
-            return command.handler(work, arguments)
+            return _counted(work, command.handler(work, arguments), resp3)
         with self.store.transaction() as transaction:
-            reply = command.handler(work, arguments)
+            reply = _counted(work, command.handler(work, arguments), resp3)
             work.commit(transaction)
         return reply
 
-    def _block(self, block: Block) -> Reply:
+    def _block(self, block: Block, resp3: bool) -> bytes:
         if self.store.readonly:  # what only reads has no need of a transaction, which it could not have
-            return self._within(Work(self.store, self.cursors), block)
+            return self._within(Work(self.store, self.cursors), block, resp3)
         with self.store.transaction() as transaction:
             work = Work(self.store, self.cursors)
-            reply = self._within(work, block)
+            reply = self._within(work, block, resp3)
             work.commit(transaction)
         return reply
 
-    def _within(self, work: Work, item: Item) -> Reply:
-        """Carry out one item within a unit; an error of a command is its reply, and it has changed nothing then."""
+    def _within(self, work: Work, item: Item, resp3: bool) -> bytes:
+        """Carry out one item within a unit; an error of a command is its reply, and it has changed nothing then.
+
+        What makes the unit itself impossible, as too many bytes do, is raised: nothing of the unit may happen then.
+        """
         if isinstance(item, Block):
             if any(work.seq(key) != seq for key, seq in item.watched.items()):
-                return NIL_ARRAY
-            return [self._within(work, arguments) for arguments in item.commands]
+                return encode(NIL_ARRAY, resp3)
+            replies = [self._within(work, arguments, resp3) for arguments in item.commands]
+            return b"*%d\r\n%b" % (len(replies), b"".join(replies))
         try:
             command = find_command(item)
             if self.store.readonly and command.kind == "write":
                 raise ReadOnlyError(self.store.path)
-            return command.handler(work, item)
+            reply = command.handler(work, item)
+        except (TooLargeError, MemoryError):
+            raise
         except Exception as error:
-            return error_of(error)
+            reply = error_of(error)
+        return _counted(work, reply, resp3)
 
     # --- many items in one batch -----------------------------------------------------------------
 
     def together(self, shares: Sequence[tuple[Sequence[Item], bool]]) -> list[list[bytes]]:
         """Carry out the items of several clients in as few batches as possible; return the replies to each.
 
-        A client whose replies become large gets fewer than it has items; the rest has not been carried out. When this
-        returns, all that the replies speak of is as durable as the store's sync mode makes it.
+        Where replies or writes become large there are fewer replies than items; the rest has not been carried out. When
+        this returns, all that the replies speak of is as durable as the store's sync mode makes it.
         """
-        replies: list[list[bytes]] = [[] for _ in shares]
+        answers = _Answers(len(shares))
         batch: list[_Task] = []
         for client, (items, resp3) in enumerate(shares):
             for item in items:
                 task = _Task(client, item, resp3)
                 if task.is_loner:
-                    self._batch(batch, replies)
-                    self._one_by_one([task], replies)
+                    self._batch(batch, answers)
+                    self._one_by_one([task], answers)
                     batch = []
                 else:
                     batch.append(task)
-        self._batch(batch, replies)
-        return replies
+        self._batch(batch, answers)
+        return answers.replies
 
-    def _batch(self, batch: list[_Task], replies: list[list[bytes]]) -> None:
-        sizes = [sum(map(len, each)) for each in replies]
+    def _batch(self, batch: list[_Task], answers: _Answers) -> None:
+        batch = [task for task in batch if answers.has_room_for(task.client)]
+        if not batch:
+            return
         made: list[tuple[int, bytes]] = []
         try:
             with self.store.transaction() as transaction:
                 work = Work(self.store, self.cursors)
                 for client, item, resp3 in batch:
-                    if sizes[client] <= _MAX_REPLIES_BYTES:
+                    if answers.has_room_for(client):
                         work.begin_command()
-                        made.append((client, encode(self._within(work, item), resp3)))
-                        sizes[client] += len(made[-1][1])
+                        made.append((client, self._within(work, item, resp3)))
+                        answers.count(client, len(made[-1][1]))
+                        answers.is_full |= work.written_bytes > _MAX_BATCH_BYTES
                 work.commit(transaction)
-        except (DiskFullError, LimitError):
+        except (DiskFullError, LimitError, TooLargeError, MemoryError):
             # It was too much at once, and nothing has happened. Each for itself, some may fit.
-            self._one_by_one(batch, replies)
+            answers.forget(made)
+            self._one_by_one(batch, answers)
             return
         except Exception as error:
+            answers.forget(made)
             made = [(client, encode(error_of(error), resp3)) for client, _, resp3 in batch]
         for client, reply in made:
-            replies[client].append(reply)
+            answers.replies[client].append(reply)
 
-    def _one_by_one(self, batch: list[_Task], replies: list[list[bytes]]) -> None:
+    def _one_by_one(self, batch: list[_Task], answers: _Answers) -> None:
         for client, item, resp3 in batch:
-            if sum(map(len, replies[client])) <= _MAX_REPLIES_BYTES:
-                replies[client].append(self.alone(item, resp3))
+            if answers.has_room_for(client):
+                reply = self.alone(item, resp3)
+                answers.count(client, len(reply))
+                answers.replies[client].append(reply)
 
     # --- the straight way ------------------------------------------------------------------------
 
@@ -256,6 +276,41 @@ class Executor:
         shown = [argument[:128] for argument in arguments[:32]]
         self.slow.appendleft(Slow(self._slow_count, int(time.time()), round(took_s * 1e6), shown))
         self._slow_count += 1
+
+
+def _counted(work: Work, reply: Reply, resp3: bool) -> bytes:
+    encoded = encode(reply, resp3)
+    work.count_reply(len(encoded))
+    return encoded
+
+
+class _Answers:
+    """The replies to the items of several clients, no more at once than memory should hold.
+
+    Once there is no room for a client there is none for its later items, so that they keep their order.
+    """
+
+    def __init__(self, clients: int) -> None:
+        self.replies: list[list[bytes]] = [[] for _ in range(clients)]
+        #: Set when nothing more is to be carried out for anybody.
+        self.is_full = False
+        self._sizes = [0] * clients
+        self._size = 0
+
+    def has_room_for(self, client: int) -> bool:
+        """Tell whether another item of a client may be carried out."""
+        return not self.is_full and self._size <= _MAX_BATCH_BYTES and self._sizes[client] <= _MAX_REPLIES_BYTES
+
+    def count(self, client: int, size: int) -> None:
+        """Count the bytes of a reply."""
+        self._sizes[client] += size
+        self._size += size
+
+    def forget(self, made: list[tuple[int, bytes]]) -> None:
+        """Take back what was counted for replies that nobody gets."""
+        for client, reply in made:
+            self.count(client, -len(reply))
+        self.is_full = False
 
 
 class _Task(NamedTuple):

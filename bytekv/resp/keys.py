@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from itertools import islice
 from random import randint
-from typing import Final
+from typing import Any, Final
 
 from .. import Store
 from .arguments import Options, Pattern, integer_of, milliseconds_of, syntax_error, word
 from .commands import ALL, ONE, TWO, command
 from .protocol import OK, Reply, ReplyError, Simple, integer
-from .work import Work
+from .work import Cursors, Work
 
 __all__: list[str] = []
 
@@ -108,7 +108,7 @@ def _randomkey(work: Work, arguments: list[bytes]) -> Reply:
 @command("keys", 2, "read", "pattern", "List the keys that match a pattern.", group="generic")
 def _keys(work: Work, arguments: list[bytes]) -> Reply:
     pattern = Pattern(arguments[1])
-    return [key for key in work.keys(pattern.prefix) if pattern.matches(key)]
+    return work.gather(key for key in work.keys(pattern.prefix) if pattern.matches(key))
 
 
 @command(
@@ -140,7 +140,7 @@ def _scan(work: Work, arguments: list[bytes]) -> Reply:
     after = None
     if cursor and (after := work.cursors.key(cursor)) is None:
         raise ReplyError(b"ERR unknown cursor; too many scans are under way, or the server was restarted")
-    keys = list(work.keys(pattern.prefix, after, include_start=False, limit=count))
+    keys: list[Any] = work.gather(work.keys(pattern.prefix, after, include_start=False, limit=count))
     following = work.cursors.add(keys[-1]) if len(keys) == count else 0
     return [b"%d" % following, [key for key in keys if pattern.matches(key)] if wanted else []]
 
@@ -324,13 +324,11 @@ def _range(
 )
 def _bkv_range(work: Work, arguments: list[bytes]) -> Reply:
     start, stop, flags, limit = _range(arguments, (b"REV", b"LIMIT", b"WITHVALUES"))
-    found: list[Reply] = []
-    for key in work.keys(start=start, stop=stop, reverse=b"REV" in flags, limit=limit):
-        if b"WITHVALUES" not in flags:
-            found.append(key)
-        elif (value := work.value(key)) is not None:
-            found += (key, value)
-    return found
+    keys = work.keys(start=start, stop=stop, reverse=b"REV" in flags, limit=limit)
+    if b"WITHVALUES" not in flags:
+        return work.gather(keys)
+    values = ((key, value) for key in keys if (value := work.value(key)) is not None)
+    return work.gather(part for pair in values for part in pair)
 
 
 @command(
@@ -369,6 +367,10 @@ def _bkv_cas(work: Work, arguments: list[bytes]) -> Reply:
     return 1
 
 
+def _entry_of(store: Store, arguments: list[bytes]) -> Reply:
+    return _bkv_entry(Work(store, Cursors()), arguments)
+
+
 @command(
     "bkv.entry",
     2,
@@ -377,12 +379,13 @@ def _bkv_cas(work: Work, arguments: list[bytes]) -> Reply:
     "Return value, seq and time of expiry in milliseconds of a key.",
     keys=ONE,
     group="bytekv",
+    alone=_entry_of,  # and so never in one batch with what has just been written, which has no seq before its end
 )
 def _bkv_entry(work: Work, arguments: list[bytes]) -> Reply:
     found = work.find(arguments[1])
     if found is None:
         return None
-    seq = None if found.seq < 0 else found.seq  # it gets one when it is committed
+    seq = None if found.seq < 0 else found.seq  # written in this block; it gets one when that is committed
     return {b"value": found.value, b"seq": seq, b"expires": found.expires_ms or None}
 
 

@@ -88,10 +88,7 @@ class Later:
 #: What becomes of a command: bytes to send (none, if the client wants to hear nothing), or work to be done first.
 Answer = bytes | Run | Later
 
-# Commands that are carried out at once even after MULTI.
-_NEVER_QUEUED: Final = frozenset((b"multi", b"exec", b"discard", b"watch", b"quit", b"reset"))
 _NOT_REDIS: Final = frozenset((b"post", b"host:"))
-_WITHOUT_PASSWORD: Final = frozenset((b"auth", b"hello", b"quit", b"reset"))
 
 
 class Session:
@@ -166,7 +163,7 @@ class Session:
             return b""
         try:
             found = find_command(arguments)
-            if not self.is_authenticated and name not in _WITHOUT_PASSWORD:
+            if not self.is_authenticated and not found.before_password:
                 raise ReplyError(b"NOAUTH Authentication required.")
         except ReplyError as error:
             if name != b"exec":
@@ -174,11 +171,11 @@ class Session:
             self.end_queue()
             reason = error.text.removeprefix(b"ERR ")
             raise ReplyError(b"EXECABORT Transaction discarded because of: %b" % reason) from None
-        if self.queue is not None and name not in _NEVER_QUEUED:
+        if self.queue is not None and not found.at_once:
             if found.kind == "session":
                 raise ReplyError(b"ERR Command not allowed inside a transaction")
             return self._enqueue(arguments)
-        if name == b"unwatch":
+        if found.for_session:  # UNWATCH, which is a command of its own within a block, too
             self.watched.clear()
         if found.kind != "session":
             return Run(arguments, found.kind == "write")
@@ -274,13 +271,30 @@ def session_command(
     summary: str,
     group: str = "connection",
     keys: tuple[int, int, int] = (0, 0, 0),
+    *,
+    before_password: bool = False,
+    at_once: bool = False,
 ) -> Callable[..., Any]:
     """Enter a handler that gets a `Session` into the table."""
-    return command(names, arity, "session", syntax, summary, group=group, keys=keys)
+    return command(
+        names,
+        arity,
+        "session",
+        syntax,
+        summary,
+        group=group,
+        keys=keys,
+        before_password=before_password,
+        at_once=at_once,
+    )
 
 
 @session_command(
-    "hello", -1, "[2 | 3 [AUTH user password] [SETNAME name]]", "Begin: choose RESP2 or RESP3, show the password."
+    "hello",
+    -1,
+    "[2 | 3 [AUTH user password] [SETNAME name]]",
+    "Begin: choose RESP2 or RESP3, show the password.",
+    before_password=True,
 )
 def _hello(session: Session, arguments: list[bytes]) -> Reply:
     resp3, name, user = session.resp3, None, None
@@ -326,7 +340,7 @@ def _hello(session: Session, arguments: list[bytes]) -> Reply:
 _HELLO_OPTIONS: Final = {b"AUTH": 2, b"SETNAME": 1}
 
 
-@session_command("auth", -2, "[user] password", "Show the password; the user is called default.")
+@session_command("auth", -2, "[user] password", "Show the password; the user is called default.", before_password=True)
 def _auth(session: Session, arguments: list[bytes]) -> Reply:
     if len(arguments) > 3:
         raise syntax_error()
@@ -339,13 +353,13 @@ def _auth(session: Session, arguments: list[bytes]) -> Reply:
     return OK
 
 
-@session_command("quit", -1, "", "Close the connection.")
+@session_command("quit", -1, "", "Close the connection.", before_password=True, at_once=True)
 def _quit(session: Session, arguments: list[bytes]) -> Reply:
     session.is_closing = True
     return OK
 
 
-@session_command("reset", 1, "", "Begin anew, as after connecting.")
+@session_command("reset", 1, "", "Begin anew, as after connecting.", before_password=True, at_once=True)
 def _reset(session: Session, arguments: list[bytes]) -> Reply:
     session.reset()
     return Simple(b"RESET")
@@ -379,7 +393,9 @@ def _time(work: Work, arguments: list[bytes]) -> Reply:
 # --- MULTI -------------------------------------------------------------------------------------
 
 
-@session_command("multi", 1, "", "Begin to gather commands that are carried out together.", "transactions")
+@session_command(
+    "multi", 1, "", "Begin to gather commands that are carried out together.", "transactions", at_once=True
+)
 def _multi(session: Session, arguments: list[bytes]) -> Reply:
     if session.queue is not None:
         raise _AtOnceError(b"ERR MULTI calls can not be nested")
@@ -388,7 +404,12 @@ def _multi(session: Session, arguments: list[bytes]) -> Reply:
 
 
 @session_command(
-    "exec", 1, "", "Carry out what was gathered, all or nothing; nothing if a watched key has changed.", "transactions"
+    "exec",
+    1,
+    "",
+    "Carry out what was gathered, all or nothing; nothing if a watched key has changed.",
+    "transactions",
+    at_once=True,
 )
 def _exec(session: Session, arguments: list[bytes]) -> Reply | Run:
     if session.queue is None:
@@ -399,7 +420,7 @@ def _exec(session: Session, arguments: list[bytes]) -> Reply | Run:
     return Run(block, writes=True)
 
 
-@session_command("discard", 1, "", "Forget what was gathered.", "transactions")
+@session_command("discard", 1, "", "Forget what was gathered.", "transactions", at_once=True)
 def _discard(session: Session, arguments: list[bytes]) -> Reply:
     if session.queue is None:
         raise ReplyError(b"ERR DISCARD without MULTI")
@@ -408,7 +429,13 @@ def _discard(session: Session, arguments: list[bytes]) -> Reply:
 
 
 @session_command(
-    "watch", -2, "key [key ...]", "Let EXEC do nothing if one of these keys changes before.", "transactions", (1, -1, 1)
+    "watch",
+    -2,
+    "key [key ...]",
+    "Let EXEC do nothing if one of these keys changes before.",
+    "transactions",
+    (1, -1, 1),
+    at_once=True,
 )
 def _watch(session: Session, arguments: list[bytes]) -> Reply:
     if session.queue is not None:
@@ -417,6 +444,6 @@ def _watch(session: Session, arguments: list[bytes]) -> Reply:
     return OK
 
 
-@command("unwatch", 1, "read", "", "Forget the watched keys.", group="transactions")
+@command("unwatch", 1, "read", "", "Forget the watched keys.", group="transactions", for_session=True)
 def _unwatch(work: Work, arguments: list[bytes]) -> Reply:
     return OK  # what there is to forget is the session's

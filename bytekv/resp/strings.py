@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from .arguments import Options, add_floats, integer_of, milliseconds_of
@@ -10,6 +10,7 @@ from .commands import ALL, ONE, PAIRS, command, wrong_arity
 from .protocol import OK, Limits, Reply, ReplyError
 from .work import Found, Work
 
+Buffer = bytes | memoryview
 __all__: list[str] = []
 
 _MAX_VALUE_BYTES: Final = Limits().bulk_bytes
@@ -102,7 +103,7 @@ def _getex(work: Work, arguments: list[bytes]) -> Reply:
 
 @command("mget", -2, "read", "key [key ...]", "Return several values.", keys=ALL)
 def _mget(work: Work, arguments: list[bytes]) -> Reply:
-    return [work.value(key) for key in arguments[1:]]
+    return work.gather(work.value(key) for key in arguments[1:])
 
 
 @command("mset", -3, "write", "key value [key value ...]", "Store several values, all or nothing.", keys=PAIRS)
@@ -137,7 +138,7 @@ def _strlen(work: Work, arguments: list[bytes]) -> Reply:
 def _append(work: Work, arguments: list[bytes]) -> Reply:
     found = work.find(arguments[1])
     old, expires_ms, _ = found or Found(b"")
-    return _put_long(work, arguments[1], len(old) + len(arguments[2]), lambda: old + arguments[2], expires_ms)
+    return _put_long(work, arguments[1], len(old) + len(arguments[2]), lambda: (old, arguments[2]), expires_ms)
 
 
 @command("getrange substr", 4, "read", "key start end", "Return a part of a value, both ends included.", keys=ONE)
@@ -161,14 +162,17 @@ def _setrange(work: Work, arguments: list[bytes]) -> Reply:
     if not part:
         return len(old)
     length = max(len(old), offset + len(part))
-    make = lambda: old[:offset].ljust(offset, b"\0") + part + old[offset + len(part) :]  # noqa: E731
+    rest = memoryview(old)
+    make = lambda: (rest[:offset], bytes(max(0, offset - len(old))), part, rest[offset + len(part) :])  # noqa: E731
     return _put_long(work, key, length, make, expires_ms)
 
 
-def _put_long(work: Work, key: bytes, length: int, make: Callable[[], bytes], expires_ms: int) -> int:
+def _put_long(work: Work, key: bytes, length: int, parts: Callable[[], Sequence[Buffer]], expires_ms: int) -> int:
+    """Store a value that becomes so long, once it is known that it may; return its length."""
     if length > _MAX_VALUE_BYTES:
         raise ReplyError(b"ERR string exceeds maximum allowed size (proto-max-bulk-len)")
-    work.put(key, make(), expires_ms)
+    work.make_room(key, length)
+    work.put(key, b"".join(parts()), expires_ms)
     return length
 
 

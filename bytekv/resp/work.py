@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from heapq import merge
 from itertools import islice
@@ -18,14 +18,22 @@ from threading import Lock
 from typing import Final, NamedTuple
 
 from .. import Store, Transaction
-from ..codec import MAX_KEY_SIZE
-from .protocol import ReplyError
+from ..codec import MAX_BATCH_SIZE, MAX_KEY_SIZE, OVERHEAD
+from .protocol import Reply, ReplyError
 
-__all__ = ["Cursors", "Found", "Work"]
+__all__ = ["Cursors", "Found", "TooLargeError", "Work"]
 
-_MAX_READ_BYTES: Final = 512 * 1024 * 1024  # by one command: it answers from memory
+_MAX_REPLY_BYTES: Final = 512 * 1024 * 1024  # of one command, or of a whole block: it answers from memory
+_MAX_WRITE_BYTES: Final = MAX_BATCH_SIZE  # the log takes no more at once
+_MAX_MOVED_BYTES: Final = 4 * 1024 * 1024 * 1024  # read and copied by one block, during which others wait
+_ITEM_COST: Final = 16  # bytes of an item of a reply, beside its own
+_WRITE_COST: Final = OVERHEAD + 8  # bytes of an entry with an expiry, beside key and value
 _MAX_CURSORS: Final = 10_000
 _MAX_CURSOR_BYTES: Final = 16 * 1024 * 1024
+
+
+class TooLargeError(ReplyError):
+    """Raised when a unit of work becomes too large: none of it is carried out."""
 
 
 class Found(NamedTuple):
@@ -77,12 +85,14 @@ class Cursors:
 class Work:
     """Reads and writes of one unit over a store."""
 
-    __slots__ = ("_cleared", "_read_bytes", "_writes", "cursors", "now_ms", "store")
+    __slots__ = ("_cleared", "_moved_bytes", "_reply_bytes", "_writes", "cursors", "now_ms", "store", "written_bytes")
 
     def __init__(self, store: Store, cursors: Cursors) -> None:
         self.store = store
         self.cursors = cursors
         self._writes: dict[bytes, Found | None] = {}
+        #: Bytes that what was written will take in the log.
+        self.written_bytes = 0
         self._cleared = False
         self.begin_command()
 
@@ -90,7 +100,7 @@ class Work:
         """Look at the clock once for a command, or for all commands of MULTI."""
         #: The time, in milliseconds since 1970.
         self.now_ms = now_ms()
-        self._read_bytes = 0
+        self._reply_bytes = self._moved_bytes = 0
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -101,8 +111,8 @@ class Work:
             value = None if found is None else found.value
         else:
             value = self.store.get(key)
-        if value is not None:
-            self._count(value)
+            if value is not None:
+                self._count_moved(len(value))
         return value
 
     def find(self, key: bytes) -> Found | None:
@@ -114,9 +124,8 @@ class Work:
                 entry = self.store.entry(key)
             except KeyError:
                 return None
+            self._count_moved(len(entry.value))
             found = Found(entry.value, 0 if entry.expires is None else round(entry.expires * 1000), entry.seq)
-        if found is not None:
-            self._count(found.value)
         return found
 
     def exists(self, key: bytes) -> bool:
@@ -181,10 +190,28 @@ class Work:
         found = self._writes.get(key)
         return None if found is None or 0 < found.expires_ms <= self.now_ms else found
 
-    def _count(self, value: bytes) -> None:
-        self._read_bytes += len(value)
-        if self._read_bytes > _MAX_READ_BYTES:
-            raise ReplyError(b"ERR the reply would have more than %d bytes; ask for less at a time" % _MAX_READ_BYTES)
+    def _count_moved(self, size: int) -> None:
+        self._moved_bytes += size
+        if self._moved_bytes > _MAX_MOVED_BYTES:
+            raise TooLargeError(b"ERR more than %d bytes would be read and copied" % _MAX_MOVED_BYTES)
+
+    # --- replies ---------------------------------------------------------------------------------
+
+    def gather(self, items: Iterable[bytes | None]) -> list[Reply]:
+        """Return the items of a reply, or raise `TooLargeError` as soon as they are too much for one."""
+        left, found = _MAX_REPLY_BYTES - self._reply_bytes, list[Reply]()
+        for item in items:
+            left -= _ITEM_COST + (0 if item is None else len(item))
+            if left < 0:
+                raise _too_large_a_reply()
+            found.append(item)
+        return found
+
+    def count_reply(self, size: int) -> None:
+        """Count the bytes of a reply; raise `TooLargeError` if those of the unit are too many."""
+        self._reply_bytes += size
+        if self._reply_bytes > _MAX_REPLY_BYTES:
+            raise _too_large_a_reply()
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -192,8 +219,13 @@ class Work:
         """Store a value; 0: it does not expire. One that has expired already is deleted."""
         self.check_key(key)
         gone = expires_ms < 0 or 0 < expires_ms <= self.now_ms
-        self._writes.pop(key, None)
-        self._writes[key] = None if gone else Found(value, expires_ms)
+        self._write(key, None if gone else Found(value, expires_ms))
+
+    def make_room(self, key: bytes, size: int) -> None:
+        """Raise `TooLargeError` if a value of this size, which is still to be made, would be too much for the unit."""
+        self.check_key(key)
+        self._count_moved(size)
+        self._check_room(self._growth(key, size))
 
     def check_key(self, key: bytes) -> None:
         """Raise `ReplyError` if nothing can be stored under a key."""
@@ -204,14 +236,32 @@ class Work:
         """Delete a key; tell whether it existed."""
         if not self.exists(key):
             return False
-        self._writes.pop(key, None)
-        self._writes[key] = None
+        self._write(key, None)
         return True
 
     def clear(self) -> None:
         """Delete every key."""
         self._writes.clear()
+        self.written_bytes = 0
         self._cleared = True
+
+    def _write(self, key: bytes, found: Found | None) -> None:
+        growth = self._growth(key, 0 if found is None else len(found.value))
+        self._check_room(growth)
+        self._writes.pop(key, None)  # so that it takes its place at the end
+        self._writes[key] = found
+        self.written_bytes += growth
+
+    def _growth(self, key: bytes, size: int) -> int:
+        """Return by how much the unit grows with a value of this size under a key."""
+        if key not in self._writes:
+            return _WRITE_COST + len(key) + size
+        before = self._writes[key]
+        return size - (0 if before is None else len(before.value))
+
+    def _check_room(self, growth: int) -> None:
+        if self.written_bytes + growth > _MAX_WRITE_BYTES:
+            raise TooLargeError(b"ERR more than %d bytes would be written at once" % _MAX_WRITE_BYTES)
 
     def commit(self, transaction: Transaction) -> None:
         """Hand over what was written to the transaction of the store in which it was."""
@@ -226,3 +276,7 @@ class Work:
                     del transaction[key]
             else:
                 transaction.put(key, found.value, expires=found.expires_ms / 1000 if found.expires_ms else None)
+
+
+def _too_large_a_reply() -> TooLargeError:
+    return TooLargeError(b"ERR the reply would have more than %d bytes; ask for less at a time" % _MAX_REPLY_BYTES)
