@@ -51,7 +51,7 @@ def address_of(text: str, default_port: int) -> tuple[str, int]:
         host = host[1:-1]
     elif ":" in host:
         raise ValueError(f"{text!r}: an IPv6 address stands in brackets, [{text}]:{default_port}")
-    if colon and not (port.isascii() and port.isdecimal() and int(port) < 65536):
+    if colon and not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) < 65536):
         raise ValueError(f"{text!r} is not HOST:PORT")
     return host or "127.0.0.1", int(port) if colon else default_port
 

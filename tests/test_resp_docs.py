@@ -6,7 +6,7 @@ import inspect
 import re
 from pathlib import Path
 
-from bytekv.resp import Server, administration, connection, session
+from bytekv.resp import Server, administration, connection, session, work
 from bytekv.resp.commands import COMMANDS, REFUSED
 from bytekv.resp.protocol import UNTRUSTED, Limits
 
@@ -75,6 +75,10 @@ def test_limits_are_those_of_the_code():
     assert before == f"{UNTRUSTED.arguments} arguments, {size} KiB each, {seconds} seconds"
     assert limits["commands between MULTI and EXEC"] == f"{session._MAX_QUEUE_BYTES >> 20} MiB"
     assert limits["keys under WATCH"] == f"{session._MAX_WATCHED_BYTES >> 20} MiB"
+    both = "a command, or of all between MULTI and EXEC"
+    assert limits[f"replies of {both}"] == f"{work._MAX_REPLY_BYTES >> 20} MiB"
+    assert limits[f"what {both.replace('of ', '')}, write"] == f"{work._MAX_WRITE_BYTES >> 20:,} MiB"
+    assert limits["what all between MULTI and EXEC read and copy"] == f"{work._MAX_MOVED_BYTES >> 30} GiB"
     assert limits["replies that wait for a client"] == f"{connection.WRITE_BYTES >> 10} KiB"
     assert limits["connections"] == f"{default('max_connections'):,}"
     assert limits["a request on its way"] == f"{default('request_timeout_s'):.0f} seconds and one more for each KiB"

@@ -42,7 +42,18 @@ def test_addresses(text, address):
     assert address_of(text, 6379) == address
 
 
-NO_ADDRESSES = ["host:", "host:x", ":65536", "host:-1", "host:+1", "host:1_0", "host:１", "::1", "::1:6379"]
+NO_ADDRESSES = [
+    "host:",
+    "host:x",
+    ":65536",
+    "host:-1",
+    "host:+1",
+    "host:1_0",
+    "host:１",
+    "host:" + "9" * 5000,
+    "::1",
+    "::1:6379",
+]
 
 
 @pytest.mark.parametrize("text", NO_ADDRESSES)
