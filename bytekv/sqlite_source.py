@@ -27,7 +27,8 @@ __all__ = ["RowError", "SourceError", "as_bytes", "check_regular", "is_sqlite", 
 
 _MAGIC: Final = b"SQLite format 3\0"
 _SIDECARS: Final = ("-journal", "-wal", "-shm")
-_WAL_VERSION: Final = b"\2\2"  # bytes 18 and 19 of a database in WAL mode
+_READ_VERSION: Final = slice(19, 20)  # of a database's header: which byte says how it may be read
+_WAL: Final = b"\2"
 _SMALLEST_CELL: Final = 4  # bytes of a page that even an empty row takes
 _GROWTH: Final = 8  # a number of one byte is up to five in decimal, a default is not stored at all
 _SPARE_BYTES: Final = 1 << 16
@@ -130,7 +131,7 @@ def _connect(path: str, cleanup: ExitStack) -> sqlite3.Connection:
     if not head.startswith(_MAGIC):
         raise SourceError(f"{path}: not an SQLite database")
     log_size = os.path.getsize(path + "-wal") if os.path.exists(path + "-wal") else 0
-    if head[18:20] != _WAL_VERSION or os.path.exists(path + "-shm"):
+    if head[_READ_VERSION] != _WAL or os.path.exists(path + "-shm"):
         ways = ["mode=ro", "copy"]  # of others' files it takes locks only, or reads what is there
     else:
         ways = ["copy"] if log_size else ["mode=ro&immutable=1"]

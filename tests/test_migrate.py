@@ -203,6 +203,11 @@ def test_nothing_is_written_beside_a_database_in_wal_mode(folder):
     before = contents(folder)
     assert read("sqlite", file) == {b"a": (b"1", None)}
     assert contents(folder) == before
+    raw = bytearray(before["db"])
+    raw[18] = 3  # only the byte beside it says that it is one
+    file.write_bytes(raw)
+    assert read("sqlite", file) == {b"a": (b"1", None)}
+    assert contents(folder) == {"db": bytes(raw)}
 
 
 @pytest.mark.parametrize("with_index", [False, True], ids=["a log alone", "a log and its index"])
