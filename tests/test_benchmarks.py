@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import report, stalls
+from tests.benchmarks import instructions, report, stalls
 from tests.benchmarks.__main__ import PAGE, SETS, main, parse, plans
 from tests.benchmarks.dataset import GROUP, DataSet, WrongAnswerError
 from tests.benchmarks.engines import ENGINES, Bytekv, Engine
@@ -394,3 +394,22 @@ def test_plots_are_drawn(path):
 
 def test_the_page_is_where_the_others_are():
     assert PAGE.parent.is_dir()
+
+
+def test_instructions_that_have_grown_are_told():
+    kept = {"1000": {"put": 1000, "get": 100}}
+    assert instructions.compare({"1000": {"put": 1030, "get": 50}}, kept) == []
+    assert instructions.compare({"1000": {"put": 1031, "get": 50}}, kept) == [
+        "put, 1000 keys: 1031 instructions instead of 1000"
+    ]
+    assert instructions.compare({"1000": {"scan": 1}, "7": {"put": 1}}, kept) == [
+        "scan, 1000 keys: no figure is kept; add it with --write",
+        "put, 7 keys: no figure is kept; add it with --write",
+    ]
+
+
+def test_every_figure_of_instructions_is_kept():
+    for figures in json.loads(instructions.FILE.read_text()).values():
+        assert {int(size): set(cases) for size, cases in figures.items()} == {
+            size: set(instructions.CASES) for size in instructions.SIZES
+        }
