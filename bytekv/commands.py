@@ -21,10 +21,11 @@ from .store import open as open_store
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from typing import Any, BinaryIO, Final, TypeVar
+    from typing import Any, BinaryIO, Final, TypeVar, Unpack
 
     from .exchange import Duplicates, Row
     from .opening import Flag
+    from .options import OpenOptions
 
     T = TypeVar("T")
 
@@ -44,7 +45,7 @@ class NoSuchKeyError(Exception):
 
 
 @contextmanager
-def _store(arguments: Namespace, flag: Flag, **options: Any) -> Iterator[Store]:
+def _store(arguments: Namespace, flag: Flag, **options: Unpack[OpenOptions]) -> Iterator[Store]:
     with _waiting(arguments, lambda: open_store(arguments.dir, flag, **options)) as store:
         yield store
 

@@ -27,9 +27,10 @@ from .store import open as open_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeVar
+    from typing import Any, TypeVar, Unpack
 
     from .opening import Flag
+    from .options import OpenOptions
 
     T = TypeVar("T")
 
@@ -156,7 +157,9 @@ class _Database(MutableMapping[bytes, bytes]):
         return self._move(stop=self._at, reverse=True)
 
 
-def open(file: str | os.PathLike[str], flag: Flag = "r", mode: int = 0o666, **options: Any) -> _Database:
+def open(
+    file: str | os.PathLike[str], flag: Flag = "r", mode: int = 0o666, **options: Unpack[OpenOptions]
+) -> _Database:
     """Open a database in the directory ``file``, as `dbm.open` does with a file.
 
     ``flag``: "r" an existing one for reading, beside a writer, too · "w" for reading and writing · "c" likewise,

@@ -11,11 +11,30 @@ from .errors import LimitError
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # which makes the signature from the fields, without the 5 ms that importing dataclasses takes
     from dataclasses import dataclass
-    from typing import Literal
+    from typing import Literal, TypedDict
 
     SyncMode = Literal["interval", "always", "os"]
     IOMode = Literal["auto", "mmap", "pread"]
     RecoverMode = Literal["strict", "salvage"]
+
+    class OpenOptions(TypedDict, total=False):
+        """The keyword arguments of `bytekv.open`, for type checkers; `Options` says what they mean."""
+
+        sync: SyncMode
+        sync_interval_s: float
+        segment_size_bytes: int
+        io: IOMode
+        verify_reads: bool
+        auto_compact: bool
+        compact_dead_ratio: float
+        compact_dead_bytes: int
+        compact_small_files: int
+        compact_rate_bytes_s: int | None
+        keep_changes_bytes: int
+        expiry_grace_s: float
+        max_open_segments: int | None
+        recover: RecoverMode
+        follow: float | None
 else:
 
     def dataclass(**_):

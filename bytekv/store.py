@@ -72,12 +72,13 @@ from .worker import Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, TypeVar, overload
+    from typing import Any, Final, TypeVar, Unpack, overload
 
     from . import check
     from .backup import BackupReport
     from .changes import Change, ChangeLog
     from .opening import Flag
+    from .options import OpenOptions
     from .snapshot import Snapshot
     from .stats import Stats
     from .transaction import Transaction
@@ -851,7 +852,7 @@ def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], objec
         directory.release()
 
 
-def open(path: str | os.PathLike[str], flag: Flag = "c", **options: Any) -> Store:
+def open(path: str | os.PathLike[str], flag: Flag = "c", **options: Unpack[OpenOptions]) -> Store:
     """Open the store in a directory.
 
     ``flag``: "r" read-only, beside a writer, too · "w" an existing store · "c" create it if missing ·

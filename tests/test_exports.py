@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -91,3 +92,18 @@ def test_the_program_runs(path: Path) -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (Path(bytekv.__file__).parent / "py.typed").read_text() == ""
+
+
+def test_type_checkers_know_every_option() -> None:
+    """`OpenOptions` is for them alone, and says the same as `Options`."""
+    tree = ast.parse((ROOT / "bytekv" / "options.py").read_text(encoding="utf-8"))
+    fields = {
+        node.name: {
+            each.target.id: ast.unparse(each.annotation)
+            for each in node.body
+            if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+        }
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    assert fields["OpenOptions"] == fields["Options"]

@@ -1,4 +1,4 @@
-"""Count the instructions of put, get, delete, scan and batch: times on a shared machine are noise, instructions are not.
+"""Count the instructions of put, get, scan, delete and batch: times on a shared machine are noise, these are not.
 
 ``python -m tests.benchmarks.instructions`` runs each call a thousand times, in a store of a thousand keys and in one
 of a hundred thousand, under ``valgrind --tool=callgrind``, and compares the user-space instructions of one call with

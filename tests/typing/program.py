@@ -10,7 +10,7 @@ import pathlib
 import shelve
 import sys
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
-from typing import Literal, assert_type
+from typing import TYPE_CHECKING, Literal, assert_type
 
 import bytekv
 import bytekv.dbm
@@ -50,6 +50,14 @@ from bytekv import (
     Transaction,
     UnsupportedFormatError,
 )
+
+if TYPE_CHECKING:
+    # Each of these ignores is needed, or the checkers complain: a wrong option is found before the program runs.
+    bytekv.open("store", sync="maybe")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bytekv.open("store", sinc="os")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    bytekv.open("store", segment_size_bytes="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bytekv.open("store", "x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bytekv.dbm.open("store", sync="maybe")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 #: What a user catches, and what each also is.
 ALSO: list[tuple[type[BytekvError], type[Exception]]] = [
