@@ -168,7 +168,7 @@ class Committer:
                         keydir = self.keydir
                         locations = keydir.locations
                         if keydir.expires or keydir.expired or keydir.views:
-                            keydir.put(key, location, 0, self._size_of(keydir.newest(key)))
+                            keydir.put(key, location, 0, self.size_of(keydir.newest(key)))
                         else:
                             if keydir.changed is not None and key not in locations:
                                 keydir.changed.add(key)
@@ -176,7 +176,7 @@ class Committer:
                             if old is not location:
                                 locations[key] = location
                                 segment = old >> 44
-                                keydir.dead[segment] = keydir.dead.get(segment, 0) + (old & 8191 or self._size_of(old))
+                                keydir.dead[segment] = keydir.dead.get(segment, 0) + (old & 8191 or self.size_of(old))
                         self.pending = None
                         return seq
             except BaseException:
@@ -250,7 +250,7 @@ class Committer:
                         if old is None:
                             self.pending = None
                             return False
-                        old_size = old & 8191 or self._size_of(old)
+                        old_size = old & 8191 or self.size_of(old)
                         seq = self.seq + 1
                         body = _pack_entry(2, key_size, 0, seq, self._clock_ns() // 1000000) + key
                         entry = body + _pack_crc(checksum(body, writer.seed))
@@ -462,7 +462,7 @@ class Committer:
         keydir.locations[key] = location
         if old is not None and old != location:
             segment = old >> SEGMENT_SHIFT
-            keydir.dead[segment] = keydir.dead.get(segment, 0) + (old & SIZE_MASK or self._size_of(old))
+            keydir.dead[segment] = keydir.dead.get(segment, 0) + (old & SIZE_MASK or self.size_of(old))
         self._uncounted = uncounted
         return True
 
@@ -493,7 +493,7 @@ class Committer:
         unsettled, self.interrupted = self.interrupted, True  # readers come and wait, see `_show`
         if self._mode == "interval" and self.dirty_since is None:
             self.dirty_since = self._files.monotonic()
-        self.keydir.put_all(pending.keys, pending.locations, self._size_of)
+        self.keydir.put_all(pending.keys, pending.locations, self.size_of)
         self.interrupted = unsettled
         self._uncounted = uncounted
         if uncounted:
@@ -530,21 +530,23 @@ class Committer:
                 keydir.clear()
                 uncounted = True  # nearly everything is dead now: count what is not
             elif location is None:
-                keydir.remove(key, self._size_of(keydir.newest(key)))
+                keydir.remove(key, self.size_of(keydir.newest(key)))
             else:
-                keydir.put(key, location, expires_ms, self._size_of(keydir.newest(key)))
+                keydir.put(key, location, expires_ms, self.size_of(keydir.newest(key)))
         self.interrupted = unsettled
         self._uncounted = uncounted
         if uncounted and not self._always:
             self._recount()
 
-    def show_foreign(self, change: Callable[[], None]) -> None:
-        """Let readers see what another process has written: ``change`` alters memory only and is repeatable."""
+    def show_foreign(self, change: Callable[[], bool]) -> None:
+        """Let readers see what another process has written: ``change`` alters memory only and is repeatable, but for
+        the count of dead bytes; it tells whether that is right."""
         self.check_reentry()
         with self.lock:
             self.pending = change
             self.interrupted = True  # readers come and wait, and see all of it or nothing
-            change()
+            uncounted, self._uncounted = self._uncounted, True
+            self._uncounted = not change() or uncounted
             self.pending = None
             self.interrupted = False
 
@@ -577,6 +579,11 @@ class Committer:
         """Have the dead bytes counted anew before the next write: the caller was interrupted while counting."""
         self._uncounted = True
 
+    @property
+    def is_uncounted(self) -> bool:
+        """Tell whether fewer bytes may be counted as dead than are: a key was pointed elsewhere and not yet counted."""
+        return self._uncounted
+
     def count_if_due(self) -> None:
         """Count the dead bytes anew if `count_again` asked for it. Under the lock."""
         if self._uncounted:
@@ -584,10 +591,11 @@ class Committer:
 
     def _recount(self) -> None:
         if not self._unseen.queue:  # what waits there is neither dead nor live; `_became_durable` comes back
-            self.keydir.recount(self.segments.lengths_of_entries(), self._size_of)
+            self.keydir.recount(self.segments.lengths_of_entries(), self.size_of)
             self._uncounted = False
 
-    def _size_of(self, location: int | None) -> int:
+    def size_of(self, location: int | None) -> int:
+        """Return the bytes that an entry takes, 0 for None and for one that cannot be read."""
         if location is None:
             return 0
         if size := location & SIZE_MASK:
@@ -637,6 +645,7 @@ class Committer:
             raise
         new = self.segments.writer
         assert new is not None
+        self.keydir.open_segment(new.header.segment_id)
         if old is not None:
             self.wants_worker = True
             self._note_seal(old)

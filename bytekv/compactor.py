@@ -415,6 +415,7 @@ class Compactor:
                 keydir.drop_segments(list(job.hinted))
                 return
             keydir.tombstones.update(job.tombstones)
+            keydir.drop_segments(job.victims)  # before the first key is moved: see `Keydir.is_whole`
         try:
             self._move_all(job, pause)
         except BaseException:
@@ -462,6 +463,8 @@ class Compactor:
         for key, location in job.dropped:
             keydir.forget_expired(key, location)
         keydir.drop_segments(job.victims)
+        for segment_id in job.hinted:
+            keydir.open_segment(segment_id)
         if keydir.recounts != job.recounts:
             self._committer.count_again()  # somebody counted while half of the keys had been moved
         self._segments.retire(job.victims, keydir.views)

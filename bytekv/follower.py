@@ -32,10 +32,12 @@ from .codec import (
     SegmentHeader,
     SegmentRow,
     Summary,
+    measure_entry,
     seed_of,
+    unpack_location,
 )
 from .commit import Committer
-from .errors import CorruptionError, StoreIOError
+from .errors import BytekvError, CorruptionError, StoreIOError
 from .record import NamedTuple
 from .segment import View, load_hint, scan_segment, summarise
 from .segment_manager import header_of, size_of
@@ -73,10 +75,11 @@ def try_again(attempt: Callable[[], T], pause: Callable[[], None]) -> T:
 class _News:
     """What has been read of one segment and is to be applied."""
 
-    __slots__ = ("later", "moved", "row", "tombstone_bytes")
+    __slots__ = ("entry_bytes", "later", "moved", "row", "tombstone_bytes")
 
     def __init__(self, row: SegmentRow, tombstone_bytes: int) -> None:
         self.row = row
+        self.entry_bytes = 0  # that have been read
         self.tombstone_bytes = tombstone_bytes  # in the whole segment
         self.moved: Summary | None = None  # operations that are known, in a new place
         self.later: Summary | None = None  # operations that are not known yet
@@ -84,6 +87,12 @@ class _News:
     @property
     def is_empty(self) -> bool:
         return self.moved is None and self.later is None
+
+    @property
+    def dead_bytes(self) -> int:
+        """Return how many bytes of what has been read no key was pointed at, not even for a moment."""
+        found = [summary for summary in (self.moved, self.later) if summary is not None]
+        return self.entry_bytes - sum(summary.live_bytes + summary.tombstone_bytes for summary in found)
 
 
 class _End(NamedTuple):
@@ -200,8 +209,10 @@ class Follower:
                     raise self._stale(_LOST)
             if row.state == SEALED:
                 self._read_sealed(news, descriptor, header, start, seq)
+                news.entry_bytes = row.length - start
             else:
                 row = self._read_active(news, descriptor, header, start, seq, size, plan)
+                news.entry_bytes = row.length - start
             if not news.is_empty:
                 news.tombstone_bytes += sum(found.tombstone_bytes for found in (news.moved, news.later) if found)
                 plan.news.append(news)
@@ -268,8 +279,16 @@ class Follower:
 
     # --- applying: in memory, under the lock, repeatable ---------------------------------------------
 
-    def _apply(self, plan: _Plan) -> None:
+    def _apply(self, plan: _Plan) -> bool:
         keydir, segments, committer = self._keydir, self._segments, self._committer
+        is_counted = True
+
+        def size_of(location: int | None) -> int:
+            nonlocal is_counted
+            size = 0 if location is None else self._size_of(location)
+            is_counted = is_counted and (location is None or size > 0)
+            return size
+
         rank = {row.segment_id: number for number, row in enumerate(plan.manifest.segments)}
         segments.adopt(plan.manifest, plan.views, plan.gone)
         for news in plan.news:
@@ -279,14 +298,29 @@ class Follower:
                 return rank.get(location >> SEGMENT_SHIFT, -1) <= here
 
             keydir.tombstones[segment] = news.tombstone_bytes
+            keydir.open_segment(segment)
+            keydir.bury(segment, news.dead_bytes)
             if news.moved is not None:
-                keydir.relocate(segment, news.moved, is_older)
+                keydir.relocate(segment, news.moved, is_older, size_of)
             if news.later is not None:
-                keydir.merge(segment, news.later)
+                keydir.merge(segment, news.later, size_of)
         if plan.gone:
             keydir.forget_segments(plan.gone)
+            keydir.drop_segments(list(plan.gone))
             segments.retire(sorted(plan.gone), keydir.views)
             segments.remove(segments.release(keydir.views))
         self._end = plan.end
         committer.seq = plan.last_seq
-        committer.count_again()
+        return is_counted
+
+    def _size_of(self, location: int) -> int:
+        """Return the bytes that an entry takes, 0 if that is not known: opening its segment might close one that is
+        gone and still needed."""
+        segment_id, offset, size = unpack_location(location)
+        reader = self._segments.readers.get(segment_id)
+        if size or reader is None:
+            return size
+        try:
+            return measure_entry(reader[0][offset : offset + 7])
+        except BytekvError:
+            return 0  # only a count

@@ -134,7 +134,7 @@ class Keydir:
         self.locations: dict[bytes, int] = {}
         self.expires: dict[bytes, int] = {}  # ms; every key in locations or expired whose entry has an expiry
         self.expired: dict[bytes, int] = {}  # key -> location of those that were seen to be past it
-        self.dead: dict[int, int] = {}  # segment -> bytes of superseded puts
+        self.dead: dict[int, int] = {}  # segment -> bytes of superseded puts; see `is_whole`
         self.tombstones: dict[int, int] = {}  # segment -> bytes of tombstones
         self.changed: set[bytes] | None = None  # None: there is no index yet
         self._index: SortedList | None = None
@@ -206,32 +206,39 @@ class Keydir:
                 return True
         return False
 
-    def merge(self, segment: int, summary: Summary) -> None:
+    def merge(self, segment: int, summary: Summary, size_of: Callable[[int | None], int]) -> None:
         """Apply what a segment says, all of which is newer than what is known.
 
-        For a follower; repeatable, in the same order. The caller counts the dead bytes anew.
+        For a follower; repeatable, in the same order, but for the count. ``size_of`` tells how large the newest
+        entry of a key is, 0 for None.
         """
         base = segment << SEGMENT_SHIFT
         if summary.clears:
             for key in [*self.locations, *self.expired]:
-                self.remove(key, 0)
+                self.remove(key, size_of(self.newest(key)))
         for key in summary.tombstones:
-            if self.newest(key) is not None:
-                self.remove(key, 0)
+            old = self.newest(key)
+            if old is not None:
+                self.remove(key, size_of(old))
         expires = summary.expires
         for key, place in zip(summary.keys, summary.places, strict=True):
-            self.put(key, base | place, expires.get(key, 0) if expires else 0, 0)
+            self.put(key, base | place, expires.get(key, 0) if expires else 0, size_of(self.newest(key)))
 
-    def relocate(self, segment: int, summary: Summary, is_older: Callable[[int], bool]) -> None:
+    def relocate(
+        self, segment: int, summary: Summary, is_older: Callable[[int], bool], size_of: Callable[[int | None], int]
+    ) -> None:
         """Point keys at the copies that a compaction has made; a key that is gone stays so. For a follower.
 
         A view may as well read the copies, and perhaps has to: the originals have been removed.
         """
         base = segment << SEGMENT_SHIFT
         for key, place in zip(summary.keys, summary.places, strict=True):
-            old = self.newest(key)
-            if old is not None and is_older(old):
-                self.move(key, old, base | place)
+            old, new = self.newest(key), base | place
+            if old is not None and old != new and is_older(old):
+                self.move(key, old, new)
+                self.bury(old >> SEGMENT_SHIFT, size_of(old))
+            elif old != new:
+                self.bury(segment, size_of(new))
 
     def forget_segments(self, gone: Container[int]) -> None:
         """Remove every key that still points into one of these segments. For a follower. Complexity: O(n)."""
@@ -393,8 +400,23 @@ class Keydir:
         """Tell whether anything of a segment is dead, or will be once nothing older remains."""
         return bool(self.dead.get(segment) or self.tombstones.get(segment))
 
+    def is_whole(self, segment: int) -> bool:
+        """Tell whether every put in a segment is the newest of its key, but for what open views have noted. Without
+        the lock.
+
+        That is a zero in `dead`, where nothing says nothing: `open_segment` puts it there, for a segment that is
+        empty yet or whose copies all keys have been pointed at; `drop_segments` takes it away before the first key
+        is pointed elsewhere. One look-up, so what it answers was true when it was asked, and what was read before
+        is right if nothing was noted since.
+        """
+        return self.dead.get(segment, 1) == 0
+
+    def open_segment(self, segment: int) -> None:
+        """Count what of a segment is dead from now on: every put in it is the newest of its key, or counted already."""
+        self.dead.setdefault(segment, 0)
+
     def drop_segments(self, segments: list[int]) -> None:
-        """Forget the counts of retired segments."""
+        """Forget the counts of segments that a compaction has replaced, or that are retired."""
         for segment in segments:
             self.dead.pop(segment, None)
             self.tombstones.pop(segment, None)
@@ -409,6 +431,8 @@ class Keydir:
             for location in table.values():
                 segment = location >> SEGMENT_SHIFT
                 dead[segment] = dead.get(segment, 0) - (location & SIZE_MASK or sizes_of(location))
+        for segment in dead.keys() - entry_bytes.keys():
+            del dead[segment]  # replaced, and its keys are being pointed at the copies
         self.dead = dead
         self.recounts += 1
 

@@ -229,7 +229,10 @@ class Reading:
             chunk *= 4
 
     def _is_whole(self, segment: int) -> bool:
-        return not self._keydir.has_dead(segment)
+        # In this order: what is counted by now counts for all that was changed before the view was opened. In the
+        # middle of this thread's own write (a signal handler scans) a key may have been moved and not counted.
+        committer = self._committer
+        return not committer.is_uncounted and not committer.is_entered and self._keydir.is_whole(segment)
 
     def _pairs_at(self, view: View, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
         found = ((key, self.find_in(view, key)) for key in keys)

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 _CRASHES = "tests/test_crash_images.py"
 _RUNS = ("tests/test_fast_paths.py", "-k", "run")
 _BACKUP, _FOLLOWERS = "tests/test_backup.py", "tests/test_followers.py"
+_AGREEMENT = "tests/test_agreement.py"
 _HTTP_VALUES, _HTTP_MANY, _HTTP_SAFETY = (f"tests/test_http_{name}.py" for name in ("values", "many", "safety"))
 _RESP_PROTOCOL, _RESP_EXECUTOR, _RESP_SERVER, _RESP_ABUSE = (
     f"tests/test_resp_{name}.py" for name in ("protocol", "executor", "server", "abuse")
@@ -273,6 +274,48 @@ MUTANTS = [
         "        whole(segment) or list(map",
         "        True or list(map",
         *_RUNS,
+    ),
+    _mutant(
+        "a segment of which nothing is known is whole",
+        "keydir",
+        "return self.dead.get(segment, 1) == 0",
+        "return self.dead.get(segment, 0) == 0",
+        _AGREEMENT,
+    ),
+    _mutant(
+        "an output is whole before all keys have been pointed at it",
+        "compactor",
+        "            keydir.drop_segments(job.victims)  # before the first key is moved: see `Keydir.is_whole`",
+        "            list(map(keydir.open_segment, job.hinted))",
+        _AGREEMENT,
+    ),
+    _mutant(
+        "a scan does not ask whether a call was interrupted before it counted",
+        "reading",
+        "return not committer.is_uncounted and not",
+        "return not",
+        _AGREEMENT,
+    ),
+    _mutant(
+        "a scan in a signal handler trusts the count of the put that it interrupts",
+        "reading",
+        "and not committer.is_entered and",
+        "and",
+        _AGREEMENT,
+    ),
+    _mutant(
+        "a follower does not count what it overwrites",
+        "keydir",
+        "expires.get(key, 0) if expires else 0, size_of(self.newest(key)))",
+        "expires.get(key, 0) if expires else 0, 0)",
+        _AGREEMENT,
+    ),
+    _mutant(
+        "a follower does not count copies of what is gone",
+        "keydir",
+        "            elif old != new:\n                self.bury(segment, size_of(new))\n",
+        "",
+        _AGREEMENT,
     ),
     _mutant(
         "what lies in a run need not say how long its key is",

@@ -721,10 +721,19 @@ def test_a_refresh_that_is_carried_out_twice_does_the_same(path: Path, monkeypat
     writer._commit.seal()
     writer.update({"a": "2", "c": "2"})
     del writer["b"]
-    with monkeypatch.context() as patch:
-        patch.setattr(type(reader._commit), "count_again", _interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            reader.refresh()
+    follower: Any = reader._upkeep._follower
+    apply, left = follower._apply, [KeyboardInterrupt]
+
+    def interrupted_once(plan: object) -> bool:
+        counted: bool = apply(plan)
+        for error in left:
+            left.clear()
+            raise error
+        return counted
+
+    monkeypatch.setattr(follower, "_apply", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        reader.refresh()
     assert dict(reader) == dict(writer) == {b"a": b"2", b"c": b"2", b"kept": b"1"}
     assert dict(snapshot) == {b"kept": b"0"}
     assert reader.last_seq == writer.last_seq
@@ -732,10 +741,6 @@ def test_a_refresh_that_is_carried_out_twice_does_the_same(path: Path, monkeypat
     snapshot.close()
     reader.close()
     writer.close()
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 class _Overtaken(FakeFiles):
