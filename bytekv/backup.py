@@ -64,12 +64,13 @@ def moment_of(committer: Committer, release: Callable[[], None], *, readonly: bo
     A backup holds nothing that a power cut could take from the store, so that is made durable first.
     """
     segments = committer.segments
+    committer.check_idle()
     if readonly:
         sealed = _sealed(segments.directory.load(for_writing=False).segments)
         committer.settle()
     else:
         committer.sync()
-    with committer.sync_lock, committer.lock:
+    with committer.sync_lock, committer.lock, committer:
         if not readonly:
             committer.sync_what_waits()
             sealed = _sealed(segments.manifest.segments)

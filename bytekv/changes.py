@@ -77,7 +77,7 @@ class ChangeLog:
         once, `ChangesLostError` if some of them have been compacted away, `LimitError` if there is no such seq yet.
         """
         self._committer.settle()
-        with self._committer.lock:
+        with self._committer.lock, self._committer:
             last_seq = self._committer.visible_seq
             pin = self._segments.pin(release, is_call=False)
         try:

@@ -5,8 +5,12 @@ the end of the active segment by one write, and shown to readers by pointing the
 
 *Interrupted calls.* KeyboardInterrupt and MemoryError may strike between any two bytecodes. So what is
 about to be done is written into `pending` first, as absolute facts (these bytes at this offset, that
-end, that seq), and whoever comes next carries it out once more before doing anything else. The same
-slot shows a signal handler that it interrupted its own thread's write.
+end, that seq), and whoever comes next carries it out once more before doing anything else.
+
+*Handlers.* A signal handler or a finaliser runs in the middle of whatever its thread is doing, and the
+lock lets its own thread in once more. So whoever takes the lock says so, ``with lock, committer:`` instead of
+``with lock:``: then `pending` is set for as long, and a write in between is refused before it begins. Whoever takes the
+lock, the sync lock or `compacting` for a call of the user's asks `check_reentry` (or `check_idle`) first.
 
 *Durability.* ``interval`` and ``os`` show a change at once; a worker, or the operating system, makes it
 durable later. ``always`` shows it only after the sync: until then it waits in `Unseen`, where writers, who
@@ -38,7 +42,15 @@ from .codec import (
     encode_entry,
 )
 from .debt import Debt
-from .errors import BytekvError, DiskFullError, LimitError, ReentryError, StoreFailedError
+from .errors import (
+    BytekvError,
+    CorruptionError,
+    DiskFullError,
+    LimitError,
+    ReentryError,
+    StoreFailedError,
+    SystemErrors,
+)
 from .gate import Gate
 from .group import Group
 from .keydir import Keydir
@@ -50,6 +62,7 @@ from .unseen import Unseen
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import TracebackType
     from typing import Any, Final, NoReturn
 
 __all__ = ["Committer"]
@@ -60,7 +73,8 @@ def _owned(lock: Any) -> Callable[[], bool]:
     return lock._is_owned  # type: ignore[no-any-return]
 
 
-_ENTERED: Final = ()  # a writer is inside the lock and has not yet changed anything
+_ENTERED: Final = ()  # a thread is inside the lock, and nothing is to be carried out once more
+_REENTRY: Final = "a signal handler, a finaliser or a callback called a store in the middle of its own thread's call"
 _PATIENCE_S: Final = 0.1  # a waiter looks for himself after this long
 _JOIN_ALL_BELOW: Final = 64 * 1024 * 1024  # a batch that is joined is in memory three times
 
@@ -197,8 +211,7 @@ class Committer:
                 writer = self.segments.writer
                 size = len(key) + len(value) + OVERHEAD
                 if writer is None or size > SIZE_MASK or writer.end + size > writer.room_end:
-                    self.append([Operation(PUT, key, value)])
-                    seq = self.seq
+                    seq = self.append([Operation(PUT, key, value)])
                 else:
                     seq, offset = self.seq + 1, writer.end
                     end = offset + size
@@ -217,11 +230,9 @@ class Committer:
                     self._unseen.overlay[key] = seq, location
                     writer.end = end
                     self.seq = seq
-                    self.pending = None
+                self.pending = None
             self.acknowledge(seq)
             return seq
-        except BytekvError:
-            raise
         except BaseException:
             self.interrupted = True
             raise
@@ -297,58 +308,79 @@ class Committer:
         it has shut and leaves it open.
         """
         self.check_reentry()
+        refusal: Exception | None = None
         try:
-            with self.lock:
-                if gate_owner is not None and not self._gate.open(gate_owner):  # nobody can come in between
+            with self.lock, self:
+                self.ready()
+                if gate_owner is None:
+                    self._pass_gate()
+                elif not self._gate.open(gate_owner):  # nobody can come in between
                     raise BytekvError("this transaction has lost its place; nothing was written")
-                self.enter()
                 operations: Sequence[Operation] | Puts = ()
-                refusal: Exception | None = None
                 try:
                     operations = decide()
                 except (BytekvError, TypeError, ValueError) as error:  # a conflict, or a value that does not fit
                     refusal = error
                 if isinstance(operations, Puts):
-                    self._append_puts(operations)
+                    seq = self._append_puts(operations)
                 elif operations:
-                    self.append(operations)
+                    seq = self.append(operations)
                 else:
-                    self.pending = None
-                seq = self.seq
+                    seq = self.seq
             self.acknowledge(seq)
-            try:
-                if refusal is not None:
-                    raise refusal
-            finally:
-                refusal = None  # else the error and this frame would keep each other alive
-            return seq
-        except BytekvError:
-            raise
         except BaseException:
             self.interrupted = True
             if self.segments.writer is not None:
                 self.segments.writer.fast_end = 0  # so that the next put comes here, too, and wakes the worker
             raise
+        try:
+            if refusal is not None:
+                raise refusal
+        finally:
+            refusal = None  # else the error and this frame would keep each other alive
+        return seq
+
+    # --- who is inside -------------------------------------------------------------------------
+
+    def __enter__(self) -> None:
+        """Say, once the lock has been taken, that this thread is in the middle of something."""
+        if self.pending is None:
+            self.pending = _ENTERED
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.pending:  # else an interrupted change, for the next who comes
+            self.pending = None
 
     def check_reentry(self) -> None:
-        """Raise `ReentryError` if this thread is in the middle of a write; the first thing a write does."""
-        if self.pending is not None and self._lock_is_owned():
-            raise ReentryError("a signal handler or a finaliser called a store in the middle of its own thread's write")
+        """Raise `ReentryError` if this thread is in the middle of something; the first thing a write does.
+
+        With ``sync="always"`` its own sync is such, for the write would have to wait for another.
+        """
+        if self._lock_is_owned() or (self._always and self._sync_lock_is_owned()):
+            raise ReentryError(_REENTRY)
+
+    def check_idle(self) -> None:
+        """Raise `ReentryError` if this thread holds the lock or syncs; the first thing of whatever has to wait."""
+        if self._lock_is_owned() or self._sync_lock_is_owned():
+            raise ReentryError(_REENTRY)
 
     def enter(self) -> None:
         """Check that writing is possible and wait for a turn; the first thing a change does under the lock."""
         self.ready()
         if self._gate.owner is not None:
-            self._wait_at_gate()
-        self.pending = _ENTERED
+            self._pass_gate()
 
     def ready(self) -> None:
-        """Check that the store is usable and finish what was interrupted. Under the lock."""
+        """Check that the store is usable and finish what was interrupted. Under the lock, which is said to be held."""
         if self.refusal is not None:
             raise self.refusal()
+        if self.pending is None:
+            self.pending = _ENTERED
         if self.segments.is_unsettled and self.failure is None:
             self.segments.settle()
-        if self.pending is not None or self._uncounted:
+        if self.pending or self._uncounted:
             self._roll_forward()
         if self.failure is not None:
             self._refuse_after_failure()
@@ -358,21 +390,20 @@ class Committer:
     def shut_gate(self, owner: object) -> None:
         """Let no other writer in until `open_gate`, or until ``owner`` is gone; wait for a turn."""
         self.check_reentry()
-        with self.lock:
+        with self.lock, self:
             self.enter()
             self._gate.shut(owner)
             if self.segments.writer is not None:
                 self.segments.writer.fast_end = 0  # so that a put goes the long way, which ends at the gate
-            self.leave()
         if self._unseen.queue:
             self.make_durable(self.seq)  # what is not durable is not visible, and the owner reads as all do
 
     def open_gate(self, owner: object) -> None:
         """Let the other writers in again; nothing if ``owner`` does not hold the gate."""
-        with self.lock:
+        with self.lock, self:
             self._gate.open(owner)
 
-    def _wait_at_gate(self) -> None:
+    def _pass_gate(self) -> None:
         while self._gate.is_shut():
             self.pending = None
             self._gate.wait()
@@ -384,25 +415,21 @@ class Committer:
             "for writing close the store and open it again"
         ) from self.failure
 
-    def leave(self) -> None:
-        """Say that nothing is to be changed after all."""
-        self.pending = None
-
     def settle(self) -> None:
         """Carry out what an interrupted call left; waits for a call that is under way in another thread."""
         self.check_reentry()
-        with self.lock:
-            if self.pending is not None:
+        with self.lock, self:
+            if self.pending or self._uncounted:
                 self._roll_forward()
 
     def settle_for_reader(self) -> None:
         """Carry out what an interrupted call left and show it: it is on disk, so it has happened."""
         if self._lock_is_owned() or self._sync_lock_is_owned():
             return  # within this thread's own write, or in the handler that interrupts it
-        with self.lock:
+        with self.lock, self:
             if not self.interrupted:
                 return  # a batch was being shown, and has been
-            if self.pending is not None:
+            if self.pending:
                 self._roll_forward()
             self.interrupted = False
             waiting = bool(self._unseen.queue)
@@ -427,12 +454,9 @@ class Committer:
 
         `LimitError` and `DiskFullError` change nothing.
         """
-        size = size_of(operations)
-        try:
-            writer = self._make_room(size, only_deletes=all(operation.kind != PUT for operation in operations))
-        except BytekvError:
-            self.pending = None
-            raise
+        writer = self._make_room(
+            size_of(operations), only_deletes=all(operation.kind != PUT for operation in operations)
+        )
         tombstones = self.keydir.tombstones.get(writer.header.segment_id, 0)
         queue = self._unseen.queue
         if queue and queue[-1].writer is writer:
@@ -466,29 +490,31 @@ class Committer:
         self._uncounted = uncounted
         return True
 
-    def _append_puts(self, puts: Puts) -> None:
+    def _append_puts(self, puts: Puts) -> int:
         keydir, size = self.keydir, size_of(puts)
         if self._always or keydir.expires or keydir.expired or keydir.views or size > _JOIN_ALL_BELOW:
-            self.append(puts.operations())
-            return
-        try:
-            writer = self._make_room(size, only_deletes=False)
-        except BytekvError:
-            self.pending = None
-            raise
-        self.pending = pending_puts_of(puts, writer, self.seq, self._clock_ns() // 1_000_000)
-        self._carry_out_puts(self.pending)
+            return self.append(puts.operations())
+        writer = self._make_room(size, only_deletes=False)
+        change = pending_puts_of(puts, writer, self.seq, self._clock_ns() // 1_000_000)
+        self.pending = change
+        self._carry_out_puts(change)
+        return change.seq
 
-    def _carry_out_puts(self, pending: PendingPuts) -> None:
-        """Do what `pending` says; once more is the same as once."""
+    def _write(self, pending: Pending | PendingPuts) -> None:
+        """Put what is pending into the file, or know that it is not there: whose error it was says nothing."""
         writer = pending.writer
         try:
             writer.write(pending.offset, pending.parts)
         except BytekvError:
-            self.pending = None  # cut off again: it has not happened
+            if writer.take_back(pending.offset, pending.parts):
+                self.pending = _ENTERED  # it has not happened
             raise
         writer.end = pending.end
         self.seq = pending.seq
+
+    def _carry_out_puts(self, pending: PendingPuts) -> None:
+        """Do what `pending` says; once more is the same as once."""
+        self._write(pending)
         uncounted, self._uncounted = self._uncounted, True
         unsettled, self.interrupted = self.interrupted, True  # readers come and wait, see `_show`
         if self._mode == "interval" and self.dirty_since is None:
@@ -498,23 +524,16 @@ class Committer:
         self._uncounted = uncounted
         if uncounted:
             self._recount()
-        self.pending = None
+        self.pending = _ENTERED
 
     def _carry_out(self, pending: Pending) -> None:
         """Do what `pending` says; once more is the same as once."""
-        writer = pending.writer
-        try:
-            writer.write(pending.offset, pending.parts)
-        except BytekvError:
-            self.pending = None  # cut off again: it has not happened
-            raise
+        self._write(pending)
         if self._always:
             self._unseen.add(pending)
-        writer.end = pending.end
-        self.seq = pending.seq
-        if not self._always:
+        else:
             self._show(pending)
-        self.pending = None
+        self.pending = _ENTERED
 
     def _show(self, change: Pending) -> None:
         """Point the keydir at a change, so that readers see it."""
@@ -542,15 +561,16 @@ class Committer:
         """Let readers see what another process has written: ``change`` alters memory only and is repeatable, but for
         the count of dead bytes; it tells whether that is right."""
         self.check_reentry()
-        with self.lock:
+        with self.lock, self:
             self.pending = change
             self.interrupted = True  # readers come and wait, and see all of it or nothing
             uncounted, self._uncounted = self._uncounted, True
             self._uncounted = not change() or uncounted
-            self.pending = None
+            self.pending = _ENTERED
             self.interrupted = False
 
     def _roll_forward(self) -> None:
+        """Carry out what is pending, if anything is, and count what an interrupted call has not counted."""
         pending = self.pending
         if callable(pending):
             pending()
@@ -571,9 +591,9 @@ class Committer:
                 self.keydir.remove(key, 0)
             else:
                 self.keydir.put(key, location, 0, 0)
+        self.pending = _ENTERED
         if self._uncounted:
             self._recount()
-        self.pending = None
 
     def count_again(self) -> None:
         """Have the dead bytes counted anew before the next write: the caller was interrupted while counting."""
@@ -602,7 +622,7 @@ class Committer:
             return size
         try:
             return self.segments.entry_size(location)
-        except (BytekvError, KeyError):
+        except (*SystemErrors, CorruptionError, KeyError):
             return 0  # only a count, and the entry itself says what is wrong when it is read
 
     # --- room ----------------------------------------------------------------------------------
@@ -655,7 +675,7 @@ class Committer:
     def seal(self) -> None:
         """Seal the active segment, for a compaction of everything; the next write begins a new one."""
         self.check_reentry()
-        with self.lock:
+        with self.lock, self:
             self.ready()
             old = self.segments.writer
             if old is not None:
@@ -687,13 +707,14 @@ class Committer:
             return
         # Slower disk than promised: the writer waits, the loss after a power cut stays bounded.
         # And where no worker can be had (the interpreter is shutting down), nobody else would sync.
-        if not self._wake() or self._files.monotonic() - since > 2 * self._interval_s:
+        is_late = not self._wake() or self._files.monotonic() - since > 2 * self._interval_s
+        if is_late and not self._sync_lock_is_owned():  # a handler's write in its own thread's sync is left to the next
             self.make_durable(seq)
 
     def sync(self) -> None:
         """Make everything appended so far durable; `StoreFailedError` also if an earlier sync failed."""
-        self.check_reentry()
-        with self.lock:
+        self.check_idle()
+        with self.lock, self:
             self.ready()
             seq = self.seq
         self.make_durable(seq)
@@ -703,11 +724,9 @@ class Committer:
 
         One thread leads and syncs for all who had appended before it began.
         """
-        if self._sync_lock_is_owned():
-            raise ReentryError("a signal handler or a finaliser called a store in the middle of its own thread's sync")
-        self.check_reentry()
+        self.check_idle()
         while self.durable_seq < seq:
-            with self.lock:
+            with self.lock, self:
                 waiter = self._group.join(seq)
             if waiter is None:
                 self._lead()
@@ -719,25 +738,25 @@ class Committer:
         """Sync what has been appended, show it, and wake who waited for it."""
         try:
             with self.sync_lock:
-                with self.lock:
+                with self.lock, self:
                     self._group.lead()
                     self.ready()
                     writer, target, began = self.segments.writer, self.seq, self._files.monotonic()
                 if target > self.durable_seq:
                     if writer is not None:
                         writer.sync()  # whoever appends now joins the next one: target was read before
-                    with self.lock:
+                    with self.lock, self:
                         if self.failure is not None:
                             # The kernel tells each write error once, and a roll's sync of the same file got it.
                             self._refuse_after_failure()
                         self._became_durable(target, began)
                         self._mark(target)
         except StoreFailedError as error:
-            with self.lock:
+            with self.lock, self:
                 self.fail(error)
             raise
         finally:
-            with self.lock:
+            with self.lock, self:
                 self._group.release(self.durable_seq, failed=self.failure is not None)
 
     def _became_durable(self, seq: int, began: float | None = None) -> None:
@@ -768,10 +787,11 @@ class Committer:
         writer = self.segments.writer
         if writer is None or self.failure is not None or not writer.reserve_holds(OVERHEAD):
             return  # no room here; the segment's seal vouches for it instead
-        mark = encode_entry(SYNC_MARK, b"", b"", seq, self._clock_ns() // 1_000_000, 0, writer.seed)
+        mark = [b"".join(encode_entry(SYNC_MARK, b"", b"", seq, self._clock_ns() // 1_000_000, 0, writer.seed))]
         try:
-            writer.write(writer.end, [b"".join(mark)])
-        except BytekvError:
+            writer.write(writer.end, mark)
+        except SystemErrors:
+            writer.take_back(writer.end, mark)
             return  # a full disk: without the mark damage is merely reported as a torn tail
         uncounted, self._uncounted = self._uncounted, True
         self.keydir.bury(writer.header.segment_id, OVERHEAD)

@@ -151,7 +151,7 @@ class Compactor:
 
     def _run(self, victims: list[int], pause: Pause, advance: Callable[[int], None], in_order: bool) -> Compaction:
         committer, segments = self._committer, self._segments
-        with committer.lock:
+        with committer.lock, committer:
             committer.ready()
             self._keydir.purge(self._files.now_ms())
             all_rows = list(segments.manifest.segments)
@@ -160,7 +160,7 @@ class Compactor:
         needed = sum(row.length - self._keydir.dead.get(row.segment_id, 0) for row in rows)
         if not first:
             needed -= sum(self._keydir.tombstones.get(row.segment_id, 0) for row in rows)
-        free = self._files.free_bytes(segments.directory.folder)
+        free = self._files.free_bytes(segments.directory.path)
         if needed > free and needed > len(rows) * SEGMENT_HEADER_SIZE:
             raise DiskFullError(
                 errno.ENOSPC, f"compacting needs {needed} bytes for copies, {free} are free", segments.directory.path
@@ -183,8 +183,7 @@ class Compactor:
             raise
         job.tombstones = {output.header.segment_id: output.tombstone_bytes for output in outputs}
         job.hinted = {output.header.segment_id: output.end for output in outputs}
-        committer.check_reentry()
-        with committer.lock:
+        with committer.lock, committer:
             committer.ready()
             self._job = job
             job.recounts = self._keydir.recounts
@@ -195,9 +194,8 @@ class Compactor:
                 self._job = None
                 raise  # which manifest survives is open: both sets of files stay
             except BytekvError:
-                self._job = None
-                for output in outputs:
-                    output.discard()
+                segments.settle()
+                self._forget_unpublished(job)
                 raise
         return Compaction(
             len(rows), len(new_rows), sum(row.length for row in rows), sum(row.length for row in new_rows)
@@ -314,7 +312,7 @@ class Compactor:
         """
         keydir, dropped, last = self._keydir, {key for key, _ in job.dropped}, None
         while True:
-            with self._committer.lock:
+            with self._committer.lock, self._committer:
                 keys = keydir.select(last, None, last is None, True, False, _IN_ORDER)
             for key in keys:
                 self._copy_key(key, keydir.locations.get(key), victims, previous, job)
@@ -380,7 +378,7 @@ class Compactor:
         """Return the file to append to, a new one if the last is full."""
         outputs = job.outputs
         if not outputs or (outputs[-1].end + size > self._limit and outputs[-1].end > SEGMENT_HEADER_SIZE):
-            with self._committer.lock:
+            with self._committer.lock, self._committer:
                 segment_id = self._segments.reserve_ids(1)
             outputs.append(Output(self._segments.directory, self._segments.manifest.store_uuid, segment_id, previous))
         return outputs[-1]
@@ -394,7 +392,7 @@ class Compactor:
             raise
 
     def _poison(self, error: StoreFailedError) -> None:
-        with self._committer.lock:
+        with self._committer.lock, self._committer:
             self._committer.fail(error)
 
     def _finish(self, pause: Pause) -> None:
@@ -406,13 +404,9 @@ class Compactor:
         if job is None:
             return
         committer, keydir = self._committer, self._keydir
-        committer.check_reentry()
-        with committer.lock:
+        with committer.lock, committer:
             committer.ready()
-            listed = {row.segment_id for row in self._segments.manifest.segments}
-            if not listed.isdisjoint(job.victims):
-                self._job = None  # interrupted before the manifest: it has not happened
-                keydir.drop_segments(list(job.hinted))
+            if self._forget_unpublished(job):
                 return
             keydir.tombstones.update(job.tombstones)
             keydir.drop_segments(job.victims)  # before the first key is moved: see `Keydir.is_whole`
@@ -421,19 +415,28 @@ class Compactor:
         except BaseException:
             committer.count_again()
             raise
-        committer.check_reentry()
-        with committer.lock:
+        with committer.lock, committer:
             free = self._retire(job)
         self._segments.remove(free)
         self._segments.directory.sync()
+
+    def _forget_unpublished(self, job: _Job) -> bool:
+        """Give a compaction up if the manifest still lists its victims: it has not happened. Under the lock."""
+        listed = {row.segment_id for row in self._segments.manifest.segments}
+        if listed.isdisjoint(job.victims):
+            return False
+        self._job = None
+        self._keydir.drop_segments(list(job.hinted))
+        for output in job.outputs:
+            output.discard()
+        return True
 
     # The loops below have functions of their own: from Python 3.12 on a loop's jump back may lie outside
     # what an enclosing `with` protects, and an interrupt there would leave the lock held for ever.
 
     def _move_all(self, job: _Job, pause: Pause) -> None:
         while job.outputs:
-            self._committer.check_reentry()
-            with self._committer.lock:
+            with self._committer.lock, self._committer:
                 self._move_some(job)
             pause()
 

@@ -124,7 +124,7 @@ class Reading:
     def purge(self) -> None:
         """Take expired keys out of the keydir; not in the middle of this thread's own write."""
         if not self._committer.is_entered:
-            with self._committer.lock:
+            with self._committer.lock, self._committer:
                 self._keydir.purge(self._now_ms())
 
     def count(self) -> int:
@@ -143,7 +143,8 @@ class Reading:
         self.check_open()
         if self._committer.interrupted:
             self._committer.settle_for_reader()
-        with self._committer.lock:
+        self._committer.check_reentry()
+        with self._committer.lock, self._committer:
             return self._keydir.open_view(self._committer.visible_seq, owner)
 
     def close_view(self, view: View) -> None:
@@ -155,7 +156,7 @@ class Reading:
         """Remove the files that nobody can need any more."""
         # From a finaliser in the middle of this thread's own write it is left to the next who comes.
         if not self._committer.is_entered and self._segments.has_pinned:
-            with self._committer.lock:
+            with self._committer.lock, self._committer:
                 free = self._segments.release(self._keydir.views)
             self._segments.remove(free)
 
@@ -175,8 +176,14 @@ class Reading:
     def count_in(self, view: View) -> int:
         """Return how many keys there were at the moment of a view, those not counted that expired since."""
         self.count()  # takes out what has expired
-        with self._committer.lock:
+        self._committer.check_reentry()
+        with self._committer.lock, self._committer:
             return len(view)
+
+    def _select(self, view: View, range_: Range, count: int) -> list[bytes]:
+        self._committer.check_reentry()
+        with self._committer.lock, self._committer:
+            return view.select(*range_, count)
 
     def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]:
         """Walk through the keys of a range at the moment of a view."""
@@ -184,8 +191,7 @@ class Reading:
         while not range_.is_empty and limit != 0:
             count = chunk if limit is None else min(chunk, limit)
             self.check_open()
-            with self._committer.lock:
-                keys = view.select(*range_, count)
+            keys = self._select(view, range_, count)
             for key in keys:
                 self.check_open()
                 if view.locate(key, self._now_ms() if self._keydir.expires or view.undo else 0) is not None:
@@ -208,8 +214,7 @@ class Reading:
             self.check_open()
             if self._committer.interrupted:
                 self._committer.settle_for_reader()
-            with self._committer.lock:
-                keys = view.select(*range_, count)
+            keys = self._select(view, range_, count)
             done = 0
             for stop, pairs in pairs_of(
                 keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting

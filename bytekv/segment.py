@@ -475,7 +475,7 @@ def save_hint(
     for piece in encode_hint(summary, header):
         pieces.append(piece)
         pause()
-    if files.free_bytes(directory.folder) < sum(map(len, pieces)) + _SPARE:
+    if files.free_bytes(directory.path) < sum(map(len, pieces)) + _SPARE:
         return  # the last blocks of a disk are for deletes and manifests
     try:
         descriptor = files.open_new(path)
@@ -656,8 +656,7 @@ class Writer:
     def write(self, offset: int, parts: list[bytes]) -> None:
         """Put ``parts`` at ``offset``; room must have been made. Repeating it is harmless.
 
-        Through a mapping this cannot fail. With ``pwrite`` a part may have been written when it
-        raises; it lies behind ``end``, the next append goes over it, and the file is cut there.
+        Through a mapping this cannot fail. With ``pwrite`` a part may be there when it raises; see `take_back`.
         """
         self.dirty = True
         if self.map is not None:
@@ -667,14 +666,23 @@ class Writer:
                 offset = stop
             return
         assert self._descriptor is not None
-        piece = b"".join(parts)
+        self._files.write(self._descriptor, b"".join(parts), offset, self.path)
+
+    def take_back(self, offset: int, parts: list[bytes]) -> bool:
+        """Cut off what a `write` that raised has left; False if the file may hold all of it nevertheless.
+
+        Less than all lies behind ``end``, fails its check, and the next append goes over it.
+        """
+        if self.map is not None:
+            return False
+        assert self._descriptor is not None
         try:
-            self._files.write(self._descriptor, piece, offset, self.path)
+            self._files.truncate(self._descriptor, offset, self.path)
+            self._allocated = offset
         except BytekvError:
-            with suppress(BytekvError):  # what is left lies behind `end`, and the next append goes over it
-                self._files.truncate(self._descriptor, offset, self.path)
-                self._allocated = offset
-            raise
+            piece = b"".join(parts)
+            return self._files.read(self._descriptor, len(piece), offset, self.path) != piece
+        return True
 
     def view(self) -> View:
         """Return what readers slice: the mapping, or a reader of the file."""

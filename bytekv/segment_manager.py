@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import threading
 import weakref
 from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
@@ -86,7 +85,7 @@ class SegmentManager:
         self.mapped = mapped
         self._readonly = readonly
         #: Preallocate, with blocks kept back for deletes, even where `pwrite` fills them.
-        self._reserves = directory.files.maps_safely(directory.folder)
+        self._reserves = directory.files.maps_safely(directory.path)
         self.writer: Writer | None = None
         self.readers: dict[int, tuple[View, int]] = {}
         self.retiring: dict[int, SegmentRow] = {}
@@ -97,7 +96,6 @@ class SegmentManager:
         self.publishing: Manifest | None = None  # set while a manifest is being replaced
         self.changing: tuple[Writer | None, Writer | None] | None = None  # (old, new) likewise
         self._limit = options.segment_size_bytes
-        self._opening = threading.RLock()  # a signal handler may come here while its own thread is in it
         limit = options.max_open_segments
         if limit is None:
             # Half of what the process may have: the other half is the application's. Each open segment
@@ -129,11 +127,7 @@ class SegmentManager:
         found = self.readers.get(segment_id)
         if found is not None:
             return found
-        with self._opening:
-            found = self.readers.get(segment_id)
-            if found is None:
-                found = self._open(segment_id)
-        return found
+        return self._open(segment_id)
 
     def _open(self, segment_id: int) -> tuple[View, int]:
         row = self._row(segment_id)
@@ -152,7 +146,9 @@ class SegmentManager:
                     len(self.readers) // 2
                 ):
                     raise
-        self.readers[segment_id] = found
+        # Somebody else may have been at it meanwhile. No lock keeps threads apart here, for a signal handler that waits
+        # for the store's would keep it from whoever holds that one.
+        found = self.readers.setdefault(segment_id, found)
         if self._row(segment_id) is None:  # asked after: `release` takes the row away before it looks here
             self.readers.pop(segment_id, None)
         return found
@@ -234,16 +230,11 @@ class SegmentManager:
             raise LimitError(
                 f"{self.directory.path}: more than {MAX_SEGMENTS} segments; use a larger segment_size_bytes"
             )
-        # If an interrupt strikes between the rename and the assignment, disk and memory differ in what
-        # they think is published. Whoever writes next asks the disk first; see `settle`.
+        # Whatever strikes after the rename, an interrupt or an error out of a signal handler, disk and memory
+        # then differ in what they think is published. No error says on which side it was raised, so the disk is asked;
+        # see `settle`.
         self.publishing = manifest
-        try:
-            self.directory.save(manifest)
-        except StoreFailedError:
-            raise  # the store is poisoned, and the next open decides
-        except BytekvError:
-            self.publishing = None  # raised before the rename
-            raise
+        self.directory.save(manifest)
         self.manifest = manifest
         self.publishing = None
 
@@ -312,6 +303,8 @@ class SegmentManager:
             try:
                 self.publish(rows, next_id=next_id, last_seq=last_seq)
             except DiskFullError:
+                if self._has_published():
+                    raise
                 # A manifest needs a block, and what is reserved has some. A segment that is trimmed too
                 # early is merely one that was not closed cleanly.
                 if old is not None:
@@ -322,7 +315,7 @@ class SegmentManager:
         except StoreFailedError:
             raise  # poisoned: the next open decides
         except BytekvError:
-            self._writer_kept(new)
+            self.settle()
             raise
         self._writer_changed(old, new)
 
@@ -353,10 +346,7 @@ class SegmentManager:
 
     def settle(self) -> None:
         """Find out what an interrupted change of the set has come to, and act on it."""
-        if self.publishing is not None:
-            if self.directory.load(for_writing=True).generation == self.publishing.generation:
-                self.manifest = self.publishing
-            self.publishing = None
+        self._has_published()
         if self.changing is not None:
             old, new = self.changing
             active = [row.segment_id for row in self.manifest.segments if row.state == ACTIVE]
@@ -364,6 +354,19 @@ class SegmentManager:
                 self._writer_changed(old, new)
             else:
                 self._writer_kept(new)
+
+    def _has_published(self) -> bool:
+        """Find out whether a manifest has been replaced that was about to be; False if none was."""
+        if self.publishing is None:
+            return False
+        found = self.directory.load(for_writing=True).generation == self.publishing.generation
+        if found:
+            self.manifest = self.publishing
+        else:
+            for row in self.manifest.segments:
+                self.retiring.pop(row.segment_id, None)
+        self.publishing = None
+        return found
 
     def reserve_ids(self, count: int) -> int:
         """Set ``count`` segment ids aside and return the first; they are never used again, published or not."""

@@ -42,7 +42,8 @@ class Stats(NamedTuple):
 def stats_of(keys: int, committer: Committer, upkeep: Upkeep) -> Stats:
     """Gather the counts of a store that has so many keys."""
     segments, keydir = committer.segments, committer.keydir
-    with committer.lock:
+    committer.check_reentry()
+    with committer.lock, committer:
         committer.count_if_due()
         lengths, dead, tombstones = segments.lengths(), keydir.dead, keydir.tombstones
         rows = tuple(

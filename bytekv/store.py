@@ -141,8 +141,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._reading = Reading(commit, options, self._upkeep)
         self._commit = commit  # from now on there is something to close
         register(self)
-        if os.getpid() != self._pid:  # a signal handler has forked meanwhile, and this is the child
-            self._after_fork()
         log.info("opened %s: %s", path, self.recovery)
         if options.follow is not None or (
             flag != "r" and (self.recovery.hints_missing or (options.auto_compact and self._upkeep.victims()))
@@ -240,9 +238,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """Return the seconds that ``key`` has left, None if it does not expire; `KeyError` if it does not exist."""
         key = to_bytes("key", key)
         self._check_open()
-        if self._commit.interrupted:
-            self._commit.settle_for_reader()
-        with self._commit.lock:  # a put changes location and expiry one after the other
+        commit = self._commit
+        if commit.interrupted:
+            commit.settle_for_reader()
+        commit.check_reentry()
+        with commit.lock, commit:  # a put changes location and expiry one after the other
             now_ms = self._files.now_ms()
             if self._keydir.locate(key, now_ms) is None:
                 raise KeyError(key)
@@ -634,7 +634,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         from . import check
 
         commit = self._commit
-        with commit.sync_lock, commit.lock:
+        with commit.sync_lock, commit.lock, commit:
             if commit.has_waiting:
                 commit.sync_what_waits()  # it is in the files and not yet in the keydir
             commit.count_if_due()
@@ -663,26 +663,19 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         >>> dict(bytekv.open(os.path.join(folder, "copy"), "r"))
         {b'a': b'1'}
         """
+        from .backup import back_up, moment_of
+
         self._check_open()
         path = os.path.abspath(os.fsdecode(dest))
         here, there = os.path.realpath(self._path), os.path.realpath(path)
         if there == here or there.startswith(here + os.sep):
             raise ValueError(f"{path}: a backup cannot lie in the store that it is made of")
-        source = self._directory.share()
-        try:
-            return self._back_up(source, path, progress)
-        finally:
-            source.release()
-
-    def _back_up(self, source: Directory, path: str, progress: Callable[[Progress], object] | None) -> BackupReport:
-        from .backup import back_up, moment_of
-
+        target = Directory(path, self._files)
         while True:
             self._check_open()
-            target = Directory(path, self._files)
             pin, moment = moment_of(self._commit, self._reading.release, readonly=self._readonly)
             try:
-                return back_up(source, moment, target, progress)
+                return back_up(self._directory, moment, target, progress)
             except StoreNotFoundError:
                 # Beside a writer that has compacted a file away: there is a newer moment.
                 if not self._readonly or not self.refresh():
@@ -774,11 +767,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         if self._is_closed or os.getpid() != self._pid:
             return
         commit = self._commit
-        commit.check_reentry()
         self._upkeep.check_reentry("close")
         self._worker.stop()
         try:
-            with self._upkeep.compacting, commit.sync_lock, commit.lock:
+            with self._upkeep.compacting, commit.sync_lock, commit.lock, commit:
                 if not self._is_closed:
                     self._shut(commit)
         finally:
@@ -853,9 +845,9 @@ def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], objec
     from . import check
 
     directory = Directory(os.path.abspath(os.fsdecode(path)), Files())
+    directory.find(lost_manifest_allowed=True)
+    directory.acquire()
     try:
-        directory.find(lost_manifest_allowed=True)
-        directory.acquire()
         return check.salvage(directory, Options().segment_size_bytes, progress)
     finally:
         directory.release()

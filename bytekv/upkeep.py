@@ -68,7 +68,8 @@ class Upkeep:
     def check_reentry(self, call: str) -> None:
         """Raise `ReentryError` if this thread is in the middle of what has the store to itself."""
         if self.compacting._is_owned():
-            raise ReentryError(f"{call}() was called from a progress callback")
+            raise ReentryError(f"{call}() was called from a progress callback, a signal handler or a finaliser")
+        self._committer.check_idle()
 
     def forget_after_fork(self) -> None:
         """In a child process: the thread that held the lock does not exist."""
@@ -131,7 +132,7 @@ class Upkeep:
             return False  # known already: writes raise it
         self.background_error = repr(error)
         log.error("the background worker of %s died: %s", self._path, repr(error))
-        with self._committer.lock:
+        with self._committer.lock, self._committer:
             self._committer.fail(error)
         return False
 
@@ -189,7 +190,7 @@ class Upkeep:
 
     def survey(self) -> list[Use]:
         """Return the use of every sealed segment in logical order."""
-        with self._committer.lock:
+        with self._committer.lock, self._committer:
             return survey(self._segments, self._keydir, self._files.now_ms())
 
     def victims(self) -> list[int]:
@@ -220,7 +221,7 @@ class Upkeep:
 
         self.compactor.finish(pause)
         before = self._segments.lengths()
-        with committer.lock:
+        with committer.lock, committer:
             active = self._segments.writer
             untidy = active is not None and self._keydir.has_dead(active.header.segment_id)
         if untidy or any(choose_all(self.survey())):

@@ -42,7 +42,7 @@ class _Life:
     of `threading.Event` or of a thread that starts, which are written in Python, leaves a lock held for ever.
     """
 
-    __slots__ = ("done", "ended", "ident", "taken", "wanted")
+    __slots__ = ("done", "ended", "idents", "taken", "wanted")
 
     def __init__(self) -> None:
         self.wanted = threading.Lock()  # free: the method is to be called
@@ -51,7 +51,7 @@ class _Life:
         self.done = threading.Lock()  # free: it does no more
         self.done.acquire()
         self.ended = False
-        self.ident = 0
+        self.idents: set[int] = set()  # of the threads that were started, one of which has the work
 
 
 class Worker:
@@ -64,7 +64,7 @@ class Worker:
 
     def __init__(self, method: Callable[[], float | None], failed: Callable[[BaseException], bool], name: str) -> None:
         self._life = _Life()
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()  # who starts a thread may be interrupted by a handler that wakes it, too
         self._started = False
         self._stopped = False
         self._name = name
@@ -74,9 +74,9 @@ class Worker:
         """Have the method called soon; False if there can be no thread (the interpreter shuts down)."""
         life = self._life
         if not self._started:
+            if self._stopped or _at_exit:
+                return False
             with self._starting:
-                if self._stopped or _at_exit:
-                    return False
                 if not self._started:
                     try:
                         # An interrupted start() may have led to a thread or not; the next call starts another,
@@ -88,7 +88,7 @@ class Worker:
         if life.wanted.locked():
             with suppress(RuntimeError):  # somebody else has said so meanwhile
                 life.wanted.release()
-        return not life.ended
+        return not (life.ended or self._stopped)
 
     @property
     def is_stopping(self) -> bool:
@@ -102,9 +102,9 @@ class Worker:
         if life.wanted.locked():
             with suppress(RuntimeError):
                 life.wanted.release()
-        with self._starting:
-            started = self._started or life.taken.locked()
-        if started and life.ident != threading.get_ident() and not sys.is_finalizing():
+        # A thread that has not taken the work yet looks whether it is wanted before it does anything.
+        is_working = life.taken.locked() and threading.get_ident() not in life.idents
+        if is_working and not sys.is_finalizing():
             with life.done:  # while the interpreter goes, its daemon threads stand still for ever
                 pass
 
@@ -151,9 +151,9 @@ class Pacer:
 
 
 def _run(method: Any, failed: Any, worker_of: Callable[[], Worker | None], life: _Life) -> None:
+    life.idents.add(threading.get_ident())  # first: a finaliser in here must not wait for its own thread
     if not life.taken.acquire(blocking=False):
         return
-    life.ident = threading.get_ident()
     try:
         _work(method, failed, worker_of, life)
     finally:

@@ -119,13 +119,13 @@ MUTANTS = [
     _mutant(
         "the name of the store's own directory is not synced",
         "directory",
-        "        self.files.sync_directory(self.folder.parent)",
+        "        self.files.sync_directory(os.path.dirname(os.path.abspath(self.path)))",
         "        pass",
     ),
     _mutant(
         "the manifest is written in place",
         "directory",
-        "path = self.folder.place(_MANIFEST_NEW)\n        try:",
+        "path = os.path.join(self.path, _MANIFEST_NEW)\n        try:",
         "path = self.manifest_path\n        try:",
     ),
     _mutant(
@@ -139,8 +139,8 @@ MUTANTS = [
     _mutant(
         "always: a write is visible before it is durable",
         "commit",
-        "        if not self._always:\n            self._show(pending)",
-        "        self._show(pending)",
+        "            self._unseen.add(pending)\n        else:\n            self._show(pending)",
+        "            self._unseen.add(pending)\n        self._show(pending)",
     ),
     _mutant(
         "always: a write is acknowledged before it is durable",
@@ -179,6 +179,29 @@ MUTANTS = [
         "            self._uncounted = True\n            self._carry_out(pending)\n",
         "            pass\n",
         "tests/test_interrupts.py",
+    ),
+    _mutant(
+        "always: a handler's write in its own thread's sync is appended and then refused",
+        "commit",
+        "if self._lock_is_owned() or (self._always and self._sync_lock_is_owned()):",
+        "if self._lock_is_owned():",
+        "tests/test_handlers.py",
+    ),
+    _mutant(
+        "an error behind the rename of the manifest is read as one before it",
+        "segment_manager",
+        "            self.settle()\n            raise\n        self._writer_changed(old, new)",
+        "            self.publishing = None\n            self._writer_kept(new)\n            raise\n"
+        "        self._writer_changed(old, new)",
+        "tests/test_handlers.py",
+    ),
+    _mutant(
+        "a compaction that was published is given up for an error",
+        "compactor",
+        "                segments.settle()\n                self._forget_unpublished(job)\n",
+        "                self._job = segments.publishing = None\n                for output in outputs:\n"
+        "                    output.discard()\n",
+        "tests/test_handlers.py",
     ),
     _mutant(
         "a transaction that cannot open its gate keeps it shut",

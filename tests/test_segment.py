@@ -51,11 +51,9 @@ bounded = settings(derandomize=True, max_examples=150)
 
 
 @pytest.fixture
-def directory(path: Path) -> Iterator[Directory]:
+def directory(path: Path) -> Directory:
     path.mkdir()
-    made = Directory(str(path), FakeFiles())
-    yield made
-    made.release()
+    return Directory(str(path), FakeFiles())
 
 
 def header(kind: int = LOG, previous_seq: int = 0) -> SegmentHeader:
@@ -553,7 +551,6 @@ def writers(path: Path) -> Iterator:
     yield make
     for writer in made:
         writer.close()
-    made.clear()  # each holds its directory
 
 
 def append(writer: Writer, *values: bytes) -> None:

@@ -180,10 +180,9 @@ def test_a_transaction_without_memory_to_open_its_gate_keeps_nobody_out(open_sto
     began, ended = db.transaction(), db.transaction()
     with monkeypatch.context() as shortage:
         shortage.setattr(type(db._commit), "open_gate", no_memory)
-        shortage.setattr(type(db._commit), "leave", no_memory)  # the gate is shut by then
-        with pytest.raises(MemoryError):
+        with monkeypatch.context() as shut, pytest.raises(MemoryError):
+            shut.setattr(type(db._commit), "__exit__", no_memory)  # the gate is shut by then
             began.__enter__()
-        shortage.setattr(type(db._commit), "leave", lambda commit: None)
     db["a"] = "1"
     ended.__enter__()
     ended["a"] = "2"
