@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 import sys
 from array import array
 from pathlib import Path
@@ -140,3 +141,20 @@ def test_a_segment_gives_back_what_it_does_not_need_once(open_store: Any, path: 
 def test_an_object_whose_making_was_interrupted_closes_nothing(kind: type) -> None:
     """Else KeyboardInterrupt in `__init__` would be followed by an AttributeError in `__del__`."""
     kind.__new__(kind).__del__()
+
+
+DECISIONS = sorted((Path(__file__).parent.parent / "docs" / "decisions").glob("[0-9]*.md"))
+
+
+def test_each_decision_has_a_number_a_date_and_a_status() -> None:
+    listed = (DECISIONS[0].parent / "README.md").read_text(encoding="utf-8")
+    names = {file.name for file in DECISIONS}
+    assert len({name[:4] for name in names}) == len(names)
+    for file in DECISIONS:
+        title, blank, status, *_ = file.read_text(encoding="utf-8").splitlines()
+        assert title.startswith(f"# {file.name[:4]}: ")
+        assert blank == ""
+        found = re.fullmatch(r"20\d\d-\d\d-\d\d · (in force|superseded by \[\d{4}\]\((\S+)\))", status)
+        assert found, f"{file.name}: {status}"
+        assert found[2] is None or found[2] in names
+        assert f"[{file.name[:4]}]({file.name})" in listed
