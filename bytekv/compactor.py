@@ -160,7 +160,7 @@ class Compactor:
         needed = sum(row.length - self._keydir.dead.get(row.segment_id, 0) for row in rows)
         if not first:
             needed -= sum(self._keydir.tombstones.get(row.segment_id, 0) for row in rows)
-        free = self._files.free_bytes(segments.directory.path)
+        free = self._files.free_bytes(segments.directory.folder)
         if needed > free and needed > len(rows) * SEGMENT_HEADER_SIZE:
             raise DiskFullError(
                 errno.ENOSPC, f"compacting needs {needed} bytes for copies, {free} are free", segments.directory.path

@@ -3,7 +3,7 @@
 ========================  ======================================================================
 name                      losing it
 ========================  ======================================================================
-``LOCK``                  harmless while no writer runs; never unlinked, or two could hold it
+``LOCK``                  harmless while no writer runs; one that runs writes no more. Never unlinked by us
 ``MANIFEST``              the store refuses to open (it would otherwise seem empty)
 ``MANIFEST.new``          harmless: a manifest that was not yet published
 ``BACKUP.unfinished``     there is no store yet: a first backup has not come to its end
@@ -15,6 +15,11 @@ name                      losing it
 
 File names are made from integers and parsed back strictly; no string from disk ever names a file.
 Nothing else in the directory is touched.
+
+The directory is opened once and held: names are looked up in it, not along a path that may lead elsewhere tomorrow.
+Two walls keep a second writer out. The lock on ``LOCK`` is what every bytekv looks at; since that file may be removed
+by a cleaner of old files, the directory itself is locked, too. And before each change of a name `files` makes sure
+that the lock file is still there: a writer whose store was deleted or replaced changes nothing any more.
 """
 
 from __future__ import annotations
@@ -45,6 +50,7 @@ _MANIFEST = "MANIFEST"
 _MANIFEST_NEW = "MANIFEST.new"
 _QUARANTINE = "quarantine"
 _UNFINISHED = "BACKUP.unfinished"
+_LOCK_TRIES = 100
 _IDS_AHEAD = 1 << 32  # more segments than a store makes; a file whose id lies further ahead is not its own
 _SEGMENT_NEW = "segment.new"
 
@@ -56,12 +62,29 @@ _MAX_MANIFEST_SIZE = 64 << 20
 # What could not be given back, for want of memory, goes with its Directory, as the lock's file does.
 _held: weakref.WeakValueDictionary[tuple[int, int], Directory] = weakref.WeakValueDictionary()
 _held_guard = threading.RLock()  # re-entered if a finaliser closes another store meanwhile
+_FORK_PATIENCE_S = 5.0  # a slow disk, or what a finaliser in that thread waits for, must not keep a fork for ever
+
+
+def settle_locks_before_fork() -> bool:
+    """Wait until no other thread is just taking or giving back a lock, whose descriptor nobody would know of."""
+    return _held_guard.acquire(timeout=_FORK_PATIENCE_S)
+
+
+def go_on_after_fork() -> None:
+    """Let the other threads go on in the process that has forked."""
+    with suppress(RuntimeError):  # it was not to be had in time
+        _held_guard.release()
 
 
 def forget_locks_after_fork() -> None:
-    """Drop, in a child process, what its parent holds; the parent's locks are untouched."""
+    """Let go, in a child process, of what its parent holds; the parent's locks are untouched.
+
+    Of stores that another thread was just opening, too: nobody in the child will ever close those.
+    """
     global _held_guard
     _held_guard = threading.RLock()  # another thread of the parent may have held it
+    for directory in list(_held.values()):
+        directory.abandon()
     _held.clear()
 
 
@@ -86,6 +109,7 @@ class Directory:
     def __init__(self, path: str, files: Files) -> None:
         self.path = path
         self.files = files
+        self.folder = files.folder(path)
         self._lock: io.FileIO | None = None
         self._identity: tuple[int, int] | None = None
 
@@ -93,31 +117,37 @@ class Directory:
 
     def segment_path(self, segment_id: int) -> str:
         """Return the path of a segment."""
-        return os.path.join(self.path, f"{segment_id:010d}.seg")
+        return self.folder.place(f"{segment_id:010d}.seg")
 
     def hint_path(self, segment_id: int) -> str:
         """Return the path of a segment's hint file."""
-        return os.path.join(self.path, f"{segment_id:010d}.hint")
+        return self.folder.place(f"{segment_id:010d}.hint")
 
     @property
     def manifest_path(self) -> str:
         """Return the path of the manifest."""
-        return os.path.join(self.path, _MANIFEST)
+        return self.folder.place(_MANIFEST)
 
     @property
     def segment_new_path(self) -> str:
         """Return the path under which a backup makes a segment."""
-        return os.path.join(self.path, _SEGMENT_NEW)
+        return self.folder.place(_SEGMENT_NEW)
 
     def sync(self) -> None:
         """Make the names in the directory durable."""
-        self.files.sync_directory(self.path)
+        self.files.sync_directory(self.folder)
+
+    def share(self) -> Directory:
+        """Return the same directory for who reads on though the store be closed; to be released by itself."""
+        shared = Directory(self.path, self.files)
+        shared.folder = self.folder.share()
+        return shared
 
     # --- finding or creating a store -----------------------------------------------------------
 
     def find(self, *, lost_manifest_allowed: bool = False) -> None:
         """Check that a store is here; raise the error that says what is here instead."""
-        if self._holds_store(set(self.files.list(self.path)), lost_manifest_allowed=lost_manifest_allowed):
+        if self._holds_store(set(self.files.list(self.folder)), lost_manifest_allowed=lost_manifest_allowed):
             return
         raise NotAStoreError(f"{self.path}: a directory without a store (it has no {_MANIFEST})")
 
@@ -134,7 +164,7 @@ class Directory:
             raise StoreNotFoundError(
                 error.errno, "the parent directory does not exist; create it first", self.path
             ) from error
-        names = set(self.files.list(self.path))
+        names = set(self.files.list(self.folder))
         if self._holds_store(names, lost_manifest_allowed=lost_manifest_allowed):
             return False
         if strangers := names - {_LOCK, _MANIFEST_NEW}:
@@ -147,7 +177,7 @@ class Directory:
         """Check that a backup may be written here, mark the directory if it is the first; True if it is."""
         if self.files.make_directory(self.path):
             self._sync_parent()
-        names = set(self.files.list(self.path))
+        names = set(self.files.list(self.folder))
         if _MANIFEST in names:
             return False
         ours = {_LOCK, _MANIFEST_NEW, _SEGMENT_NEW, _UNFINISHED}
@@ -157,13 +187,13 @@ class Directory:
             raise NotAStoreError(
                 f"{self.path}: a directory with other files ({min(strangers)!r}); use an empty or new one for a backup"
             )
-        self.files.close(self.files.open_new(os.path.join(self.path, _UNFINISHED)))
+        self.files.close(self.files.open_new(self.folder.place(_UNFINISHED)))
         self.sync()
         return True
 
     def finish_backup(self) -> None:
         """Take the mark of an unfinished backup away; its manifest is durable."""
-        if self.files.unlink(os.path.join(self.path, _UNFINISHED)):
+        if self.files.unlink(self.folder.place(_UNFINISHED)):
             self.sync()
 
     def _holds_store(self, names: set[str], *, lost_manifest_allowed: bool) -> bool:
@@ -182,61 +212,87 @@ class Directory:
         return True
 
     def _sync_parent(self) -> None:
-        self.files.sync_directory(os.path.dirname(os.path.abspath(self.path)))
+        self.files.sync_directory(self.folder.parent)
 
     # --- the lock ------------------------------------------------------------------------------
 
     def acquire(self, *, network_allowed: bool = False) -> None:
         """Become the writer; `StoreLockedError` names the process that is."""
-        if not network_allowed and self.files.is_network(self.path):
+        files, folder = self.files, self.folder
+        if not network_allowed and files.is_network(folder):
             raise StoreIOError(
-                None, f"on a network file system ({self.files.file_system(self.path)}), whose locks fail", self.path
+                None, f"on a network file system ({files.file_system(folder)}), whose locks fail", self.path
             )
-        identity = self.files.identity(self.path)
-        path = os.path.join(self.path, _LOCK)
+        identity = files.identity(folder)
+        path = folder.place(_LOCK)
         with _held_guard:
             if identity in _held:
                 raise StoreLockedError(self.path, os.getpid())
             try:
-                descriptor = self.files.open(path, write=True, create=True)
-                self._lock = self.files.own(descriptor)
-                if not self.files.lock(descriptor, path):
-                    raise StoreLockedError(self.path, self._holder(descriptor, path))
                 self._identity = identity
-                _held[identity] = self
-                with suppress(BytekvError):  # the pid is a courtesy; a full disk must not keep us out
-                    if not self.files.has_other_names(descriptor, path):
-                        self.files.write(descriptor, (b"%d\n" % os.getpid()).ljust(20), 0, path)
+                _held[identity] = self  # first: a child that is forked from here on lets go of what there is
+                if not files.lock_directory(folder):
+                    raise StoreLockedError(self.path, self._holder(path))
+                self._lock_file(path)
             except BaseException:
                 self._give_up_lock()
                 raise
 
-    def _holder(self, descriptor: int, path: str) -> int | None:
+    def _lock_file(self, path: str) -> None:
+        """Take the lock of the file that bears the name ``LOCK``; it may be removed while it is taken."""
+        files = self.files
+        for _ in range(_LOCK_TRIES):
+            descriptor = files.open(path, write=True, create=True)
+            self._lock = lock = files.own(descriptor)
+            if not files.lock(descriptor, path):
+                raise StoreLockedError(self.path, self._holder(path))
+            if files.has_name(descriptor, path):
+                break
+            lock.close()
+        else:
+            raise StoreIOError(errno.EBUSY, "somebody removes this file again and again; let it be", path)
+        self.folder.sign(lock)
+        with suppress(BytekvError):  # the pid is a courtesy; a full disk must not keep us out
+            if not files.has_other_names(descriptor, path):
+                files.write(descriptor, (b"%d\n" % os.getpid()).ljust(20), 0, path)
+
+    def _holder(self, path: str) -> int | None:
         try:
-            text = self.files.read(descriptor, 20, 0, path).strip()
+            descriptor = self.files.open(path)
+            try:
+                text = self.files.read(descriptor, 20, 0, path).strip()
+            finally:
+                self.files.close(descriptor)
         except BytekvError:
             return None  # that the store is locked is known, and is what matters
         return int(text) if text.isdigit() else None
 
     def release(self) -> None:
-        """Give the lock back; the second call does nothing."""
+        """Give the lock back and let the directory go; the second call does nothing."""
         with _held_guard:
             self._give_up_lock()
+        self.folder.close()
 
     def _give_up_lock(self) -> None:
         if self._identity is not None:
-            _held.pop(self._identity, None)
-            self._identity = None
+            # Not only by closing: a child forked a moment ago may still hold the same open files.
             if self._lock is not None and not self._lock.closed:
-                # Not only by closing: a child forked a moment ago may still hold the same open file.
                 self.files.unlock(self._lock.fileno())
-        self.abandon()
+            self.files.unlock_directory(self.folder)
+        self._forget_lock()
 
-    def abandon(self) -> None:
-        """Close the lock's file without unlocking it: in a child process that would free the parent's lock."""
+    def _forget_lock(self) -> None:
+        if self._identity is not None and _held.get(self._identity) is self:
+            del _held[self._identity]
+        self._identity = None
         if self._lock is not None:
             with suppress(OSError):  # what a close says is of no use; see Files.close
                 self._lock.close()
+
+    def abandon(self) -> None:
+        """Close what is held without unlocking it: in a child process that would free the parent's lock."""
+        self._forget_lock()
+        self.folder.abandon()
 
     # --- the manifest --------------------------------------------------------------------------
 
@@ -265,7 +321,7 @@ class Directory:
         Raises `DiskFullError` before anything changed, `StoreFailedError` if a sync failed.
         """
         files = self.files
-        path = os.path.join(self.path, _MANIFEST_NEW)
+        path = self.folder.place(_MANIFEST_NEW)
         try:
             descriptor = files.open_new(path)
             try:
@@ -300,11 +356,11 @@ class Directory:
         """
         listed = {row.segment_id for row in manifest.segments}
         removed: list[str] = []
-        for name in sorted(self.files.list(self.path)):
+        for name in sorted(self.files.list(self.folder)):
             parsed = parse_name(name)
             if name in (_MANIFEST_NEW, _SEGMENT_NEW) or (parsed and parsed[0] not in listed):
                 with suppress(BytekvError):  # a directory of that name, say: not ours, and not in the way
-                    self.files.unlink(os.path.join(self.path, name))
+                    self.files.unlink(self.folder.place(name))
                     removed.append(name)
         if removed:
             self.sync()
@@ -326,29 +382,30 @@ class Directory:
 
     def segments_on_disk(self) -> list[int]:
         """List the ids of all segment files, for a repair without a manifest."""
-        return sorted(name[0] for name in map(parse_name, self.files.list(self.path)) if name and name[1] == "seg")
+        return sorted(name[0] for name in map(parse_name, self.files.list(self.folder)) if name and name[1] == "seg")
 
     def quarantine(self, name: str, pieces: Iterable[bytes]) -> str:
         """Keep bytes that are about to be cut off; durable on return. Repeating it is harmless."""
         files = self.files
-        folder = os.path.join(self.path, _QUARANTINE)
-        if files.make_directory(folder):
+        place = self.folder.place(_QUARANTINE)
+        if files.make_directory(place):
             self.sync()
-        elif not files.is_directory(folder):
-            raise StoreIOError(errno.ENOTDIR, "not a directory of the store's own", folder)
-        target = os.path.join(folder, name)
-        temporary = target + ".new"
-        descriptor = files.open_new(temporary)
+        folder = files.folder(place)
         try:
-            offset = 0
-            for piece in pieces:
-                if not is_zero(piece):  # holes stay holes: what seems a terabyte may be empty
-                    files.write(descriptor, piece, offset, temporary)
-                offset += len(piece)
-            files.truncate(descriptor, offset, temporary)
-            files.sync(descriptor, temporary)
+            target, temporary = folder.place(name), folder.place(name + ".new")
+            descriptor = files.open_new(temporary)
+            try:
+                offset = 0
+                for piece in pieces:
+                    if not is_zero(piece):  # holes stay holes: what seems a terabyte may be empty
+                        files.write(descriptor, piece, offset, temporary)
+                    offset += len(piece)
+                files.truncate(descriptor, offset, temporary)
+                files.sync(descriptor, temporary)
+            finally:
+                files.close(descriptor)
+            files.replace(temporary, target)
+            files.sync_directory(folder)
         finally:
-            files.close(descriptor)
-        files.replace(temporary, target)
-        files.sync_directory(folder)
-        return target
+            folder.close()
+        return str(target)

@@ -13,7 +13,7 @@
     ├── ForkedStoreError                         used in a child process after fork()
     ├── ReadOnlyError                            a write to a store opened with "r"
     ├── ReentryError (RuntimeError)              a signal handler or finaliser interrupted a call
-    ├── StoreFailedError                         an earlier sync failed; reopen
+    ├── StoreFailedError                         an earlier sync failed, or the store was replaced; reopen
     ├── ConflictError                            if_seq did not match
     ├── ChangesLostError                         the feed does not reach back that far
     ├── LimitError (ValueError)                  too long for the format
@@ -101,7 +101,7 @@ class CorruptionError(BytekvError):
     """
 
     def __init__(self, path: str, offset: int, reason: str) -> None:
-        self.path = path
+        self.path = str(path)
         self.offset = offset
         self.reason = reason
         super().__init__(f"{path}: offset {offset}: {reason}")
@@ -132,7 +132,8 @@ class ReentryError(BytekvError, RuntimeError):
 class StoreFailedError(BytekvError):
     """Raised by writes after a failed sync, until the store is reopened; reads go on.
 
-    The failed sync is the ``__cause__``. What the unsynced calls wrote is decided by the next ``open``.
+    The failed sync is the ``__cause__``. What the unsynced calls wrote is decided by the next ``open``. Raised, too, if
+    the store was replaced or removed while it was open, or its ``LOCK`` was: nothing is changed in its directory then.
     """
 
 
@@ -192,10 +193,30 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Tell whether an error was raised by a signal handler in the middle of a call, and not by the call itself.
+
+    The system's errors have an errno. A handler's may have one, too, but then the handler's frame is among those that
+    the error has left, and Python has given it the frame that it interrupted, as it gives to tracers. What cannot be
+    told: an error with an errno out of a handler without a frame, which must be written in C, or out of one that has
+    thrown its second argument away.
+    """
+    if isinstance(error, OSError) and error.errno is None and not isinstance(error, BytekvError):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        interrupted, trace = trace.tb_frame, trace.tb_next
+        for value in trace.tb_frame.f_locals.values():
+            if value is interrupted or (type(value) is tuple and any(each is interrupted for each in value)):
+                return True
+    return False
+
+
 def from_os_error(error: OSError, path: str) -> BytekvError:
     """Translate an error of the operating system about ``path`` into one of bytekv's."""
     if isinstance(error, BytekvError):
         return error
+    path = str(path)
     text = error.strerror or str(error)
     number = error.errno or errno.EIO
     if number in _FULL:

@@ -16,6 +16,13 @@ Windows   ``lseek`` + ``write``                      ``_commit`` through ``os.fs
 
 Only Linux is tested. A file is opened by descriptor, without following a symbolic link, and must be
 a regular file: a FIFO in its place must not hang us, nor a device be written.
+
+A store's directory is held open, too (`Folder`), and its names (`Place`) are looked up in that very directory:
+whatever its path leads to by then, a flipped link or a store that was made anew, is another's. Windows, which has no
+such look-up, keeps the real path; there nobody can move a directory in which files are open.
+
+An error is taken for the system's word only if the system said it. A signal handler may raise an `OSError` of its
+own in the middle of a call (`TimeoutError`, usually), which is an interrupt like any other; see `is_interrupt`.
 """
 
 from __future__ import annotations
@@ -32,11 +39,19 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from .errors import NotAStoreError, StoreFailedError, StoreIOError, from_os_error
+from .errors import (
+    BytekvError,
+    NotAStoreError,
+    StoreClosedError,
+    StoreFailedError,
+    StoreIOError,
+    from_os_error,
+    is_interrupt,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
 try:
     import fcntl
@@ -47,9 +62,11 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["Files"]
+__all__ = ["Files", "Folder", "Place"]
 
 _COMMON = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_DIRECTORY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_DIRECTORY", 0)
+_BY_DESCRIPTOR = sys.platform != "win32" and os.open in os.supports_dir_fd
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14; Python's mmap has no name for it
 _HELD_ELSEWHERE = {errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 
@@ -63,7 +80,7 @@ _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.
 
 
 class _translated:
-    """Translate errors of the operating system.
+    """Translate errors of the operating system, and leave those of signal handlers as they are.
 
     No generator with `contextlib.contextmanager`: from Python 3.12 on its frame and the error it has seen
     hold each other, and through their frames the files of the caller, until garbage is collected.
@@ -74,14 +91,215 @@ class _translated:
     def __init__(self, path: str) -> None:
         self._path = path
 
+    def __enter__(self) -> Any:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, BytekvError) and not is_interrupt(error):
+            raise from_os_error(error, self._path) from error
+
+
+class _at(_translated):
+    """Say where a path leads, for the length of one call: a name, and the descriptor of the directory that has it.
+
+    A descriptor in place of the name is the directory itself. It stays open until the call is over, even if the
+    folder is closed meanwhile: its number might be given to another directory, whose files are none of ours.
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._held: _Held | None = None
+
+    def __enter__(self) -> tuple[Any, int | None]:
+        path = self._path
+        if isinstance(path, Place):
+            self._held = held = path.folder.hold()
+            return (path.name, held.number) if _BY_DESCRIPTOR else (os.path.join(held.real, path.name), None)
+        if isinstance(path, Folder):
+            self._held = held = path.hold()
+            return (held.number if _BY_DESCRIPTOR else held.real), None
+        return path, None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._held = None  # or the error that is raised here would hold it
+        super().__exit__(kind, error, trace)
+
+
+class _changing(_at):
+    """The same for a call that makes, replaces or removes a name: only while the store is still this one."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> tuple[Any, int | None]:
+        if isinstance(self._path, Place):
+            self._path.folder.prove()
+        return super().__enter__()
+
+
+class _unheeded:
+    """Go on whatever the system says, where that is of no use; what a signal handler raises passes through."""
+
+    __slots__ = ("_kinds",)
+
+    def __init__(self, *kinds: type[Exception]) -> None:
+        self._kinds = kinds or (OSError,)
+
     def __enter__(self) -> None:
         pass
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, OSError):
-            raise from_os_error(error, self._path) from error
+    ) -> bool:
+        return isinstance(error, self._kinds) and not is_interrupt(error)
+
+
+class _Held:
+    """A directory that is held open, until nobody uses it any more."""
+
+    __slots__ = ("number", "real")
+
+    def __init__(self, number: int, real: str = "") -> None:
+        self.number = number  # -1 where the system has no such descriptors
+        self.real = real
+
+    def close(self) -> None:
+        """Close it now, for whoever uses it, too."""
+        number, self.number = self.number, -1
+        if number >= 0:
+            with contextlib.suppress(OSError):
+                os.close(number)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):  # else __init__ was interrupted
+            self.close()
+
+
+class Folder(str):
+    """The path of a directory that is opened once, at its first use, and held; a plain string but for `Files`."""
+
+    __slots__ = ("_held", "_is_closed", "_lock", "_origin", "_sign")
+
+    def __init__(self, path: str) -> None:
+        self._origin = path  # a link may lead to a store's directory, but not to one in it
+        self._held: _Held | None = None
+        self._is_closed = False
+        self._lock: io.FileIO | None = None
+        self._sign: tuple[int, int] | None = None
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
+    def place(self, name: str) -> Place:
+        """Return the path of a name in this directory."""
+        return Place(self, os.path.join(self, name), name)
+
+    @property
+    def parent(self) -> Place:
+        """Return the directory that has this one's name, wherever it is by now."""
+        return Place(self, os.path.dirname(os.path.abspath(self)), os.pardir)
+
+    def hold(self) -> _Held:
+        """Return the directory, opened if it never was; `NotAStoreError` if it is something else."""
+        held = self._held
+        if held is not None:
+            return held
+        if self._is_closed:
+            raise StoreClosedError(f"{self}: this store was closed")
+        origin = self._origin
+        with _at(origin) as (name, dir_fd):
+            if _BY_DESCRIPTOR:
+                flags = _DIRECTORY | (os.O_NOFOLLOW if isinstance(origin, Place) else 0)
+                try:
+                    held = _Held(os.open(name, flags, dir_fd=dir_fd))
+                except NotADirectoryError as error:
+                    if is_interrupt(error):
+                        raise
+                    self._refuse()
+            else:
+                if isinstance(origin, Place) and not stat.S_ISDIR(os.lstat(name).st_mode):
+                    self._refuse()
+                held = _Held(-1, os.path.realpath(name))
+        self._held = held
+        return held
+
+    def _refuse(self) -> NoReturn:
+        if isinstance(self._origin, Place):
+            raise StoreIOError(errno.ENOTDIR, "not a directory of the store's own", self)
+        raise NotAStoreError(f"{self}: a file, not a directory that holds a store")
+
+    def sign(self, lock: io.FileIO) -> None:
+        """Name the lock file by which this directory is known as the store's own, for `prove`."""
+        with _translated(self):
+            found = os.fstat(lock.fileno())
+        self._sign = found.st_dev, found.st_ino
+        self._lock = lock
+
+    def prove(self) -> None:
+        """Raise `StoreFailedError` if the store was removed or replaced: its lock file has lost its name then.
+
+        Whoever has removed it may have made another store here, or let another writer in.
+        """
+        if isinstance(self._origin, Place):
+            self._origin.folder.prove()
+        lock = self._lock
+        if lock is None:
+            return
+        try:
+            found = os.fstat(lock.fileno())
+            is_there = found.st_nlink > 0 and (found.st_dev, found.st_ino) == self._sign
+        except ValueError:
+            is_there = False  # its file was closed meanwhile
+        except OSError as error:
+            if is_interrupt(error):
+                raise
+            if error.errno != errno.EBADF:
+                raise from_os_error(error, self) from error
+            is_there = False  # its descriptor was closed behind our back: there is no lock either
+        if not is_there:
+            raise StoreFailedError(
+                f"{self}: the store was replaced, or its LOCK removed, while it was open; nothing more is written to "
+                "it; close it and open what is there now"
+            )
+
+    def close(self) -> None:
+        """Let the directory go once the calls that are under way have ended; whoever comes later is refused."""
+        self._is_closed = True
+        self._held = self._lock = None
+
+    def abandon(self) -> None:
+        """Let it go in a child process: of the threads whose calls were under way there is none."""
+        held = self._held
+        self.close()
+        if held is not None:
+            held.close()
+
+    def share(self) -> Folder:
+        """Return the same directory, held open by itself, for who reads on though this one be closed."""
+        shared = Folder(self._origin)
+        shared._held = self.hold()
+        return shared
+
+
+class Place(str):
+    """The path of a name in a `Folder`; a plain string but for `Files`."""
+
+    __slots__ = ("folder", "name")
+
+    def __new__(cls, folder: Folder, path: str, name: str) -> Place:  # noqa: D102
+        return super().__new__(cls, path)
+
+    def __init__(self, folder: Folder, path: str, name: str) -> None:
+        self.folder = folder
+        self.name = name
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
 
 
 def _failed_sync(error: OSError, path: str) -> StoreFailedError:
@@ -93,74 +311,92 @@ class Files:
 
     # --- names ---------------------------------------------------------------------------------
 
+    def folder(self, path: str) -> Folder:
+        """Return a directory as what is opened at its first use and held from then on."""
+        return Folder(path)
+
     def list(self, path: str) -> list[str]:
         """List the names in a directory; `NotAStoreError` if it is something else."""
-        try:
-            return os.listdir(path)
-        except NotADirectoryError as error:
-            raise NotAStoreError(f"{path}: a file, not a directory that holds a store") from error
-        except OSError as error:
-            raise from_os_error(error, path) from error
+        with _at(path) as (where, _):
+            try:
+                return os.listdir(where)
+            except NotADirectoryError as error:
+                if is_interrupt(error):
+                    raise
+                raise NotAStoreError(f"{path}: a file, not a directory that holds a store") from error
 
     def exists(self, path: str) -> bool:
         """Tell whether there is anything of this name, a dangling link included."""
-        return os.path.lexists(path)
-
-    def is_directory(self, path: str) -> bool:
-        """Tell whether this is a directory itself, not a link to one."""
-        with _translated(path):
-            return stat.S_ISDIR(os.lstat(path).st_mode)
+        with _unheeded(), _at(path) as (name, dir_fd):
+            os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            return True
+        return False
 
     def make_directory(self, path: str) -> bool:
         """Create a directory of mode 0700 whatever the umask; False if the name is taken."""
-        try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise from_os_error(error, path) from error
-        with _translated(path):
-            os.chmod(path, 0o700)
+        with _changing(path) as (name, dir_fd):
+            try:
+                os.mkdir(name, 0o700, dir_fd=dir_fd)
+            except FileExistsError as error:
+                if is_interrupt(error):
+                    raise
+                return False
+            os.chmod(name, 0o700, dir_fd=dir_fd)
         return True
 
     def replace(self, source: str, target: str) -> None:
-        """Rename over what is there, atomically; durable only after `sync_directory`."""
-        with _translated(target):
-            os.replace(source, target)
+        """Rename over what is there, atomically; durable only after `sync_directory`. Both in one directory."""
+        with _changing(target) as (new, dir_fd), _at(source) as (old, _):
+            os.replace(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
 
     def link(self, source: str, target: str) -> bool:
         """Give a file a second name, in place of what bears it; False where the file system has no such thing."""
         self.unlink(target)
-        try:
-            os.link(source, target, follow_symlinks=False)
-        except FileNotFoundError as error:
-            raise from_os_error(error, source) from error
-        except (OSError, NotImplementedError):  # another device, too many names, not supported, not allowed
-            return False
+        with _changing(target) as (new, new_fd), _at(source) as (old, old_fd):
+            try:
+                os.link(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd, follow_symlinks=False)
+            except (OSError, NotImplementedError) as error:
+                if is_interrupt(error):
+                    raise
+                if isinstance(error, FileNotFoundError):
+                    raise from_os_error(error, source) from error
+                return False  # another device, too many names, not supported, not allowed
         return True
 
     def unlink(self, path: str) -> bool:
         """Remove a name; False if there is none (an interrupted removal, repeated)."""
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise from_os_error(error, path) from error
+        with _changing(path) as (name, dir_fd):
+            try:
+                os.unlink(name, dir_fd=dir_fd)
+            except FileNotFoundError as error:
+                if is_interrupt(error):
+                    raise
+                return False
         return True
 
     def sync_directory(self, path: str) -> None:
-        """Make names created, replaced or removed in this directory durable; `StoreFailedError` if not."""
+        """Make names created, replaced or removed in this directory durable; `StoreFailedError` if not.
+
+        That it cannot be opened is no failed sync: a `Folder` is open.
+        """
         if sys.platform == "win32":
             return
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+        with _at(path) as (where, dir_fd):
+            if isinstance(where, int):
+                self._sync_names(where, path)
+                return
+            descriptor = os.open(where, _DIRECTORY, dir_fd=dir_fd)
             try:
-                os.fsync(descriptor)
+                self._sync_names(descriptor, path)
             finally:
                 self.close(descriptor)
+
+    def _sync_names(self, descriptor: int, path: str) -> None:
+        try:
+            os.fsync(descriptor)
         except OSError as error:
-            # Not even opening it may pass for an ordinary error: the rename before it has happened.
+            if is_interrupt(error):
+                raise
             raise _failed_sync(error, path) from error
 
     # --- descriptors ---------------------------------------------------------------------------
@@ -169,17 +405,17 @@ class Files:
         """Open a regular file, of mode 0600 if it is made, and return its descriptor."""
         flags = _COMMON | (os.O_RDWR if write else os.O_RDONLY) | getattr(os, "O_NONBLOCK", 0)
         is_new = create or exclusive
-        with _translated(path):
+        with (_changing if is_new else _at)(path) as (name, dir_fd):
             try:
                 try:
-                    descriptor = os.open(path, flags | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o600)
-                except FileExistsError:
-                    if exclusive:
+                    descriptor = os.open(name, flags | (os.O_CREAT | os.O_EXCL if is_new else 0), 0o600, dir_fd=dir_fd)
+                except FileExistsError as error:
+                    if exclusive or is_interrupt(error):
                         raise
                     is_new = False
-                    descriptor = os.open(path, flags)
+                    descriptor = os.open(name, flags, dir_fd=dir_fd)
             except OSError as error:
-                if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR) and not is_interrupt(error):
                     raise StoreIOError(error.errno, "not a regular file", path) from error
                 raise
             try:
@@ -190,8 +426,8 @@ class Files:
             except BaseException:
                 self.close(descriptor)
                 if is_new:
-                    with contextlib.suppress(OSError):
-                        os.unlink(path)  # what we have just made, or the name stays taken
+                    with _unheeded():
+                        os.unlink(name, dir_fd=dir_fd)  # what we have just made, or the name stays taken
                 raise
         return descriptor
 
@@ -200,7 +436,7 @@ class Files:
         try:
             return self.open(path, write=True, exclusive=True)
         except StoreIOError as error:
-            if error.errno != errno.EEXIST:
+            if error.errno != errno.EEXIST or is_interrupt(error):
                 raise
         self.unlink(path)
         return self.open(path, write=True, exclusive=True)
@@ -209,6 +445,18 @@ class Files:
         """Tell whether an open file has a second name (a hard link), whose owner does not expect it to change."""
         with _translated(path):
             return os.fstat(descriptor).st_nlink > 1
+
+    def has_name(self, descriptor: int, path: str) -> bool:
+        """Tell whether it is this open file that bears the name now."""
+        with _at(path) as (name, dir_fd):
+            try:
+                named = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+            except FileNotFoundError as error:
+                if is_interrupt(error):
+                    raise
+                return False
+            opened = os.fstat(descriptor)
+        return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
 
     def duplicate(self, descriptor: int, path: str) -> int:
         """Return a second descriptor of the same open file."""
@@ -221,7 +469,7 @@ class Files:
 
     def close(self, descriptor: int) -> None:
         """Close a descriptor; what it says is of no use, for every sync has been checked before."""
-        with contextlib.suppress(OSError):
+        with _unheeded():
             os.close(descriptor)
 
     def size(self, descriptor: int, path: str) -> int:
@@ -258,7 +506,13 @@ class Files:
             os.ftruncate(descriptor, size)
 
     def sync(self, descriptor: int, path: str) -> None:
-        """Make a file's bytes and length durable; `StoreFailedError` if not, and then never try again."""
+        """Make a file's bytes and length durable; `StoreFailedError` if not, and then never try again.
+
+        Bytes that nobody will find any more, because the store was replaced, are not durable either.
+        """
+        if isinstance(path, Place):
+            with _unheeded():
+                path.folder.prove()
         try:
             if sys.platform == "darwin":
                 fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
@@ -267,6 +521,8 @@ class Files:
             else:
                 os.fsync(descriptor)
         except OSError as error:
+            if is_interrupt(error):
+                raise
             raise _failed_sync(error, path) from error
 
     def forget_cache(self, descriptor: int) -> None:
@@ -276,7 +532,7 @@ class Files:
         would show what a power cut takes away again. Only advice, hence no error.
         """
         if hasattr(os, "posix_fadvise"):
-            with contextlib.suppress(OSError):
+            with _unheeded():
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     # --- mappings ------------------------------------------------------------------------------
@@ -295,7 +551,9 @@ class Files:
                 raise OSError(errno.EIO, f"file is shorter than {size} bytes")
             try:
                 return mmap.mmap(descriptor, size, access=mmap.ACCESS_WRITE if write else mmap.ACCESS_READ)
-            except ValueError:  # cut short in this very moment, by a writer that seals it
+            except ValueError as error:  # cut short in this very moment, by a writer that seals it
+                if is_interrupt(error):
+                    raise
                 raise OSError(errno.EIO, f"file is shorter than {size} bytes") from None
 
     def populate(self, mapping: mmap.mmap, start: int, stop: int) -> None:
@@ -306,7 +564,7 @@ class Files:
         """
         if sys.platform == "linux":
             first = start - start % mmap.PAGESIZE
-            with contextlib.suppress(OSError, ValueError):
+            with _unheeded(OSError, ValueError):
                 mapping.madvise(_POPULATE_WRITE, first, stop - first)
 
     def maps_safely(self, path: str) -> bool:
@@ -319,17 +577,15 @@ class Files:
 
     def file_system(self, path: str) -> str:
         """Return the type of the file system that holds ``path``, "" where unknown (proc_pid_mountinfo(5))."""
-        try:
-            device = os.stat(path).st_dev
+        with _unheeded(OSError, BytekvError, IndexError, AttributeError), _at(path) as (where, _):
+            device = os.stat(where).st_dev
             wanted = f"{os.major(device)}:{os.minor(device)}"
             with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as table:
                 for line in table:
                     left, _, right = line.partition(" - ")
                     if left.split(" ", 3)[2] == wanted:
                         return right.split(" ", 1)[0]
-        except (OSError, IndexError, AttributeError):
-            pass  # no /proc, or not Linux: unknown is an answer, and leads to the careful choice
-        return ""
+        return ""  # no /proc, or not Linux: unknown is an answer, and leads to the careful choice
 
     # --- the process ---------------------------------------------------------------------------
 
@@ -350,29 +606,54 @@ class Files:
                 os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # far beyond the pid, which stays readable
                 locking.locking(descriptor, locking.LK_NBLCK, 1)
         except OSError as error:
+            if is_interrupt(error):
+                raise
             if error.errno in _HELD_ELSEWHERE:
                 return False
             raise from_os_error(error, path) from error
         return True
 
+    def lock_directory(self, path: Folder) -> bool:
+        """Take the lock of a directory itself without waiting; False if it is held.
+
+        A second wall: it stands even where somebody has removed the file that bears the first. Where a file system
+        has no such thing, there is none.
+        """
+        if fcntl is None or not _BY_DESCRIPTOR:
+            return True
+        with _at(path) as (where, _):
+            try:
+                fcntl.flock(where, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if is_interrupt(error):
+                    raise
+                return error.errno != errno.EWOULDBLOCK
+        return True
+
     def unlock(self, descriptor: int) -> None:
         """Give the lock back for every descriptor of the open file, also those that a fork has made."""
         if fcntl is not None:
-            with contextlib.suppress(OSError):
+            with _unheeded():
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+    def unlock_directory(self, path: Folder) -> None:
+        """Give the lock of a directory back."""
+        if fcntl is not None and _BY_DESCRIPTOR:
+            with _unheeded(OSError, BytekvError), _at(path) as (where, _):
+                fcntl.flock(where, fcntl.LOCK_UN)
 
     def identity(self, path: str) -> tuple[int, int]:
         """Return what tells one directory from another, however it is spelled."""
-        with _translated(path):
-            found = os.stat(path)
+        with _at(path) as (where, _):
+            found = os.stat(where)
         return found.st_dev, found.st_ino
 
     def free_bytes(self, path: str) -> int:
         """Return how many bytes this user may still write on the file system."""
         if not hasattr(os, "statvfs"):
             return 1 << 62
-        with _translated(path):
-            found = os.statvfs(path)
+        with _at(path) as (where, _):
+            found = os.statvfs(where)
         return found.f_bavail * found.f_frsize
 
     def open_file_limit(self) -> int:

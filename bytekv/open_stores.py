@@ -11,7 +11,7 @@ import os
 import weakref
 
 from . import log
-from .directory import forget_locks_after_fork
+from .directory import forget_locks_after_fork, go_on_after_fork, settle_locks_before_fork
 from .errors import BytekvError
 from .worker import start_no_more
 
@@ -67,4 +67,4 @@ def _forked() -> None:
 
 atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+    os.register_at_fork(before=settle_locks_before_fork, after_in_parent=go_on_after_fork, after_in_child=_forked)

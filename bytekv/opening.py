@@ -42,11 +42,11 @@ class Opened(NamedTuple):
 def open_directory(path: str, flag: Flag, options: Options, files: Files, wake: Callable[[], bool]) -> Opened:
     """Open the store in a directory; ``wake`` is for its committer. An error leaves everything as it was."""
     directory = Directory(path, files)
-    if flag in ("r", "w"):
-        directory.find()
-    else:
-        directory.find_or_make(lost_manifest_allowed=options.recover == "salvage")
     try:
+        if flag in ("r", "w"):
+            directory.find()
+        else:
+            directory.find_or_make(lost_manifest_allowed=options.recover == "salvage")
         if flag == "r":
             from .follower import try_again
 
@@ -87,7 +87,7 @@ def _recover_or_salvage(directory: Directory, options: Options, wake: Callable[[
 def _recover(directory: Directory, options: Options, wake: Callable[[], bool], *, readonly: bool) -> Opened:
     files = directory.files
     manifest = directory.load(for_writing=not readonly)
-    mapped = options.io == "mmap" or (options.io == "auto" and files.maps_safely(directory.path))
+    mapped = options.io == "mmap" or (options.io == "auto" and files.maps_safely(directory.folder))
     keydir = Keydir(round(options.expiry_grace_s * 1000), files.now_ms)
     segments = SegmentManager(directory, manifest, options, mapped=mapped, readonly=readonly)
     try:

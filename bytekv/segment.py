@@ -475,7 +475,7 @@ def save_hint(
     for piece in encode_hint(summary, header):
         pieces.append(piece)
         pause()
-    if files.free_bytes(directory.path) < sum(map(len, pieces)) + _SPARE:
+    if files.free_bytes(directory.folder) < sum(map(len, pieces)) + _SPARE:
         return  # the last blocks of a disk are for deletes and manifests
     try:
         descriptor = files.open_new(path)

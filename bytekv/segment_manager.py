@@ -85,7 +85,7 @@ class SegmentManager:
         self.mapped = mapped
         self._readonly = readonly
         #: Preallocate, with blocks kept back for deletes, even where `pwrite` fills them.
-        self._reserves = directory.files.maps_safely(directory.path)
+        self._reserves = directory.files.maps_safely(directory.folder)
         self.writer: Writer | None = None
         self.readers: dict[int, tuple[View, int]] = {}
         self.retiring: dict[int, SegmentRow] = {}

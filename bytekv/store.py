@@ -141,6 +141,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._reading = Reading(commit, options, self._upkeep)
         self._commit = commit  # from now on there is something to close
         register(self)
+        if os.getpid() != self._pid:  # a signal handler has forked meanwhile, and this is the child
+            self._after_fork()
         log.info("opened %s: %s", path, self.recovery)
         if options.follow is not None or (
             flag != "r" and (self.recovery.hints_missing or (options.auto_compact and self._upkeep.victims()))
@@ -663,19 +665,26 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         >>> dict(bytekv.open(os.path.join(folder, "copy"), "r"))
         {b'a': b'1'}
         """
-        from .backup import back_up, moment_of
-
         self._check_open()
         path = os.path.abspath(os.fsdecode(dest))
         here, there = os.path.realpath(self._path), os.path.realpath(path)
         if there == here or there.startswith(here + os.sep):
             raise ValueError(f"{path}: a backup cannot lie in the store that it is made of")
-        target = Directory(path, self._files)
+        source = self._directory.share()
+        try:
+            return self._back_up(source, path, progress)
+        finally:
+            source.release()
+
+    def _back_up(self, source: Directory, path: str, progress: Callable[[Progress], object] | None) -> BackupReport:
+        from .backup import back_up, moment_of
+
         while True:
             self._check_open()
+            target = Directory(path, self._files)
             pin, moment = moment_of(self._commit, self._reading.release, readonly=self._readonly)
             try:
-                return back_up(self._directory, moment, target, progress)
+                return back_up(source, moment, target, progress)
             except StoreNotFoundError:
                 # Beside a writer that has compacted a file away: there is a newer moment.
                 if not self._readonly or not self.refresh():
@@ -845,9 +854,9 @@ def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], objec
     from . import check
 
     directory = Directory(os.path.abspath(os.fsdecode(path)), Files())
-    directory.find(lost_manifest_allowed=True)
-    directory.acquire()
     try:
+        directory.find(lost_manifest_allowed=True)
+        directory.acquire()
         return check.salvage(directory, Options().segment_size_bytes, progress)
     finally:
         directory.release()

@@ -152,12 +152,10 @@ class SystemCalls:
 
         return call
 
-    def _open(self, path: str, flags: int, mode: int = 0o777) -> int:
+    def _open(self, path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         if self._strikes("open"):
-            # A directory is only opened in order to sync it: whoever cannot, has not synced it.
-            self.failed_syncs += bool(flags & os.O_DIRECTORY)
             raise self._error()
-        return os.open(path, flags, mode)
+        return os.open(path, flags, mode, dir_fd=dir_fd)
 
     def _close(self, descriptor: int) -> None:
         strikes = self._strikes("close")

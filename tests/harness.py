@@ -95,11 +95,9 @@ def open_store(path: str | os.PathLike[str], flag: Any = "c", *, files: Files | 
 def crash(store: Store) -> None:
     """Leave a store as a killed process does: nothing flushed, nothing said, the lock gone with the process."""
     store._after_fork()  # gives up every descriptor and mapping without a word to the disk
-    from bytekv.directory import forget_locks_after_fork
     from bytekv.open_stores import unregister
 
     store._worker.stop()
-    forget_locks_after_fork()
     unregister(store)
     store._is_closed = True
 

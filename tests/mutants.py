@@ -119,13 +119,13 @@ MUTANTS = [
     _mutant(
         "the name of the store's own directory is not synced",
         "directory",
-        "        self.files.sync_directory(os.path.dirname(os.path.abspath(self.path)))",
+        "        self.files.sync_directory(self.folder.parent)",
         "        pass",
     ),
     _mutant(
         "the manifest is written in place",
         "directory",
-        "path = os.path.join(self.path, _MANIFEST_NEW)\n        try:",
+        "path = self.folder.place(_MANIFEST_NEW)\n        try:",
         "path = self.manifest_path\n        try:",
     ),
     _mutant(

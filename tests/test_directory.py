@@ -188,7 +188,6 @@ def test_the_second_writer_is_told_who_is_the_first(directory, path):
     assert raised.value.pid == os.getpid()
     assert "by this process" in str(raised.value)
     assert int((path / "LOCK").read_bytes()) == os.getpid()
-    again.release()
     with pytest.raises(StoreLockedError):
         again.acquire()
     directory.release()

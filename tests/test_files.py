@@ -144,7 +144,6 @@ CALLS = {
     "ftruncate": lambda files, path: files.truncate(0, 1, path),
     "posix_fallocate": lambda files, path: files.reserve(0, 1, path),
     "stat": lambda files, path: files.identity(path),
-    "lstat": lambda files, path: files.is_directory(path),
     "statvfs": lambda files, path: files.free_bytes(path),
 }
 
@@ -309,12 +308,6 @@ def test_names(files, folder):
         files.list(__file__)
     with pytest.raises(StoreNotFoundError):
         files.list(str(folder / "b"))
-
-
-def test_a_link_to_a_directory_is_no_directory(files, folder):
-    (folder / "link").symlink_to(folder)
-    assert files.is_directory(str(folder))
-    assert not files.is_directory(str(folder / "link"))
 
 
 def test_identity_sees_through_spellings(files, folder):

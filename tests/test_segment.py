@@ -51,9 +51,11 @@ bounded = settings(derandomize=True, max_examples=150)
 
 
 @pytest.fixture
-def directory(path: Path) -> Directory:
+def directory(path: Path) -> Iterator[Directory]:
     path.mkdir()
-    return Directory(str(path), FakeFiles())
+    made = Directory(str(path), FakeFiles())
+    yield made
+    made.release()
 
 
 def header(kind: int = LOG, previous_seq: int = 0) -> SegmentHeader:
@@ -551,6 +553,7 @@ def writers(path: Path) -> Iterator:
     yield make
     for writer in made:
         writer.close()
+    made.clear()  # each holds its directory
 
 
 def append(writer: Writer, *values: bytes) -> None:
