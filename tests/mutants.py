@@ -634,15 +634,30 @@ MUTANTS = [
     _mutant(
         "HTTP: every token has every scope",
         "http/access",
-        "        if scope not in scopes:",
-        "        if not scopes:",
+        "        if allowed.isdisjoint(scopes):",
+        "        if not allowed:",
         _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: a token for writing reads with a batch",
+        "http/access",
+        "    if not needed <= allowed:",
+        "    if needed.isdisjoint(allowed):",
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: of a member that is there twice the last counts",
+        "http/operations",
+        ", object_pairs_hook=_object)",
+        ")",
+        _HTTP_MANY,
     ),
     _mutant(
         "HTTP: a body is read before its sender is known",
         "http/application",
-        "                self._admit(request, route.scope)\n",
-        "                await self._body(request)\n                self._admit(request, route.scope)\n",
+        "                request.allowed = self._admit(request, route.scopes)\n",
+        "                await self._body(request)\n"
+        "                request.allowed = self._admit(request, route.scopes)\n",
         f"{_HTTP_SAFETY}::test_without_a_token_nothing_is_read_from_the_body",
     ),
     _mutant(

@@ -1,4 +1,4 @@
-"""What docs/reference says of options, errors and limits, made from the code.
+"""What docs/reference says of options, errors, limits and of who may do what, made from the code.
 
 ``python -m tests.reference_pages`` writes it into the pages; tests/test_reference_pages.py compares.
 """
@@ -10,8 +10,12 @@ import re
 from pathlib import Path
 
 import bytekv
+import bytekv.resp
 from bytekv import codec, errors, options
+from bytekv.http.access import SCOPES, STEP_SCOPES
+from bytekv.http.routes import ROUTES
 from bytekv.options import Options
+from bytekv.resp.commands import COMMANDS
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 
@@ -90,12 +94,36 @@ def limit_table() -> str:
     return made
 
 
+def scope_table() -> str:
+    """Return who may ask for what over HTTP."""
+    asked = [(f"{route.method} {route.path}", route.scopes) for route in ROUTES if route.operation != "run_batch"]
+    asked += [(f"POST /v1/batch: {step}", (scope,)) for step, scope in STEP_SCOPES.items()]
+    made = f"| request | no token | {' | '.join(SCOPES)} |\n|---|---|{'---|' * len(SCOPES)}\n"
+    for request, scopes in asked:
+        cells = ["—" if scopes else "yes", *("yes" if not scopes or scope in scopes else "—" for scope in SCOPES)]
+        made += f"| `{request}` | {' | '.join(cells)} |\n"
+    return made
+
+
+def state_table() -> str:
+    """Return which command a Redis client may say in which state."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for each in COMMANDS.values():
+        within = "at once" if each.at_once else "refused" if each.kind == "session" else "queued"
+        states = "yes" if each.before_password else "`-NOAUTH`", "yes", within
+        groups.setdefault(states, []).append(f"`{each.name.decode().upper()}`")
+    made = "| commands | before the password | after it | between MULTI and EXEC |\n|---|---|---|---|\n"
+    return made + "".join(f"| {', '.join(names)} | {' | '.join(states)} |\n" for states, names in groups.items())
+
+
 #: page, name of the part, what makes it
 PARTS = [
     ("options.md", "options", option_table),
     ("errors.md", "tree", error_tree),
     ("errors.md", "errors", error_list),
     ("limits.md", "limits", limit_table),
+    ("http.md", "scopes", scope_table),
+    ("resp.md", "states", state_table),
 ]
 
 

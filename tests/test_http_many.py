@@ -439,6 +439,23 @@ def test_a_batch_that_is_not_understood_changes_nothing(door, open_store):
         assert db.last_seq == 0
 
 
+def test_a_member_that_is_there_twice_is_refused(door, open_store):
+    """The first of two "ops" was dropped without a word, and the reply was 200."""
+    http = door(db := open_store())
+    one, other = json.dumps([put("a", "1")]), json.dumps([put("b", "2")])
+    for body in (
+        f'{{"ops": {one}, "ops": {other}}}',
+        '{"ops": [], "if": 1, "if": []}',
+        '{"ops": [{"op": "put", "key_b64": "YQ==", "value_b64": "MQ==", "value_b64": "Mg=="}]}',
+        '{"ops": [{"op": "put", "op": "delete", "key_b64": "YQ=="}]}',
+        '{"ops": [], "if": [{"key_b64": "YQ==", "etag": null, "etag": null}]}',
+        '{"ops": [], "\\u006fps": []}',
+    ):
+        answer = http("POST", "/v1/batch", body.encode(), headers=JSON)
+        assert (answer.code, db.last_seq) == ("malformed", 0), body
+        assert "twice" in answer.json["detail"]
+
+
 def test_a_batch_has_a_largest_size(door, open_store, monkeypatch):
     monkeypatch.setattr(operations, "MAX_BATCH_OPS", 10)
     http = door(db := open_store(), max_body_bytes=10_000)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Iterable
+from itertools import chain, combinations
+from typing import Any
 
 import pytest
 
@@ -15,9 +18,11 @@ from tests import harness
 from tests.fault_files import FailingSyncs
 from tests.harness import damage, segment_files
 from tests.test_disk_full import SmallDisk
-from tests.test_http_many import JSON, NDJSON, batch, put
+from tests.test_http_many import JSON, NDJSON, b64, batch, delete, get, put
 
-EVERYTHING = [(route.method, route.path.replace("{key}", "k"), route.scope) for route in ROUTES]
+EVERYTHING = [(route.method, route.path.replace("{key}", "k"), route.scopes) for route in ROUTES]
+SECRET = b"of others"
+STEPS: dict[str, dict[str, Any]] = {"get": get("secret"), "put": put("n", "1"), "delete": delete("n")}
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -31,28 +36,69 @@ def test_every_operation_asks_for_its_scope(door, open_store):
     db = open_store()
     http = door(db, tokens={"r": "read", "w": ["write"], "a": "admin", "all": "read write admin", "none": ""})
     allowed = {"r": "read", "w": "write", "a": "admin"}
-    for method, url, scope in EVERYTHING:
+    for method, url, scopes in EVERYTHING:
         for token in ("r", "w", "a", "all", "none"):
             answer = http(method, url, headers=bearer(token))
-            if scope is None or token == "all" or allowed.get(token) == scope:
+            if not scopes or token == "all" or allowed.get(token) in scopes:
                 assert answer.status not in (401, 403), token
             else:
                 assert answer.code == "forbidden"
                 assert answer.headers["www-authenticate"] == (
-                    f'Bearer realm="bytekv", error="insufficient_scope", scope="{scope}"'
+                    f'Bearer realm="bytekv", error="insufficient_scope", scope="{" ".join(scopes)}"'
                 )
         last_seq = db.last_seq
         for headers in ({}, bearer("x"), bearer(""), bearer("all "), bearer("all x"), {"authorization": "Basic all"}):
             answer = http(method, url, headers=headers)
-            if scope is None or headers == bearer("all "):
+            if not scopes or headers == bearer("all "):
                 assert answer.status not in (401, 403)
             else:
                 assert answer.code == "unauthorized"
                 assert answer.headers["www-authenticate"] == 'Bearer realm="bytekv"'
                 assert answer.status == 401
         twice = http(method, url, headers=[("authorization", "Bearer all"), ("authorization", "Bearer all")])
-        assert scope is None or twice.code == "unauthorized"
-        assert scope is None or db.last_seq == last_seq or method == "PUT"
+        assert not scopes or twice.code == "unauthorized"
+        assert not scopes or db.last_seq == last_seq or method == "PUT"
+
+
+def subsets(words: Iterable[str]) -> list[tuple[str, ...]]:
+    words = tuple(words)
+    return list(chain.from_iterable(combinations(words, count) for count in range(len(words) + 1)))
+
+
+@pytest.mark.parametrize(
+    "scopes", [None, *subsets(SCOPES)], ids=lambda scopes: "stranger" if scopes is None else " ".join(scopes)
+)
+def test_what_a_token_may_do_with_every_method_at_every_path(door, open_store, scopes):
+    """A token for writing read every value with a batch of a get; this looks at what happens, not at the table."""
+    db = open_store()
+    http = door(db, tokens={"s3cret": "read write admin", "t": " ".join(scopes or ())})
+    headers = {} if scopes is None else bearer("t")
+    may = frozenset(scopes or ())
+    paths = dict.fromkeys(route.path.replace("{key}", "secret") for route in ROUTES)
+    methods = ("GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
+    requests: list[tuple[str, str, bytes]] = [(method, path, b"") for path in paths for method in methods]
+    for names in subsets(STEPS):
+        for wanted in ([], [{"key_b64": b64("secret"), "etag": None}], [{"key_b64": b64("none"), "etag": None}]):
+            document = {"if": wanted, "ops": [STEPS[name] for name in names]}
+            requests.append(("POST", "/v1/batch", json.dumps(document).encode()))
+    for method, path, body in requests:
+        db["secret"] = SECRET
+        before = db.last_seq
+        answer = http(method, path + "?values=true" * (path == "/v1/kv"), body, headers={**headers, **JSON})
+        what = f"{method} {path} {body!r}: {answer.status}"
+        if answer.status in (401, 403):
+            assert db.last_seq == before, what
+        if "write" not in may:
+            assert db.last_seq == before, what
+        if "read" not in may:
+            assert SECRET not in answer.body, what
+            assert b64(SECRET).encode() not in answer.body, what
+        if body:
+            needed = {"read" if "get" in step else "write" for step in map(str, json.loads(body)["ops"])} or {"read"}
+            assert (answer.status not in (401, 403)) == (needed <= may), what
+        elif answer.status == 200 and not path.startswith(("/-/", "/v1/openapi")):
+            assert may, what
+    assert http("GET", "/v1/kv/secret", headers=bearer("s3cret")).body == SECRET
 
 
 def test_one_token_for_everything(door):
@@ -83,7 +129,7 @@ def test_tokens_that_could_not_be_sent_and_scopes_that_do_not_exist(open_store):
 
 
 def test_scopes_of_the_table_exist():
-    assert {route.scope for route in ROUTES} == {None, *SCOPES}
+    assert {scope for route in ROUTES for scope in route.scopes} == set(SCOPES)
 
 
 # --- hosts and other sites ---------------------------------------------------------------------

@@ -22,6 +22,7 @@ from bytekv.resp import Server, serve
 from bytekv.resp import connection as connection_module
 from bytekv.resp import server as server_module
 from bytekv.resp import session as session_module
+from bytekv.resp.commands import COMMANDS
 from bytekv.store import Store
 from tests.fault_files import SystemCalls
 from tests.harness import open_store as open_at
@@ -121,6 +122,41 @@ def test_the_password_opens(house, way):
 def test_what_follows_the_password_in_the_same_packet_is_bound_by_no_small_limit(house):
     client = house(password=b"secret").client()
     assert client.pipeline([["AUTH", "secret"], ["SET", "k", "v" * 20_000], ["STRLEN", "k"]])[1:] == [OK, b":20000\r\n"]
+
+
+OPEN = ("AUTH", "HELLO", "QUIT", "RESET")
+AT_ONCE = ("MULTI", "EXEC", "DISCARD", "WATCH", "QUIT", "RESET")
+
+
+def test_every_command_before_and_after_the_password_and_within_a_block(house):
+    """What the table says of each, and what happens."""
+    door = house(password="s3cret")
+    door.store.put("1", "1")
+    client = door.client()
+    for each in COMMANDS.values():
+        name = each.name.decode().upper()
+        command = [name, *["1"] * (abs(each.arity) - 1)]
+        assert each.before_password == (name in OPEN)
+        assert each.at_once == (name in AT_ONCE)
+        if name in ("QUIT", "RESET"):
+            continue
+        is_shut = name != "AUTH"  # nor has HELLO anything to say to those who do not say AUTH within it
+        for _ in range(2):
+            assert (b"NOAUTH" in client(*command)) == is_shut, name
+            assert client("RESET") == b"+RESET\r\n"
+        assert door.store.last_seq == 1
+        assert client("AUTH", "s3cret") == OK
+        client("MULTI")
+        reply = client(*command)
+        if name not in AT_ONCE:
+            is_refused = each.kind == "session"
+            expected = b"-ERR Command not allowed inside a transaction" if is_refused else b"+QUEUED"
+            assert reply.startswith(expected), name
+        assert b"NOAUTH" not in reply
+        client("RESET")
+        assert door.store.last_seq == 1
+    for command in (["QUIT"], ["RESET"], ["AUTH", "s3cret"], ["HELLO", 2, "AUTH", "default", "s3cret"]):
+        assert door.client()(*command)[:1] in b"+*"
 
 
 def test_limits_before_the_password(house):

@@ -13,16 +13,20 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Final
 
 from .problem import Problem
 
-__all__ = ["SCOPES", "Access", "Tokens"]
+__all__ = ["SCOPES", "STEP_SCOPES", "Access", "Tokens", "require_scopes"]
 
 #: What a token may allow. None implies another.
 SCOPES: Final = ("read", "write", "admin")
+
+#: The scope that each step of a batch needs; a batch needs those of all its steps. What each path needs is in `routes`.
+#: One without steps only asks whether its preconditions hold, which is reading.
+STEP_SCOPES: Final = {"put": "write", "delete": "write", "get": "read"}
 
 #: One token for everything, or tokens with their scopes: a text of words, or several texts.
 Tokens = str | Mapping[str, str | Iterable[str]]
@@ -82,22 +86,34 @@ class Access:
         if not allowed:
             raise Problem("cross-origin", "only pages of this server itself may send requests that change something")
 
-    def check_token(self, scope: str | None, authorization: list[str]) -> None:
-        """Raise the problem unless a token with this scope was sent; None: none is needed."""
-        if scope is None or not self._scopes_of:
-            return
+    def check_token(self, scopes: tuple[str, ...], authorization: list[str]) -> frozenset[str]:
+        """Return what the sender may do; raise the problem unless that is one of ``scopes``, or there are none."""
+        if not scopes or not self._scopes_of:
+            return frozenset(SCOPES)
         sent = _BEARER.fullmatch(authorization[0]) if len(authorization) == 1 else None
         digest = _digest(sent[1]) if sent else b""
-        scopes: frozenset[str] | None = None
+        allowed: frozenset[str] | None = None
         for known, its_scopes in self._scopes_of.items():  # all of them, whichever it is
             if hmac.compare_digest(known, digest):
-                scopes = its_scopes
-        if scopes is None:
+                allowed = its_scopes
+        if allowed is None:
             text = "send Authorization: Bearer TOKEN" if sent is None else "the token is not known here"
             raise Problem("unauthorized", text, headers=[(b"www-authenticate", b'Bearer realm="bytekv"')])
-        if scope not in scopes:
-            challenge = b'Bearer realm="bytekv", error="insufficient_scope", scope="%b"' % scope.encode()
-            raise Problem("forbidden", f"this needs the scope {scope}", headers=[(b"www-authenticate", challenge)])
+        if allowed.isdisjoint(scopes):
+            raise _forbidden(scopes, " or ")
+        return allowed
+
+
+def require_scopes(needed: set[str], allowed: frozenset[str]) -> None:
+    """Raise the problem unless all of these scopes are allowed."""
+    if not needed <= allowed:
+        raise _forbidden(sorted(needed, key=SCOPES.index), " and ")
+
+
+def _forbidden(scopes: Sequence[str], between: str) -> Problem:
+    challenge = b'Bearer realm="bytekv", error="insufficient_scope", scope="%b"' % " ".join(scopes).encode()
+    text = f"this needs the scope {between.join(scopes)}"
+    return Problem("forbidden", text, headers=[(b"www-authenticate", challenge)])
 
 
 def _digest(token: str) -> bytes:

@@ -132,7 +132,7 @@ class Application:
                 self.access.check_host(request.headers(b"host"), request.http_version)
                 route, key = route_of(request.method, request.path)
                 operation = route.operation
-                self._admit(request, route.scope)
+                request.allowed = self._admit(request, route.scopes)
                 reply = await getattr(self, "_" + operation)(request, key)
             except ClientGone:
                 return
@@ -154,14 +154,15 @@ class Application:
             if status:
                 self._metrics.count(operation, status, perf_counter() - began)
 
-    def _admit(self, request: Request, scope: str | None) -> None:
+    def _admit(self, request: Request, scopes: tuple[str, ...]) -> frozenset[str]:
         host = (request.headers(b"host") or [""])[0]
-        self.access.check_token(scope, request.headers(b"authorization"))
+        allowed = self.access.check_token(scopes, request.headers(b"authorization"))
         self.access.check_origin(request.method, host, request.header(b"origin"), request.header(b"sec-fetch-site"))
         if self._is_closed:
             raise Problem("unavailable", "the server is coming to its end")
-        if scope is not None and self._metrics.in_flight > self._max_requests:
+        if scopes and self._metrics.in_flight > self._max_requests:
             raise Problem("too-many-requests", "too many requests at once", headers=[(b"retry-after", b"1")])
+        return allowed
 
     async def _read(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *arguments))
@@ -237,7 +238,9 @@ class Application:
             # Not for the type's sake: a page of another site may send text/plain without being asked who it is.
             raise Problem("wrong-media-type", "a batch is sent as application/json")
         body = await self._body(request)
-        return json_reply(200, await self._write(operations.run_batch, self._store, body, 2 * self._max_body_bytes))
+        limit_bytes = 2 * self._max_body_bytes
+        done = await self._write(operations.run_batch, self._store, body, limit_bytes, request.allowed)
+        return json_reply(200, done)
 
     async def _get_changes(self, request: Request, key: bytes) -> Reply:
         query = request.query("since", "follow")

@@ -86,6 +86,8 @@ class Request:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self.method: str = scope["method"]
         self.http_version: str = scope.get("http_version", "1.1")
+        #: What its sender may do; nothing until that is known.
+        self.allowed: frozenset[str] = frozenset()
         self._receive = receive
         self._budget: Budget | None = None
         self._taken = 0

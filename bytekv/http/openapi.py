@@ -56,9 +56,10 @@ def _problems(*statuses: int) -> Json:
     return {str(status): _ref("responses", f"Problem{status}") for status in sorted({400, 405, 500, 503, *statuses})}
 
 
-def _operation(operation: str, scope: str | None, summary: str, responses: Json, **more: object) -> Json:
-    statuses = () if scope is None else (401, 403, 429)
-    security: Json = {"security": [] if scope is None else [{"bearer": [scope]}]}
+def _operation(operation: str, scopes: str, summary: str, responses: Json, **more: object) -> Json:
+    """Return an operation; a token with one of the ``scopes`` is needed, none if there are none."""
+    statuses = (401, 403, 429) if scopes else ()
+    security: Json = {"security": [{"bearer": [scope]} for scope in scopes.split()]}
     return {
         "operationId": operation,
         "summary": summary,
@@ -256,8 +257,8 @@ DOCUMENT: Final[Json] = {
         "/v1/batch": {
             "post": _operation(
                 "run_batch",
-                "write",
-                "Carry out several operations, all or none",
+                "read write",
+                "Carry out several operations, all or none; a token needs the scopes of all of them",
                 {
                     "200": {
                         "description": "Carried out.",
@@ -343,7 +344,7 @@ DOCUMENT: Final[Json] = {
         "/v1/openapi.json": {
             "get": _operation(
                 "get_openapi",
-                None,
+                "",
                 "This document",
                 {"200": {"description": "It.", "content": _content("application/json", {"type": "object"})}},
                 tags=["server"],
@@ -361,7 +362,7 @@ DOCUMENT: Final[Json] = {
         "/-/healthy": {
             "get": _operation(
                 "get_health",
-                None,
+                "",
                 "Tell that the process answers",
                 {"200": {"description": "It does.", "content": _STATUS}},
                 tags=["server"],
@@ -370,7 +371,7 @@ DOCUMENT: Final[Json] = {
         "/-/ready": {
             "get": _operation(
                 "get_readiness",
-                None,
+                "",
                 "Tell whether the store is open and has not failed",
                 {"200": {"description": "It is.", "content": _STATUS}},
                 tags=["server"],
@@ -379,7 +380,7 @@ DOCUMENT: Final[Json] = {
         "/-/console": {
             "get": _operation(
                 "get_console",
-                None,
+                "",
                 "A page for people",
                 {"200": {"description": "It asks for a token itself.", "content": {"text/html": {}}}},
                 tags=["server"],
@@ -388,7 +389,7 @@ DOCUMENT: Final[Json] = {
         "/": {
             "get": _operation(
                 "get_root",
-                None,
+                "",
                 "Lead to the console",
                 {"307": {"description": "There.", "headers": {"Location": {"schema": {"type": "string"}}}}},
                 tags=["server"],

@@ -13,6 +13,7 @@ import json
 import re
 import time
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from hashlib import sha256
@@ -26,6 +27,7 @@ from ..mapping import Entry
 from ..snapshot import Snapshot
 from ..store import Store
 from ..transaction import Transaction
+from .access import STEP_SCOPES, require_scopes
 from .conditions import Conditions, etag_of, seq_of
 from .problem import Problem
 
@@ -239,9 +241,13 @@ class _Operation(NamedTuple):
     ttl: float | None
 
 
-def run_batch(store: Store, body: bytes, limit_bytes: int) -> dict[str, object]:
-    """Carry out a batch, all of it or nothing; ``limit_bytes`` bounds the values that it may get."""
+def run_batch(store: Store, body: bytes, limit_bytes: int, allowed: frozenset[str]) -> dict[str, object]:
+    """Carry out a batch, all of it or nothing; ``limit_bytes`` bounds the values that it may get.
+
+    Raises the problem unless the scopes of all its steps are ``allowed``, before it looks at the store.
+    """
     wanted, operations = _parse_batch(body)
+    require_scopes({STEP_SCOPES[step.op] for step in operations} or {"read"}, allowed)
     results: list[dict[str, object]] = []
     if all(step.op == "get" for step in operations):
         with store.snapshot() as snapshot:  # one moment for all, also where nothing may be written
@@ -285,10 +291,8 @@ def _carry_out(
     for step in operations:
         result: dict[str, object] = {"op": step.op, "key_b64": _b64(step.key)}
         if step.op == "get":
-            result |= _got(step.key, own.get(step.key), entry_of)
-            limit_bytes -= len(str(result["value_b64"]))
-            if limit_bytes < 0:
-                raise Problem("too-large", "the values that the batch gets are too large together; nothing was changed")
+            got, limit_bytes = _got(step.key, own.get(step.key), entry_of, limit_bytes)
+            result |= got
         elif writer is not None:
             own[step.key] = step
             if step.value is not None:
@@ -299,13 +303,24 @@ def _carry_out(
         results.append(result)
 
 
-def _got(key: bytes, own: _Operation | None, entry_of: Callable[[bytes], Entry]) -> dict[str, object]:
-    if own is not None:  # written by an earlier step, so it has no seq yet
-        return {"value_b64": None if own.value is None else _b64(own.value), "etag": None, "ttl": own.ttl}
-    try:
-        return _content(entry_of(key))
-    except KeyError:
-        return {"value_b64": None, "etag": None, "ttl": None}
+def _got(
+    key: bytes, own: _Operation | None, entry_of: Callable[[bytes], Entry], limit_bytes: int
+) -> tuple[dict[str, object], int]:
+    """Return what a get answers and how many bytes the others may have."""
+    entry: Entry | None = None
+    if own is None:
+        with suppress(KeyError):
+            entry = entry_of(key)
+        value = None if entry is None else entry.value
+    else:  # written by an earlier step, so it has no seq yet
+        value = own.value
+    limit_bytes -= 0 if value is None else 4 * len(value) // 3
+    if limit_bytes < 0:
+        raise Problem("too-large", "the values that the batch gets are too large together; nothing was changed")
+    if entry is not None:
+        return _content(entry), limit_bytes
+    encoded = None if value is None else _b64(value)
+    return {"value_b64": encoded, "etag": None, "ttl": None if own is None else own.ttl}, limit_bytes
 
 
 def _parse_batch(body: bytes) -> tuple[list[tuple[bytes, int]], list[_Operation]]:
@@ -315,7 +330,7 @@ def _parse_batch(body: bytes) -> tuple[list[tuple[bytes, int]], list[_Operation]
     if body.count(b"[") > 2:
         _refuse("", "is nested too deeply")
     try:
-        document = json.loads(body.decode(), parse_constant=_no_constant)
+        document = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise Problem("malformed", f"the body is not JSON: {error}"[:200]) from None
     _members("the batch", document, {"ops"}, {"if"})
@@ -353,7 +368,7 @@ def _parse_operation(where: str, given: Any) -> _Operation:
             if not is_number or not 0 < ttl <= _MAX_TTL_S:
                 _refuse(f"{where}.ttl", f"must be a number of seconds, more than 0 and at most {_MAX_TTL_S}")
         return _Operation(op, _key(where, given), _bytes(f"{where}.value_b64", given["value_b64"]), ttl)
-    if op not in ("delete", "get"):
+    if not isinstance(op, str) or op not in STEP_SCOPES:
         _refuse(f"{where}.op", 'must be "put", "delete" or "get"')
     _members(where, given, {"op", "key_b64"}, set())
     return _Operation(op, _key(where, given), None, None)
@@ -379,6 +394,14 @@ def _bytes(where: str, given: Any) -> bytes:
         return binascii.a2b_base64(given, strict_mode=True)
     except ValueError:
         _refuse(where, "is not base64 (with padding, without line breaks)")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):  # of two "ops" only the last would be carried out
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object has the member {twice[:100]!r} twice")
+    return members
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -17,33 +17,33 @@ __all__ = ["ROUTES", "Route", "route_of"]
 
 
 class Route(NamedTuple):
-    """One thing that can be asked for; ``scope`` None: by anybody."""
+    """One thing that can be asked for, with a token that has one of the ``scopes``; none: by anybody."""
 
     method: str
     path: str
-    scope: str | None
+    scopes: tuple[str, ...]
     operation: str
 
 
 ROUTES: Final = (
-    Route("GET", "/{key}", "read", "get_text"),
-    Route("PUT", "/{key}", "write", "put_text"),
-    Route("DELETE", "/{key}", "write", "delete_text"),
-    Route("GET", "/v1/kv/{key}", "read", "get_value"),
-    Route("PUT", "/v1/kv/{key}", "write", "put_value"),
-    Route("DELETE", "/v1/kv/{key}", "write", "delete_value"),
-    Route("GET", "/v1/kv", "read", "list_keys"),
-    Route("POST", "/v1/batch", "write", "run_batch"),
-    Route("GET", "/v1/changes", "read", "get_changes"),
-    Route("GET", "/v1/stats", "read", "get_stats"),
-    Route("POST", "/v1/admin/compact", "admin", "compact"),
-    Route("POST", "/v1/admin/sync", "admin", "sync"),
-    Route("GET", "/v1/openapi.json", None, "get_openapi"),
-    Route("GET", "/metrics", "read", "get_metrics"),
-    Route("GET", "/-/healthy", None, "get_health"),
-    Route("GET", "/-/ready", None, "get_readiness"),
-    Route("GET", "/-/console", None, "get_console"),
-    Route("GET", "/", None, "get_root"),
+    Route("GET", "/{key}", ("read",), "get_text"),
+    Route("PUT", "/{key}", ("write",), "put_text"),
+    Route("DELETE", "/{key}", ("write",), "delete_text"),
+    Route("GET", "/v1/kv/{key}", ("read",), "get_value"),
+    Route("PUT", "/v1/kv/{key}", ("write",), "put_value"),
+    Route("DELETE", "/v1/kv/{key}", ("write",), "delete_value"),
+    Route("GET", "/v1/kv", ("read",), "list_keys"),
+    Route("POST", "/v1/batch", ("read", "write"), "run_batch"),  # and then what its steps need
+    Route("GET", "/v1/changes", ("read",), "get_changes"),
+    Route("GET", "/v1/stats", ("read",), "get_stats"),
+    Route("POST", "/v1/admin/compact", ("admin",), "compact"),
+    Route("POST", "/v1/admin/sync", ("admin",), "sync"),
+    Route("GET", "/v1/openapi.json", (), "get_openapi"),
+    Route("GET", "/metrics", ("read",), "get_metrics"),
+    Route("GET", "/-/healthy", (), "get_health"),
+    Route("GET", "/-/ready", (), "get_readiness"),
+    Route("GET", "/-/console", (), "get_console"),
+    Route("GET", "/", (), "get_root"),
 )
 
 _KEY_PATH: Final = b"/v1/kv/"
@@ -62,7 +62,7 @@ def route_of(method: str, path: bytes) -> tuple[Route, bytes]:
     """Return the row for a method and a raw path, and the key in the path, empty where there is none.
 
     >>> route_of("GET", b"/v1/kv/a%2Fb/%FF")
-    (Route(method='GET', path='/v1/kv/{key}', scope='read', operation='get_value'), b'a/b/\\xff')
+    (Route(method='GET', path='/v1/kv/{key}', scopes=('read',), operation='get_value'), b'a/b/\\xff')
     """
     key = b""
     rows = _FIXED.get(path)
