@@ -176,11 +176,23 @@ def _parse_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--resp", metavar="HOST:PORT", help="serve Redis clients there")
     command.add_argument("--http", metavar="HOST:PORT", help="serve HTTP there; needs bytekv[http]")
     password = command.add_mutually_exclusive_group()
-    password.add_argument("--password", metavar="TEXT", help="what Redis clients have to say; ps shows it to others")
+    password.add_argument(
+        "--password",
+        metavar="TEXT",
+        help="what Redis clients have to say, and the token of HTTP if none is given; ps shows it to others",
+    )
     password.add_argument("--password-file", metavar="FILE", help="its first line is the password")
+    password.add_argument("--no-password", action="store_true", help="let Redis clients in without, although HTTP asks")
     token = command.add_mutually_exclusive_group()
-    token.add_argument("--token", metavar="TEXT", help="the bearer token that HTTP asks for; ps shows it to others")
+    token.add_argument(
+        "--token",
+        metavar="TEXT",
+        help="the bearer token that HTTP asks for, and the password if none is given; ps shows it to others",
+    )
     token.add_argument("--token-file", metavar="FILE", help="lines of a token and its scopes: read, write, admin")
+    token.add_argument(
+        "--no-token", action="store_true", help="let everybody in over HTTP, although Redis clients are asked"
+    )
     command.add_argument(
         "--allowed-host", metavar="NAME", action="append", default=[], help="a name that HTTP answers to; repeatable"
     )

@@ -3,7 +3,10 @@
 This module knows how a process that serves begins and ends; what is spoken at a door is the door's business. A door is
 a coroutine that serves until it is cancelled, and finishes then what it has acknowledged. On SIGTERM or SIGINT, or
 when one door ends by itself, all are cancelled, and once they have ended the store is synced and closed. A second
-signal ends the process at once; what was acknowledged survives that as it survives any death of a process.
+signal ends the process at once; what was acknowledged survives that as it survives any death of a process. Before that,
+while the store is still being opened, SIGTERM ends the process by an exception (`ending_on_sigterm`).
+
+The first process of a container is special: to it a signal without a handler does nothing.
 
 Under systemd (``Type=notify``) it says when it is ready and when it stops, as sd_notify(3) has it.
 """
@@ -14,8 +17,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from . import log
 from .store import Store
@@ -24,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Door", "DoorError", "address_of", "serve_doors"]
+__all__ = ["Door", "DoorError", "Stopped", "address_of", "ending_on_sigterm", "serve_doors"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -34,6 +37,10 @@ Door = Callable[[Callable[[str], object]], Coroutine[object, object, None]]
 
 class DoorError(Exception):
     """Raised when a door cannot be opened: no such address, taken, not safe, nothing to serve it with."""
+
+
+class Stopped(BaseException):
+    """Raised by `ending_on_sigterm`."""
 
 
 def address_of(text: str, default_port: int) -> tuple[str, int]:
@@ -54,6 +61,33 @@ def address_of(text: str, default_port: int) -> tuple[str, int]:
     if colon and not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) < 65536):
         raise ValueError(f"{text!r} is not HOST:PORT")
     return host or "127.0.0.1", int(port) if colon else default_port
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM raise `Stopped` in the block, until `serve_doors` takes the signal over.
+
+    Gives a function that raises it if the signal has come, because an exception in a finaliser would get lost.
+    """
+    seen: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        seen.append(number)
+        raise Stopped
+
+    def check() -> None:
+        if seen:
+            raise Stopped
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # only the main thread may
+        yield check
+        return
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 async def serve_doors(store: Store, doors: Iterable[Door], ready: Callable[[list[str]], object]) -> None:
@@ -124,6 +158,16 @@ def _let_signals_through(loop: asyncio.AbstractEventLoop) -> None:
     for number in _SIGNALS:
         with suppress(NotImplementedError):
             loop.remove_signal_handler(number)
+        if _is_first_process():
+            signal.signal(number, _end_now)
+
+
+def _is_first_process() -> bool:
+    return os.getpid() == 1
+
+
+def _end_now(number: int, frame: object) -> None:
+    os._exit(128 + number)
 
 
 def _notify(state: str) -> None:

@@ -497,6 +497,35 @@ MUTANTS = [
         ),
         ("tests/test_store.py",),
     ),
+    # --- a process that serves -----------------------------------------------------------------
+    _mutant(
+        "serving: a password guards the door of Redis clients only",
+        "commands",
+        "if arguments.http is not None and tokens is None and not arguments.no_token:",
+        "if False:",
+        "tests/test_serve.py",
+    ),
+    _mutant(
+        "serving: an empty file name is no secret at all",
+        "commands",
+        'if getattr(arguments, option) == "":',
+        "if False:",
+        "tests/test_serve.py",
+    ),
+    _mutant(
+        "serving: of a long file of secrets the beginning is enough",
+        "commands",
+        "file.read(_MAX_SECRETS_SIZE + 1)",
+        "file.read(_MAX_SECRETS_SIZE)",
+        "tests/test_serve.py",
+    ),
+    _mutant(
+        "serving: SIGTERM is caught once the store is open",
+        "serve",
+        "before = signal.signal(signal.SIGTERM, stop)",
+        "before = signal.getsignal(signal.SIGTERM)",
+        "tests/test_serve.py",
+    ),
     # --- the HTTP door -------------------------------------------------------------------------
     _mutant(
         "HTTP: compare-and-set looks first and stores then",

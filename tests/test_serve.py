@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import bytekv
+from bytekv import commands
 from bytekv.serve import DoorError, address_of, serve_doors
 from tests.harness import open_store
 from tests.test_cli import command, environment
@@ -200,16 +201,17 @@ def served(path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], li
     """Start `bytekv serve` and wait until its doors are open; return the process and the addresses."""
     children: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str) -> tuple[subprocess.Popen[str], list[str]]:
+    def start(*arguments: str, directory: str | None = None) -> tuple[subprocess.Popen[str], list[str]]:
+        at = path if directory is None else path.with_name(directory)
         child = subprocess.Popen(
-            [sys.executable, "-m", "bytekv", "-d", str(path), "serve", *arguments],
+            [sys.executable, "-m", "bytekv", "-d", str(at), "serve", *arguments],
             env=environment(path),
             stderr=subprocess.PIPE,
             text=True,
         )
         children.append(child)
         line = child.stderr.readline()
-        found = re.fullmatch(rf"bytekv: serving {path} at (.*)\n", line)
+        found = re.fullmatch(rf"bytekv: serving {at} at (.*)\n", line)
         assert found, line + child.stderr.read()
         return child, found[1].split(" and ")
 
@@ -285,6 +287,101 @@ def test_secrets_from_files(served, path):
         refused.value.close()
 
 
+def refused(url: str, token: str | None) -> int:
+    with pytest.raises(urllib.error.HTTPError) as error:
+        put(url, "a", b"1", token)
+    error.value.close()
+    return error.value.code
+
+
+@needs_http
+@pytest.mark.parametrize("option", ["password", "password-file", "token"])
+def test_one_secret_guards_both_doors(served, path, option):
+    """A password beside HTTP without a token left everything open to every user of the machine."""
+    (path.parent / "secret").write_bytes("\ufeffs3cret\r\n".encode())  # as some editors write it
+    secret = str(path.parent / "secret") if option.endswith("file") else "s3cret"
+    _, (resp, http) = served("--resp", ":0", "--http", ":0", f"--{option}={secret}")
+    assert ask(resp, "GET a").startswith(b"-NOAUTH")
+    assert ask(resp, "AUTH s3cret", "GET a") == b"+OK\r\n$-1\r\n+OK\r\n"
+    assert (refused(http, None), refused(http, "other")) == (401, 401)
+    assert put(http, "a", b"1", "s3cret") == 201
+
+
+@needs_http
+def test_a_door_is_left_open_only_if_that_is_said(served, path):
+    (path.parent / "tokens").write_text("t read\n")
+    _, (resp, http) = served("--resp", ":0", "--http", ":0", f"--token-file={path.parent / 'tokens'}", "--no-password")
+    assert ask(resp, "GET a") == b"$-1\r\n+OK\r\n"
+    assert refused(http, None) == 401
+    _, (resp, http) = served("--resp", ":0", "--http", ":0", "--password=s3cret", "--no-token", directory="other")
+    assert ask(resp, "GET a").startswith(b"-NOAUTH")
+    assert put(http, "a", b"1") == 201
+
+
+def test_only_a_line_break_ends_a_password(path):
+    """Python's splitlines takes other characters for line breaks, too, and what follows them was cut off."""
+    path.mkdir()
+    (path / "password").write_bytes("one\x0btwo\x85\u2028three\r\nnot this".encode())
+    assert commands._first_line(str(path / "password"))[1] == "one\x0btwo\x85\u2028three".encode()
+
+
+# --- SIGTERM -----------------------------------------------------------------------------------
+
+_OPENING = """
+import signal, sys
+from bytekv import cli, commands
+
+def opens(*_, **__):
+    print("opening", flush=True)
+    {then}
+
+commands.open_store = opens
+sys.exit(cli.main(["-d", sys.argv[1], "serve", "--resp", ":0"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "status"),
+    [
+        ("signal.pause()", 0),
+        # An exception that is raised while Python runs a finaliser gets lost.
+        ("class Lost:\n        def __del__(self): signal.raise_signal(15)\n    Lost(); return open(0)", 0),
+    ],
+)
+def test_sigterm_while_the_store_is_being_opened_ends_it(path, then, status):
+    """As the first process of a container it ignored the signal until the store was open: docker stop killed it."""
+    program = [sys.executable, "-c", _OPENING.replace("{then}", then), str(path)]
+    with subprocess.Popen(program, env=environment(path), stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"opening\n"
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == status
+
+
+def test_a_second_signal_ends_the_first_process_of_a_container(path):
+    """To which a signal without a handler does nothing."""
+    program = """
+import asyncio, os, signal, sys
+import bytekv, bytekv.serve
+
+bytekv.serve._is_first_process = lambda: True
+store = bytekv.open(sys.argv[1])
+
+async def stuck(started):
+    started("stuck://")
+    os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while True:
+            await asyncio.sleep(0)
+
+asyncio.run(bytekv.serve.serve_doors(store, [stuck], print))
+"""
+    found = subprocess.run([sys.executable, "-c", program, path], env=environment(path), timeout=60, check=False)
+    assert found.returncode == 128 + signal.SIGTERM
+
+
 STATUSES = {
     "serve": (2, "say where to serve"),
     "serve --resp": (2, "expected one argument"),
@@ -294,6 +391,23 @@ STATUSES = {
     "serve --resp 127.0.0.1:{taken}": (2, "cannot serve there: .*address already in use"),
     "serve --resp :0 --password-file nothing": (2, "nothing: No such file"),
     "serve --resp :0 --password-file empty": (2, "empty: the first line is empty"),
+    "serve --resp :0 --password-file=": (2, "--password-file is empty; is a variable not set"),
+    "serve --resp :0 --password=": (2, "--password is empty"),
+    "serve --http :0 --token-file=": (2, "--token-file is empty"),
+    "serve --http :0 --token=": (2, "--token is empty"),
+    "serve --resp :0 --backup-dir=": (2, "--backup-dir is empty"),
+    "serve --http :0 --allowed-host=": (2, "--allowed-host is empty"),
+    "serve --resp :0 --password-file .": (2, r"\.: .*is a directory"),
+    "serve --resp :0 --password-file long": (2, "long: more than 1,048,576 bytes"),
+    "serve --http :0 --token-file long": (2, "long: more than 1,048,576 bytes"),
+    "serve --resp :0 --password-file longer-than-said": (2, "longer-than-said, line 1: a password of 16385 bytes"),
+    "serve --http :0 --token-file no-token": (2, "no-token, line 3: a token consists of"),
+    "serve --http :0 --token-file no-scope": (2, "no-scope, line 2: unknown scope 'reed'"),
+    "serve --http :0 --token-file cut": (2, "cut, line 1: a token consists of"),
+    "serve --resp :0 --http :0 --token-file twice-once": (2, "everybody who can connect to :0 .* as a Redis client"),
+    "serve --resp :0 --token-file twice-once": (2, "everybody who can connect to :0 .* as a Redis client"),
+    "serve --resp :0 --http :0 --password-file two-words": (2, "everybody who can connect to :0 .* over HTTP"),
+    "serve --http :0 --password-file two-words": (2, "everybody who can connect to :0 .* over HTTP"),
     "serve --resp :0 --password-file binary": (2, "binary: not UTF-8"),
     "serve --resp :0 --password": (2, "expected one argument"),
     "serve --resp :0 --password a --password-file b": (2, "not allowed with"),
@@ -311,10 +425,19 @@ def test_exit_statuses(path, monkeypatch, line):
     Path("empty").touch()
     Path("binary").write_bytes(b"\xff\n")
     Path("twice").write_text("a read\na write\n")
+    Path("long").write_text("s3cret\n" + "x" * (1 << 20))
+    Path("longer-than-said").write_text("x" * 16385)
+    Path("no-token").write_text("a read\n\nb\u00e9 read\n")
+    Path("no-scope").write_text("a read\nb read reed\n")
+    Path("cut").write_text("t" * 8193)
+    Path("twice-once").write_text("a read\n")
+    Path("two-words").write_text("two words\n")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         found = command(path, *line.format(taken=taken.getsockname()[1]).split())
     assert found.status == status
     assert re.fullmatch(f"bytekv: .*{message}.*\n", found.err, re.IGNORECASE), found.err
+    if "cannot serve there" not in found.err:
+        assert not path.exists(), "no store is made for what cannot be served"
 
 
 def test_a_locked_store_is_not_served(path):

@@ -31,7 +31,7 @@ STEP_SCOPES: Final = {"put": "write", "delete": "write", "get": "read"}
 #: One token for everything, or tokens with their scopes: a text of words, or several texts.
 Tokens = str | Mapping[str, str | Iterable[str]]
 
-_TOKEN: Final = re.compile(r"[\x21-\x7e]+")
+_TOKEN: Final = re.compile(r"[\x21-\x7e]{1,8192}")  # servers take a head of twice that and little more
 _BEARER: Final = re.compile(r"bearer[ ]+([\x21-\x7e]+)[ ]*", re.IGNORECASE)
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
 _ORIGIN: Final = re.compile(r"https?://([^/?#]+)")
@@ -50,7 +50,7 @@ class Access:
         for token, words in given.items():
             scopes = frozenset(words.split() if isinstance(words, str) else words)
             if not _TOKEN.fullmatch(token):
-                raise ValueError("a token consists of one or more visible ASCII characters")
+                raise ValueError("a token consists of 1 to 8,192 visible ASCII characters")
             if unknown := sorted(scopes - set(SCOPES)):
                 raise ValueError(f"unknown scope {unknown[0]!r}; there are {', '.join(SCOPES)}")
             self._scopes_of[_digest(token)] = scopes
