@@ -52,7 +52,7 @@ from .errors import (
     SystemErrors,
 )
 from .gate import Gate
-from .group import Group
+from .group import Group, Waiter
 from .keydir import Keydir
 from .options import Options
 from .pending import Operation, Pending, PendingPuts, Puts, pending_of, pending_puts_of, size_of
@@ -75,7 +75,8 @@ def _owned(lock: Any) -> Callable[[], bool]:
 
 _ENTERED: Final = ()  # a thread is inside the lock, and nothing is to be carried out once more
 _REENTRY: Final = "a signal handler, a finaliser or a callback called a store in the middle of its own thread's call"
-_PATIENCE_S: Final = 0.1  # a waiter looks for himself after this long
+_PATIENCE_S: Final = 0.1  # after this long a waiter looks whether there still is a leader, then less and less often
+_LONGEST_PATIENCE_S: Final = 1.0
 _JOIN_ALL_BELOW: Final = 64 * 1024 * 1024  # a batch that is joined is in memory three times
 
 _pack_entry = ENTRY.pack
@@ -729,35 +730,64 @@ class Committer:
             with self.lock, self:
                 waiter = self._group.join(seq)
             if waiter is None:
-                self._lead()
-            elif not waiter.wait(_PATIENCE_S):
-                waiter.leave()
-                self._lead()  # a slow disk, or a leader that was interrupted before it could begin
+                self._lead(seq)
+            else:
+                self._wait(waiter)
 
-    def _lead(self) -> None:
-        """Sync what has been appended, show it, and wake who waited for it."""
+    def _wait(self, waiter: Waiter) -> None:
+        """Return once ``waiter`` was woken or has nothing left to wait for; lead if nobody else does."""
+        patience_s = _PATIENCE_S
         try:
-            with self.sync_lock:
-                with self.lock, self:
-                    self._group.lead()
-                    self.ready()
-                    writer, target, began = self.segments.writer, self.seq, self._files.monotonic()
-                if target > self.durable_seq:
-                    if writer is not None:
-                        writer.sync()  # whoever appends now joins the next one: target was read before
-                    with self.lock, self:
-                        if self.failure is not None:
-                            # The kernel tells each write error once, and a roll's sync of the same file got it.
-                            self._refuse_after_failure()
-                        self._became_durable(target, began)
-                        self._mark(target)
+            while not waiter.wait(patience_s):
+                if self.durable_seq >= waiter.seq:
+                    waiter.leave()
+                    return
+                # A leader on a slow disk holds this lock. One that was interrupted before it could begin does not.
+                if self.sync_lock.acquire(blocking=False):
+                    waiter.leave()
+                    self._lead(waiter.seq)
+                    return
+                patience_s = min(2 * patience_s, _LONGEST_PATIENCE_S)
+        except BaseException:
+            waiter.leave()
+            raise
+        finally:
+            if self._sync_lock_is_owned():  # not a variable: an interrupt may follow right after the lock was taken
+                self.sync_lock.release()
+
+    def _lead(self, seq: int) -> None:
+        """Sync what has been appended and show it, unless another makes ``seq`` durable first; wake who waits."""
+        try:
+            while self.durable_seq < seq:
+                if self.sync_lock.acquire(timeout=_PATIENCE_S):
+                    self._sync_unless_durable(seq)
+                    return
         except StoreFailedError as error:
             with self.lock, self:
                 self.fail(error)
             raise
         finally:
+            if self._sync_lock_is_owned():
+                self.sync_lock.release()
             with self.lock, self:
                 self._group.release(self.durable_seq, failed=self.failure is not None)
+
+    def _sync_unless_durable(self, seq: int) -> None:
+        """Sync and show what has been appended if that includes ``seq``. Under the lock of syncs."""
+        with self.lock, self:
+            self._group.lead()
+            self.ready()
+            writer, target, began = self.segments.writer, self.seq, self._files.monotonic()
+        if seq <= self.durable_seq:
+            return
+        if writer is not None:
+            writer.sync()  # whoever appends now joins the next one: target was read before
+        with self.lock, self:
+            if self.failure is not None:
+                # The kernel tells each write error once, and a roll's sync of the same file got it.
+                self._refuse_after_failure()
+            self._became_durable(target, began)
+            self._mark(target)
 
     def _became_durable(self, seq: int, began: float | None = None) -> None:
         """Note that everything up to ``seq`` is durable and show what waited for that. Under the lock.

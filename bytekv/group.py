@@ -17,13 +17,13 @@ __all__ = ["Group", "Waiter"]
 class Waiter:
     """One who waits for ``seq``."""
 
-    __slots__ = ("_gate", "_has_left", "_next", "seq")
+    __slots__ = ("_gate", "_next", "has_left", "seq")
 
     def __init__(self, seq: int) -> None:
         self.seq = seq
         self._gate = threading.Lock()
         self._gate.acquire()
-        self._has_left = False
+        self.has_left = False
         self._next: Waiter | None = None
 
     def wait(self, timeout_s: float) -> bool:
@@ -35,17 +35,20 @@ class Waiter:
         return True
 
     def wake(self) -> None:
-        """End the waiting."""
-        try:
-            self._gate.release()
-        except RuntimeError:
-            return  # who wakes was interrupted, and somebody does it once more
-        if self._has_left:
-            self.wait(0)
+        """End the waiting; of one that has left, that of the next."""
+        waiter: Waiter | None = self
+        while waiter is not None:  # a thousand may have left: no recursion
+            try:
+                waiter._gate.release()
+            except RuntimeError:
+                return  # who wakes was interrupted, and somebody does it once more
+            if not waiter.has_left or not waiter._gate.acquire(blocking=False):
+                return
+            waiter = waiter._next
 
     def leave(self) -> None:
         """Wait no longer, and keep the next from waiting in vain."""
-        self._has_left = True
+        self.has_left = True
         self.wait(0)
 
     def is_followed_by(self, other: Waiter) -> None:
@@ -78,7 +81,7 @@ class Group:
     def release(self, durable_seq: int, *, failed: bool) -> None:
         """Wake one to lead the next sync and whom this one has served; everybody if it ``failed``, to be told so."""
         self._leading = False
-        waiting = self.waiting
+        waiting = [waiter for waiter in self.waiting if not waiter.has_left]
         served = [waiter for waiter in waiting if waiter.seq <= durable_seq or failed]
         self.waiting = [waiter for waiter in waiting if waiter.seq > durable_seq and not failed]
         line = [*self.waiting[:1], *served]

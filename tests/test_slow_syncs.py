@@ -1,0 +1,152 @@
+"""``sync="always"`` on a slow disk: one thread leads, the others wait however long it takes, and each sync serves all.
+
+Waiters whose patience had ended used to queue up to lead, although a leader lived: on a disk that needed longer than
+that for two syncs, they synced again what was durable by then, one after the other, and all others starved.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bytekv.store import Store
+from tests.harness import NO_WORKER, QuickFiles, open_store, patched
+
+_NO_PATIENCE = {**NO_WORKER, "bytekv.commit._PATIENCE_S": 1e-6}
+
+
+class SlowDisk(QuickFiles):
+    """A disk whose syncs of segments take until the test says that one may end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.syncs = 0
+        self.may_end: Callable[[], bool] = lambda: True
+
+    def sync(self, descriptor: int, path: str) -> None:
+        if path.endswith(".seg"):
+            while not self.may_end():
+                os.sched_yield()
+        super().sync(descriptor, path)
+        self.syncs += path.endswith(".seg")
+
+
+def _run(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.daemon = True
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("count", "syncs"), [(2, 50), (32, 20), (1000, 4)])
+def test_each_sync_serves_all_who_wait(tmp_path: Path, count: int, syncs: int) -> None:
+    """No sync ends before each writer waits for one: so two syncs serve all of them, and nobody waits for a third."""
+    disk = SlowDisk()
+    with patched(_NO_PATIENCE), open_store(tmp_path, files=disk, sync="always") as store:
+        commit = store._commit
+        waits: list[int] = []  # syncs that ended during a put
+        impatient: list[int] = []  # writers that wait no longer to be woken
+        store["first"] = ""  # begins a segment, which takes a sync of its own
+        before = disk.syncs
+
+        def all_wait_or_it_is_enough() -> bool:
+            impatient.append(sum(waiter.has_left for waiter in list(commit._group.waiting)))
+            return disk.syncs - before >= syncs or commit.seq - commit.durable_seq == count
+
+        def write(number: int) -> None:
+            while disk.syncs - before < syncs:
+                began = disk.syncs
+                store[b"%d" % number] = b""
+                waits.append(disk.syncs - began)
+
+        disk.may_end = all_wait_or_it_is_enough
+        try:
+            _run([threading.Thread(target=write, args=(number,)) for number in range(count)])
+        finally:
+            disk.may_end = lambda: True
+        assert len(store) == 1 + count
+        assert len(waits) >= count * syncs // 2
+        assert max(waits) <= 2
+        assert max(impatient) <= 1, "only one that leads itself"
+
+
+def _join_and_vanish(store: Store) -> None:
+    """Be a leader that is interrupted before it begins."""
+    with store._commit.lock:
+        assert store._commit._group.join(store._commit.seq + 1) is None
+
+
+def test_a_leader_that_never_began_is_replaced(tmp_path: Path) -> None:
+    disk = SlowDisk()
+    with patched(_NO_PATIENCE), open_store(tmp_path, files=disk, sync="always") as store:
+        _join_and_vanish(store)
+        before = disk.syncs
+        _run([threading.Thread(target=store.put, args=(b"%d" % number, b"")) for number in range(8)])
+        assert len(store) == 8
+        assert 1 <= disk.syncs - before <= 8
+        assert not store._commit._sync_lock_is_owned()
+
+
+def test_who_replaces_a_leader_gives_the_lock_back(tmp_path: Path) -> None:
+    with patched(_NO_PATIENCE), open_store(tmp_path, files=SlowDisk(), sync="always") as store:
+        _join_and_vanish(store)
+        store["a"] = ""
+        assert not store._commit._sync_lock_is_owned()
+        _run([threading.Thread(target=store.put, args=("b", ""))])
+
+
+def test_a_leader_that_dies_is_followed_by_the_next(tmp_path: Path) -> None:
+    disk = SlowDisk()
+    with patched(_NO_PATIENCE), open_store(tmp_path, files=disk, sync="always") as store:
+        store["first"] = ""
+        first = store.last_seq
+        dead: list[threading.Thread] = []
+
+        def die_once_all_wait() -> bool:
+            if dead or store._commit.seq - first < 8:
+                return bool(dead)
+            dead.append(threading.current_thread())
+            raise KeyboardInterrupt
+
+        disk.may_end = die_once_all_wait
+
+        def put(number: int) -> None:
+            try:
+                store[b"%d" % number] = b""
+            except KeyboardInterrupt:
+                assert dead == [threading.current_thread()]
+
+        _run([threading.Thread(target=put, args=(number,)) for number in range(8)])
+        assert len(store) == 9
+
+
+@pytest.mark.parametrize("patience_s", [1e-6, 20.0])
+def test_a_leader_syncs_nothing_that_is_durable_already(tmp_path: Path, patience_s: float) -> None:
+    """`verify` syncs for all who wait, too; a leader that finds its write durable does not wait for the lock, or,
+    where it has got it by then, gives it back."""
+    disk = SlowDisk()
+    patience = {**NO_WORKER, "bytekv.commit._PATIENCE_S": patience_s}
+    with patched(patience), open_store(tmp_path, files=disk, sync="always") as store:
+        store["first"] = ""
+        commit = store._commit
+        writer = threading.Thread(target=store.put, args=("a", ""))
+        with commit.sync_lock:
+            writer.start()
+            while not commit._group._leading:
+                os.sched_yield()
+            before = disk.syncs
+            with commit.lock:
+                commit.sync_what_waits()
+            if patience_s < 1:
+                writer.join(20)
+                assert not writer.is_alive()
+        writer.join(20)
+        assert not writer.is_alive()
+        assert disk.syncs - before == 1
+        assert not commit._group._leading, "the next may lead"
