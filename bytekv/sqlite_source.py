@@ -105,6 +105,10 @@ def select(path: str, table: str | None, columns: tuple[str, ...] | None) -> Ite
                 yield row
     except (sqlite3.Error, UnicodeError, OSError) as error:
         raise SourceError(_more_than(path, size) if is_over else f"{path}: {error}") from error
+    except MemoryError as error:  # SQLite's answer to lengths that cannot be
+        raise SourceError(
+            f"{path}: asks for more memory than there is; it is damaged, or has a very long row"
+        ) from error
 
 
 def _more_than(path: str, size: int) -> str:

@@ -315,6 +315,18 @@ def test_a_value_whose_pages_are_a_circle_ends(folder):
         read("sqlite", file)
 
 
+def test_a_schema_that_asks_for_memory_without_end(folder):
+    """SQLite says that it has no memory where a damaged length asks for too much: a MemoryError, and no traceback."""
+    small_pages(folder, "CREATE TABLE t (k, v)")
+    raw = bytearray((folder / "db").read_bytes())
+    at = int.from_bytes(raw[108:110], "big")
+    for length in (b"\x88\x80\x80\x80\x7f", b"\xff\xff\xff\xff\x7f", b"\x81\x80\x80\x80\x80\x80\x80\x80\x7f"):
+        raw[at : at + len(length)] = length
+        (folder / "db").write_bytes(raw)
+        with pytest.raises(SourceError):
+            read("sqlite", folder / "db")
+
+
 def test_more_than_a_column_stores(folder):
     """A default that was added later is in no row; small ones are read, one that is no match for the file is not."""
     rows = [f"INSERT INTO t VALUES ({number})" for number in range(2000)]
