@@ -315,8 +315,7 @@ def test_a_value_whose_pages_are_a_circle_ends(folder):
         read("sqlite", file)
 
 
-def test_a_schema_that_asks_for_memory_without_end(folder):
-    """SQLite says that it has no memory where a damaged length asks for too much: a MemoryError, and no traceback."""
+def test_a_length_in_the_schema_that_cannot_be(folder):
     small_pages(folder, "CREATE TABLE t (k, v)")
     raw = bytearray((folder / "db").read_bytes())
     at = int.from_bytes(raw[108:110], "big")
