@@ -49,7 +49,7 @@ from .options import Options
 from .output import Output
 from .record import NamedTuple
 from .segment import Scan, scan_segment
-from .segment_manager import Retired, header_of
+from .segment_manager import header_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -461,7 +461,7 @@ class Compactor:
                 keydir.bury(output.header.segment_id, place & SIZE_MASK or self._segments.entry_size(base | place))
         del keys[part], originals[part], places[part]
 
-    def _retire(self, job: _Job) -> list[Retired]:
+    def _retire(self, job: _Job) -> list[int]:
         keydir = self._keydir
         for key, location in job.dropped:
             keydir.forget_expired(key, location)
@@ -470,7 +470,7 @@ class Compactor:
             keydir.open_segment(segment_id)
         if keydir.recounts != job.recounts:
             self._committer.count_again()  # somebody counted while half of the keys had been moved
-        self._segments.retire(job.victims, keydir.views)
+        self._segments.retire(job.victims)
         self._segments.hinted.update(job.hinted)
         self._job = None
-        return self._segments.release(keydir.views)
+        return self._segments.release(keydir.noted_segments())

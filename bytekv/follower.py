@@ -307,8 +307,8 @@ class Follower:
         if plan.gone:
             keydir.forget_segments(plan.gone)
             keydir.drop_segments(list(plan.gone))
-            segments.retire(sorted(plan.gone), keydir.views)
-            segments.remove(segments.release(keydir.views))
+            segments.retire(sorted(plan.gone))
+            segments.remove(segments.release(keydir.noted_segments()))
         self._end = plan.end
         committer.seq = plan.last_seq
         return is_counted

@@ -21,11 +21,11 @@ from collections.abc import Callable, Container, Iterator
 from itertools import islice
 
 from .codec import SEGMENT_SHIFT, SIZE_MASK, Summary
-from .errors import from_os_error
+from .errors import StoreClosedError, from_os_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any, Final, NoReturn
 
     from sortedcontainers import SortedList
 
@@ -49,23 +49,39 @@ def _sorted_list() -> SortedList:
     return SortedList()
 
 
+class _Ended:
+    """Stand in for the undo map of a view that was closed: nobody notes for it any more, so it shows no moment."""
+
+    def get(self, key: bytes, default: object = None) -> NoReturn:
+        raise StoreClosedError("this snapshot was closed")
+
+    def keys(self) -> NoReturn:
+        raise StoreClosedError("this snapshot was closed")
+
+
 class View:
     """The keydir as it was at one moment.
 
     Nothing is copied: whoever changes a key first notes in `undo` of every open view what the key was. A
     reader looks into `locations` first and into `undo` second; a writer fills `undo` first and changes
     `locations` second; so nobody needs a lock. Memory: in proportion to what is written while it is open.
+
+    What is not noted lies where the keydir says, which a compaction keeps right. So of the segments that one has
+    replaced, a view needs those alone that it has noted a location in: `segments`. Nothing is added to these once
+    no key points there any more.
     """
 
     __slots__ = (
         "__weakref__",
         "_keydir",
         "_mortal",
+        "_noted",
         "_vanished",
         "count",
         "number",
         "owner",
         "read_ahead",
+        "segments",
         "seq",
         "undo",
     )
@@ -76,21 +92,28 @@ class View:
         self.number = number
         self.seq = seq
         self.count = len(keydir.locations)
-        self.undo: dict[bytes, tuple[int, int] | None] = {}  # key -> (location, expires_ms); None: was not there
+        self._noted: dict[bytes, tuple[int, int] | None] = {}  # key -> (location, expires_ms); None: was not there
+        self.undo: Any = self._noted  # for readers; it ends with `close`, while a writer may be noting something
+        self.segments: set[int] = set()  # into which undo points
         self.read_ahead: list[tuple[bytes, bytes]] = []  # what a scan has read and perhaps not yet given out
         self._vanished: SortedList = _sorted_list()  # keys in undo that were there
         self._mortal: dict[bytes, int] = {}  # and those of them that were to expire
 
     def note(self, key: bytes, location: int | None, expires_ms: int) -> None:
         """Remember what a key was, unless it has changed before. Under the lock."""
-        if key not in self.undo:
+        if key not in self._noted:
             if location is None:
-                self.undo[key] = None
+                self._noted[key] = None
             else:
                 self._vanished.add(key)
                 if expires_ms:
                     self._mortal[key] = expires_ms
-                self.undo[key] = location, expires_ms
+                self.segments.add(location >> SEGMENT_SHIFT)  # first: who finds the location may need the file
+                self._noted[key] = location, expires_ms
+
+    def close(self) -> None:
+        """Have readers raise `StoreClosedError`, those that are under way included."""
+        self.undo = _Ended()
 
     def locate(self, key: bytes, now_ms: int) -> int | None:
         """Return where the key's entry was, None if it was not there or has expired since. Without the lock."""
@@ -287,8 +310,13 @@ class Keydir:
         return view
 
     def close_view(self, view: View) -> None:
-        """Stop keeping a view up; it is not to be used any more. Without the lock."""
+        """Stop keeping a view up; whoever uses it is told so. Without the lock."""
+        view.close()  # first: what is not noted any more must not be taken for unchanged
         self.views.pop(view.number, None)
+
+    def noted_segments(self) -> set[int]:
+        """Return the segments into which the undo maps of open views point. Under the lock."""
+        return {segment for view in self._open_views() for segment in view.segments}
 
     def drop_views(self) -> None:
         """Take from every open view what it has read ahead: the store is closed, and its scans are to say so."""

@@ -157,7 +157,7 @@ class Reading:
         # From a finaliser in the middle of this thread's own write it is left to the next who comes.
         if not self._committer.is_entered and self._segments.has_pinned:
             with self._committer.lock, self._committer:
-                free = self._segments.release(self._keydir.views)
+                free = self._segments.release(self._keydir.noted_segments())
             self._segments.remove(free)
 
     def find_in(self, view: View, key: bytes) -> Entry | None:
@@ -208,7 +208,7 @@ class Reading:
         return chain.from_iterable(self._chunks_in(view, range_, limit))
 
     def _chunks_in(self, view: View, range_: Range, limit: int | None) -> Iterator[list[tuple[bytes, bytes]]]:
-        undo, chunk = view.undo, _FIRST_CHUNK if limit is None else limit
+        chunk = _FIRST_CHUNK if limit is None else limit
         while not range_.is_empty and limit != 0:
             count = min(chunk, _LAST_CHUNK) if limit is None else min(limit, _LAST_CHUNK)
             self.check_open()
@@ -220,7 +220,7 @@ class Reading:
                 keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting
             ):
                 # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
-                if undo and not undo.keys().isdisjoint(keys[done:stop]):
+                if view.undo and not view.undo.keys().isdisjoint(keys[done:stop]):
                     pairs = self._pairs_at(view, keys[done:stop])
                 done = stop
                 if limit is not None:
@@ -234,10 +234,8 @@ class Reading:
             chunk *= 4
 
     def _is_whole(self, segment: int) -> bool:
-        # In this order: what is counted by now counts for all that was changed before the view was opened. In the
-        # middle of this thread's own write (a signal handler scans) a key may have been moved and not counted.
-        committer = self._committer
-        return not committer.is_uncounted and not committer.is_entered and self._keydir.is_whole(segment)
+        # In this order: what is counted by now counts for all that was changed before the view was opened.
+        return not self._committer.is_uncounted and self._keydir.is_whole(segment)
 
     def _pairs_at(self, view: View, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
         found = ((key, self.find_in(view, key)) for key in keys)

@@ -43,17 +43,9 @@ from .errors import (
     StoreNotFoundError,
 )
 from .options import Options
-from .record import NamedTuple
 from .segment import FileView, View, Writer, header_for, open_segment
 
-__all__ = ["Pin", "Retired", "SegmentManager", "header_of", "size_of"]
-
-
-class Retired(NamedTuple):
-    """Segments that are no longer listed, and the views and pins that may need them."""
-
-    segments: list[int]
-    views: set[int]
+__all__ = ["Pin", "SegmentManager", "header_of", "size_of"]
 
 
 class Pin:
@@ -89,9 +81,9 @@ class SegmentManager:
         self.writer: Writer | None = None
         self.readers: dict[int, tuple[View, int]] = {}
         self.retiring: dict[int, SegmentRow] = {}
-        self._pinned: list[Retired] = []
-        self._pins: dict[int, weakref.ref[Pin]] = {}  # numbered below 0: views have the numbers above
-        self._pin_numbers = itertools.count(-1, -1)
+        self._retired: list[int] = []  # listed no more, and no key points there; the files are still there
+        self._pins: dict[int, weakref.ref[Pin]] = {}
+        self._pin_numbers = itertools.count()
         self.hinted: dict[int, int] = {}  # segment -> how many of its bytes a hint file speaks for, or was tried to
         self.publishing: Manifest | None = None  # set while a manifest is being replaced
         self.changing: tuple[Writer | None, Writer | None] | None = None  # (old, new) likewise
@@ -395,9 +387,9 @@ class SegmentManager:
                 self.readers.pop(row.segment_id, None)
         self.manifest = manifest
 
-    def retire(self, victims: list[int], views: Iterable[int]) -> None:
-        """Remove the files of victims once every view and pin that was open when they were replaced is closed."""
-        self._pinned.append(Retired(victims, {*views, *self._pins}))
+    def retire(self, victims: list[int]) -> None:
+        """Have the files of victims removed as soon as no view and no pin needs them; no key points there any more."""
+        self._retired += (victim for victim in victims if victim not in self._retired)
 
     def pin(self, release: Callable[[], None], *, is_call: bool) -> Pin:
         """Keep the files of this moment; ``release`` is called when they are let go. Under the lock.
@@ -422,40 +414,42 @@ class SegmentManager:
             if pin is None or not pin.is_call:
                 self._pins.pop(number, None)
 
-    def release(self, open_views: Container[int]) -> list[Retired]:
-        """Forget the segments that no open view can need any more, and return those whose files may go now."""
-        free = [
-            item for item in self._pinned if not any(view in open_views or view in self._pins for view in item.views)
-        ]
-        for item in free:
-            for segment_id in item.segments:
-                self.retiring.pop(segment_id, None)
-                self.readers.pop(segment_id, None)
-                self.hinted.pop(segment_id, None)
+    def release(self, noted: Container[int]) -> list[int]:
+        """Forget the retired segments that neither a view has ``noted`` nor a pin lists; return them, oldest first.
+
+        Their files may go now.
+        """
+        pins = [pin for reference in list(self._pins.values()) if (pin := reference()) is not None]
+        pinned = {row.segment_id for pin in pins for row in pin.rows}
+        free = [segment_id for segment_id in self._retired if segment_id not in noted and segment_id not in pinned]
+        for segment_id in free:
+            self.retiring.pop(segment_id, None)
+            self.readers.pop(segment_id, None)
+            self.hinted.pop(segment_id, None)
         return free
 
-    def remove(self, free: list[Retired]) -> None:
+    def remove(self, free: list[int]) -> None:
         """Remove files that `release` has returned; without the lock, for a large file takes milliseconds.
 
         What cannot be removed now waits for the next call.
         """
-        for item in free:
-            with suppress(BytekvError):  # they are listed nowhere; at the latest the next open sweeps them
+        for segment_id in free:
+            with suppress(BytekvError):  # it is listed nowhere; at the latest the next open sweeps it
                 if not self._readonly:
-                    self.directory.remove_segments(item.segments)
+                    self.directory.remove_segments([segment_id])
                 with suppress(ValueError):  # another thread was at it, too
-                    self._pinned.remove(item)
+                    self._retired.remove(segment_id)
 
     @property
     def has_pinned(self) -> bool:
         """Tell whether retired segments wait for a view to be closed."""
-        return bool(self._pinned)
+        return bool(self._retired)
 
     @property
     def pinned_bytes(self) -> int:
         """Return how many bytes of retired segments wait for a view to be closed."""
-        pinned = {segment_id for item in self._pinned for segment_id in item.segments}
-        return sum(row.length for victim, row in self.retiring.items() if victim in pinned)
+        retired = set(self._retired)
+        return sum(row.length for victim, row in self.retiring.items() if victim in retired)
 
     def close(self, last_seq: int) -> None:
         """Write a clean end: the active segment synced, trimmed, and its length published.

@@ -21,8 +21,8 @@ class Snapshot(OrderedMapping):
     """A read-only mapping of what a store held at one seq; made by `Store.snapshot`.
 
     Later writes and compactions do not change it; a key that expires goes here, too. Close it, or use
-    it in a ``with`` block: until then it keeps the files that it may need and, in memory, a location for
-    each key that is changed meanwhile. Not to be used after the store was closed.
+    it in a ``with`` block: until then it keeps, in memory, a location for each key that is changed meanwhile,
+    and the files in which these lie. Not to be used after the store was closed.
 
     >>> import bytekv, tempfile
     >>> with bytekv.open(tempfile.mkdtemp()) as db:

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 _CRASHES = "tests/test_crash_images.py"
 _RUNS = ("tests/test_fast_paths.py", "-k", "run")
 _BACKUP, _FOLLOWERS = "tests/test_backup.py", "tests/test_followers.py"
+_SNAPSHOTS = "tests/test_snapshots.py"
 _AGREEMENT = "tests/test_agreement.py"
 _HTTP_VALUES, _HTTP_MANY, _HTTP_SAFETY = (f"tests/test_http_{name}.py" for name in ("values", "many", "safety"))
 _RESP_PROTOCOL, _RESP_EXECUTOR, _RESP_SERVER, _RESP_ABUSE = (
@@ -350,15 +351,8 @@ MUTANTS = [
     _mutant(
         "a scan does not ask whether a call was interrupted before it counted",
         "reading",
-        "return not committer.is_uncounted and not",
-        "return not",
-        _AGREEMENT,
-    ),
-    _mutant(
-        "a scan in a signal handler trusts the count of the put that it interrupts",
-        "reading",
-        "and not committer.is_entered and",
-        "and",
+        "return not self._committer.is_uncounted and self._keydir",
+        "return self._keydir",
         _AGREEMENT,
     ),
     _mutant(
@@ -381,6 +375,34 @@ MUTANTS = [
         "        or piece[1::size] != bytes((key_size & 0xFF,)) * count\n",
         "",
         *_RUNS,
+    ),
+    _mutant(
+        "a view does not keep what it has noted",
+        "keydir",
+        "                self.segments.add(location >> SEGMENT_SHIFT)",
+        "                pass",
+        "tests/test_keydir.py",
+    ),
+    _mutant(
+        "a view keeps what it has not noted",
+        "segment_manager",
+        "if segment_id not in noted and segment_id not in pinned]",
+        "if not noted and segment_id not in pinned]",
+        _SNAPSHOTS,
+    ),
+    _mutant(
+        "what a feed lists goes beside a snapshot",
+        "segment_manager",
+        "if segment_id not in noted and segment_id not in pinned]",
+        "if segment_id not in noted]",
+        _SNAPSHOTS,
+    ),
+    _mutant(
+        "a snapshot that was closed is read on",
+        "keydir",
+        "        view.close()  # first: what is not noted any more must not be taken for unchanged\n",
+        "",
+        _SNAPSHOTS,
     ),
     # --- feeds, readers and backups ------------------------------------------------------------
     _mutant(

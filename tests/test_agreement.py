@@ -7,7 +7,6 @@ their keys, and what could make that knowledge wrong happens at every step, and 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 from collections.abc import Callable
@@ -18,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv import ReentryError
 from bytekv.codec import PUT
 from bytekv.pending import Operation
 from bytekv.snapshot import Snapshot
@@ -288,36 +286,6 @@ def test_a_scan_after_a_call_that_was_interrupted_before_it_counted(
                 db.sync()
         assert db["05"] == b"new"
         assert dict(db.items()) == {**dict.fromkeys(KEYS, b"old"), b"05": b"new"}
-
-
-class _Counts(dict[int, int]):
-    """The count of dead bytes; the first change of it comes too late for what a signal handler does before."""
-
-    handler: Callable[[], object] | None = None
-
-    def get(self, segment: int, default: Any = None) -> Any:
-        handler, self.handler = self.handler, None
-        if handler is not None:
-            handler()
-        return super().get(segment, default)
-
-
-def test_a_signal_handler_scans_in_the_middle_of_a_put(path: Path) -> None:
-    """The key points at its new entry already, and the old one is not counted as dead yet."""
-    with open_store(path) as db:
-        db.update(dict.fromkeys(KEYS, b"old"))
-        seen = []
-
-        def handler() -> None:
-            with contextlib.suppress(ReentryError):
-                seen.append((dict(db.items()), db[b"05"]))
-
-        counts = db._keydir.dead = _Counts(db._keydir.dead)
-        counts.handler = handler
-        db[b"05"] = b"new"
-        assert counts.handler is None
-        for scanned, got in seen:
-            assert scanned == {**dict.fromkeys(KEYS, b"old"), b"05": got}
 
 
 @pytest.mark.parametrize("knows", [True, False])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bytekv.codec import SEGMENT_SHIFT, Summary, pack_place
-from bytekv.errors import StoreIOError
+from bytekv.errors import StoreClosedError, StoreIOError
 from bytekv.keydir import Keydir, View
 
 bounded = settings(derandomize=True, max_examples=150)
@@ -259,6 +259,14 @@ class Model(RuleBasedStateMachine):
             assert keydir.newest(key) == location
 
     @invariant()
+    def views_know_where_they_point(self) -> None:
+        noted = set()
+        for view, _ in self.views:
+            assert view.segments == {found[0] >> SEGMENT_SHIFT for found in view.undo.values() if found is not None}
+            noted |= view.segments
+        assert self.keydir.noted_segments() == noted
+
+    @invariant()
     def views_stay_as_they_were(self) -> None:
         for view, content in self.views:
             for key in KEYS:
@@ -432,7 +440,10 @@ def test_a_view_costs_nothing_once_it_is_closed_or_dropped():
     gc.collect()
     assert not keydir.views
     keydir.put(b"k", 2, 0, 30)
-    assert closed.undo == {}
+    assert closed.segments == set()
+    for read in (lambda: closed.locate(b"k", 0), lambda: closed.undo.keys()):
+        with pytest.raises(StoreClosedError, match="snapshot"):
+            read()
 
 
 # --- order -------------------------------------------------------------------------------------

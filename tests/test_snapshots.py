@@ -69,6 +69,148 @@ def test_files_stay_until_the_last_snapshot_is_closed(open_store):
     assert segment_files(Path(db.path)) == []
 
 
+def test_a_snapshot_keeps_the_files_that_it_can_need_and_no_others(open_store):
+    """Those in which it has noted where a key was: be they older than the snapshot, or a compaction's of long after."""
+    db = open_store()
+    db.update({"a": "1" * 100, "b": "1" * 100})
+    with db.snapshot() as snap:
+        db["c"] = "1"
+        db.compact()
+        assert db.stats().pinned_bytes == 0, "nothing has changed: all keys are where the keydir says"
+        (copies,) = segment_files(Path(db.path))
+        db["a"] = "2" * 100
+        db.compact()
+        assert copies in segment_files(Path(db.path)), "made after the snapshot, and the only place of its a"
+        pinned = db.stats().pinned_bytes
+        assert pinned == copies.stat().st_size
+        for number in range(20):
+            db["a"] = db["c"] = b"%d" % number
+            db.compact()
+            assert db.stats().pinned_bytes == pinned
+            assert len(segment_files(Path(db.path))) == 2
+        del db["b"]
+        db.compact()
+        assert len(segment_files(Path(db.path))) == 3, "b was noted in what was its newest place then"
+        db["a"] = db["b"] = "3"
+        db.compact()
+        assert dict(snap) == {b"a": b"1" * 100, b"b": b"1" * 100}
+        assert (snap["a"], snap["b"], snap.get("c")) == (b"1" * 100, b"1" * 100, None)
+    assert db.stats().pinned_bytes == 0
+    assert len(segment_files(Path(db.path))) == 1
+
+
+def test_each_of_two_snapshots_keeps_its_own(open_store):
+    db = open_store()
+    snaps = []
+    for number in range(4):
+        db["a"] = b"%d" % number
+        snaps.append(db.snapshot())
+        db["b"] = b"%d" % number
+        db.compact()
+    db["a"] = "new"
+    db.compact()
+    for left in range(4, 0, -1):
+        assert [snap["a"] for snap in snaps] == [b"%d" % number for number in range(4 - left, 4)]
+        # A snapshot shows the b of the round before, which lies beside the a of the snapshot before it.
+        assert len(segment_files(Path(db.path))) == 1 + min(left + 1, 4)
+        snaps.pop(0).close()
+    assert len(segment_files(Path(db.path))) == 1
+
+
+def test_the_disk_stays_bounded_beside_an_open_snapshot(open_store):
+    """Every key of a snapshot is noted once, at its first change; what comes after that costs nothing more."""
+    db = open_store(segment_size_bytes=4096)
+    content = {b"%02d" % number: b"x" * 100 for number in range(40)}
+    db.update(content)
+    db.compact()
+    live = db.stats().total_bytes
+    with db.snapshot() as snap:
+        for number in range(100):
+            db.update(dict.fromkeys(content, b"%0100d" % number))
+            db.compact()
+            assert sum(file.stat().st_size for file in segment_files(Path(db.path))) <= 3 * live
+        assert dict(snap) == content
+
+
+def test_a_feed_keeps_its_files_beside_a_snapshot(open_store):
+    """What a pin lists stays until it is closed, whether a snapshot has noted anything there or not."""
+    db = open_store()
+    db.update({"a": "1", "b": "1"})
+    db._commit.seal()
+    feed = db.changes()
+    with db.snapshot():
+        db["a"] = "2"
+        db.compact()
+        files = segment_files(Path(db.path))
+    assert db.stats().pinned_bytes > 0
+    assert segment_files(Path(db.path)) == files
+    assert [(change.seq, change.key) for change in feed] == [(1, b"a"), (2, b"b")]
+    assert db.stats().pinned_bytes == 0
+
+
+@pytest.mark.parametrize("overwritten", ["before", "meanwhile"])
+def test_a_snapshot_whose_segment_goes_between_the_look_and_the_read(open_store, monkeypatch, overwritten):
+    """It has looked where the entry is and not read it yet: it looks again, and finds it, copied or noted."""
+    db = open_store(max_open_segments=1)
+    db.update({"a": "1", "b": "1"})
+    db._commit.seal()
+    with db.snapshot() as snap:
+        read, acts = db._reading.read, []
+
+        def compact():
+            if overwritten == "meanwhile":
+                db["a"] = "3"
+            db["c"] = "1"
+            db.compact()
+            db.compact()
+
+        def struck(key, location):
+            if not acts:
+                acts.append(location)
+                thread = threading.Thread(target=compact)
+                thread.start()
+                thread.join()
+            return read(key, location)
+
+        if overwritten == "before":
+            db["a"] = "2"
+        monkeypatch.setattr(db._reading, "read", struck)
+        assert (snap["a"], snap["b"]) == (b"1", b"1")
+        assert acts
+
+
+@pytest.mark.parametrize("read", ["items", "keys", "get"])
+def test_a_snapshot_that_is_closed_while_it_is_read_says_so(open_store, monkeypatch, read):
+    """In another thread, say: nobody notes for it any more, so what it would show is no moment; and a key whose file is
+    gone is not looked for for ever."""
+    monkeypatch.setattr("bytekv.reading._FIRST_CHUNK", 2)
+    db = open_store()
+    db.update({f"{number}": "old" for number in range(9)})
+    snap = db.snapshot()
+    if read == "get":
+        db["1"] = "new"
+        db.compact()
+        locate = snap._view.locate
+
+        class View:
+            """Close the snapshot, and let the file go, between the look and the read."""
+
+            def locate(self, key, now_ms):
+                found = locate(key, now_ms)
+                snap.close()
+                return found
+
+        with pytest.raises(bytekv.StoreClosedError, match="snapshot"):
+            db._reading.find_in(View(), b"1")
+    else:
+        walk = iter(getattr(snap, read)())
+        next(walk)
+        snap.close()
+        db.update({f"{number}": "new" for number in range(9)})
+        with pytest.raises(bytekv.StoreClosedError, match="snapshot"):
+            list(walk)
+
+
 def test_leaked_iterators_and_snapshots_let_go(open_store):
     db = open_store(segment_size_bytes=400)
     db.update({f"{number:02}": "x" * 30 for number in range(20)})
