@@ -25,6 +25,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from struct import error as StructError
 
 from . import log
 from .codec import (
@@ -194,6 +195,10 @@ class Committer:
                                 keydir.dead[segment] = keydir.dead.get(segment, 0) + (old & 8191 or self.size_of(old))
                         self.pending = None
                         return seq
+            except StructError:  # a clock before 1970, which the long way knows to write
+                if self.pending is not _ENTERED:
+                    self.interrupted = True
+                    raise
             except BaseException:
                 self.interrupted = True
                 raise
@@ -216,7 +221,7 @@ class Committer:
                 else:
                     seq, offset = self.seq + 1, writer.end
                     end = offset + size
-                    body = _pack_entry(1, len(key), len(value), seq, self._clock_ns() // 1000000) + key + value
+                    body = _pack_entry(1, len(key), len(value), seq, self._files.now_ms()) + key + value
                     entry = body + _pack_crc(checksum(body, writer.seed))
                     location = writer.base | offset << 13 | size
                     queue = self._unseen.queue
@@ -280,6 +285,10 @@ class Committer:
                         keydir.dead[segment] = keydir.dead.get(segment, 0) + old_size
                         self.pending = None
                         return True
+            except StructError:  # a clock before 1970, which the long way knows to write
+                if self.pending is not _ENTERED:
+                    self.interrupted = True
+                    raise
             except BaseException:
                 self.interrupted = True
                 raise
@@ -412,7 +421,7 @@ class Committer:
 
     def _refuse_after_failure(self) -> NoReturn:
         raise StoreFailedError(
-            f"{self.segments.directory.path}: an earlier sync failed ({self.failure}); reading goes on, "
+            f"{self.segments.directory.path}: writes have been refused since this: {self.failure}; reading goes on, "
             "for writing close the store and open it again"
         ) from self.failure
 
@@ -462,7 +471,7 @@ class Committer:
         queue = self._unseen.queue
         if queue and queue[-1].writer is writer:
             tombstones = queue[-1].tombstones
-        change = pending_of(operations, writer, self.seq, self._clock_ns() // 1_000_000, tombstones)
+        change = pending_of(operations, writer, self.seq, self._files.now_ms(), tombstones)
         self.pending = change
         self._carry_out(change)
         return change.seq
@@ -496,7 +505,7 @@ class Committer:
         if self._always or keydir.expires or keydir.expired or keydir.views or size > _JOIN_ALL_BELOW:
             return self.append(puts.operations())
         writer = self._make_room(size, only_deletes=False)
-        change = pending_puts_of(puts, writer, self.seq, self._clock_ns() // 1_000_000)
+        change = pending_puts_of(puts, writer, self.seq, self._files.now_ms())
         self.pending = change
         self._carry_out_puts(change)
         return change.seq
@@ -817,7 +826,7 @@ class Committer:
         writer = self.segments.writer
         if writer is None or self.failure is not None or not writer.reserve_holds(OVERHEAD):
             return  # no room here; the segment's seal vouches for it instead
-        mark = [b"".join(encode_entry(SYNC_MARK, b"", b"", seq, self._clock_ns() // 1_000_000, 0, writer.seed))]
+        mark = [b"".join(encode_entry(SYNC_MARK, b"", b"", seq, self._files.now_ms(), 0, writer.seed))]
         try:
             writer.write(writer.end, mark)
         except SystemErrors:

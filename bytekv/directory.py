@@ -34,6 +34,7 @@ from contextlib import suppress
 
 from .codec import MAX_NUMBER, Manifest, decode_manifest, encode_manifest, is_zero
 from .errors import (
+    AccessDeniedError,
     BytekvError,
     CorruptionError,
     NotAStoreError,
@@ -143,6 +144,14 @@ class Directory:
         shared.folder = self.folder.share()
         return shared
 
+    def check_there(self) -> None:
+        """Raise what says so if it is the store that has gone, and not one file of it."""
+        self.folder.prove()
+        if self.files.is_gone(self.folder):
+            raise StoreIOError(
+                errno.ESTALE, "the directory was removed; close this store and open what is there now", self.path
+            )
+
     # --- finding or creating a store -----------------------------------------------------------
 
     def find(self, *, lost_manifest_allowed: bool = False) -> None:
@@ -223,6 +232,10 @@ class Directory:
             raise StoreIOError(
                 None, f"on a network file system ({files.file_system(folder)}), whose locks fail", self.path
             )
+        if not files.may_change(folder):
+            raise AccessDeniedError(
+                errno.EACCES, "no files can be made in this directory, which a writer has to", folder
+            )
         identity = files.identity(folder)
         path = folder.place(_LOCK)
         with _held_guard:
@@ -248,7 +261,7 @@ class Directory:
                 raise StoreLockedError(self.path, self._holder(path))
             if files.has_name(descriptor, path):
                 break
-            lock.close()
+            files.disown(lock)
         else:
             raise StoreIOError(errno.EBUSY, "somebody removes this file again and again; let it be", path)
         self.folder.sign(lock)
@@ -286,8 +299,7 @@ class Directory:
             del _held[self._identity]
         self._identity = None
         if self._lock is not None:
-            with suppress(OSError):  # what a close says is of no use; see Files.close
-                self._lock.close()
+            self.files.disown(self._lock)
 
     def abandon(self) -> None:
         """Close what is held without unlocking it: in a child process that would free the parent's lock."""
@@ -298,18 +310,19 @@ class Directory:
 
     def load(self, *, for_writing: bool) -> Manifest:
         """Read and check the manifest."""
-        path = self.manifest_path
+        path, files = self.manifest_path, self.files
         try:
-            descriptor = self.files.open(path)
+            descriptor = files.open(path)
         except StoreNotFoundError as error:
+            self.check_there()
             raise CorruptionError(path, 0, "the manifest vanished while the store was being opened") from error
         try:
-            size = self.files.size(descriptor, path)
+            size = files.size(descriptor, path)
             if size > _MAX_MANIFEST_SIZE:
                 raise CorruptionError(path, 0, f"{size} bytes are too many for a manifest")
-            data = self.files.read(descriptor, size, 0, path)
+            data = files.read(descriptor, size, 0, path)
         finally:
-            self.files.close(descriptor)
+            files.close(descriptor)
         return decode_manifest(data, path, for_writing=for_writing)
 
     def save(self, manifest: Manifest) -> None:

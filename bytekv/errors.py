@@ -29,6 +29,10 @@ from __future__ import annotations
 import errno
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
 __all__ = [
     "AccessDeniedError",
     "BytekvError",
@@ -226,3 +230,25 @@ def from_os_error(error: OSError, path: str) -> BytekvError:
     if number == errno.ENOENT:
         return StoreNotFoundError(number, text, path)
     return StoreIOError(number, text, path)
+
+
+class translated:
+    """Translate errors of the operating system about ``path``, and leave those of signal handlers as they are.
+
+    No generator with `contextlib.contextmanager`: from Python 3.12 on its frame and the error it has seen
+    hold each other, and through their frames the files of the caller, until garbage is collected.
+    """
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> object:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, BytekvError) and not is_interrupt(error):
+            raise from_os_error(error, self._path) from error

@@ -27,7 +27,6 @@ own in the middle of a call (`TimeoutError`, usually), which is an interrupt lik
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import mmap
@@ -47,6 +46,7 @@ from .errors import (
     StoreIOError,
     from_os_error,
     is_interrupt,
+    translated,
 )
 
 TYPE_CHECKING = False
@@ -67,6 +67,7 @@ __all__ = ["Files", "Folder", "Place"]
 _COMMON = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 _DIRECTORY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_DIRECTORY", 0)
 _BY_DESCRIPTOR = sys.platform != "win32" and os.open in os.supports_dir_fd
+_EFFECTIVE_IDS = os.access in os.supports_effective_ids
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14; Python's mmap has no name for it
 _HELD_ELSEWHERE = {errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 
@@ -79,29 +80,7 @@ _IN_PLACE = {"ext4", "xfs", "tmpfs", "overlay"}
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs"}
 
 
-class _translated:
-    """Translate errors of the operating system, and leave those of signal handlers as they are.
-
-    No generator with `contextlib.contextmanager`: from Python 3.12 on its frame and the error it has seen
-    hold each other, and through their frames the files of the caller, until garbage is collected.
-    """
-
-    __slots__ = ("_path",)
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> Any:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        if isinstance(error, OSError) and not isinstance(error, BytekvError) and not is_interrupt(error):
-            raise from_os_error(error, self._path) from error
-
-
-class _at(_translated):
+class _at(translated):
     """Say where a path leads, for the length of one call: a name, and the descriptor of the directory that has it.
 
     A descriptor in place of the name is the directory itself. It stays open until the call is over, even if the
@@ -172,7 +151,7 @@ class _Held:
         """Close it now, for whoever uses it, too."""
         number, self.number = self.number, -1
         if number >= 0:
-            with contextlib.suppress(OSError):
+            with _unheeded():
                 os.close(number)
 
     def __del__(self) -> None:
@@ -235,7 +214,7 @@ class Folder(str):
 
     def sign(self, lock: io.FileIO) -> None:
         """Name the lock file by which this directory is known as the store's own, for `prove`."""
-        with _translated(self):
+        with translated(self):
             found = os.fstat(lock.fileno())
         self._sign = found.st_dev, found.st_ino
         self._lock = lock
@@ -443,7 +422,7 @@ class Files:
 
     def has_other_names(self, descriptor: int, path: str) -> bool:
         """Tell whether an open file has a second name (a hard link), whose owner does not expect it to change."""
-        with _translated(path):
+        with translated(path):
             return os.fstat(descriptor).st_nlink > 1
 
     def has_name(self, descriptor: int, path: str) -> bool:
@@ -460,7 +439,7 @@ class Files:
 
     def duplicate(self, descriptor: int, path: str) -> int:
         """Return a second descriptor of the same open file."""
-        with _translated(path):
+        with translated(path):
             return os.dup(descriptor)
 
     def own(self, descriptor: int) -> io.FileIO:
@@ -472,14 +451,19 @@ class Files:
         with _unheeded():
             os.close(descriptor)
 
+    def disown(self, file: io.FileIO) -> None:
+        """Close a descriptor that was wrapped, as `close` does."""
+        with _unheeded():
+            file.close()
+
     def size(self, descriptor: int, path: str) -> int:
         """Return a file's length in bytes."""
-        with _translated(path):
+        with translated(path):
             return os.fstat(descriptor).st_size
 
     def read(self, descriptor: int, size: int, offset: int, path: str) -> bytes:
         """Read ``size`` bytes at ``offset``, fewer only at the end of the file."""
-        with _translated(path):
+        with translated(path):
             piece = _pread(descriptor, size, offset)
             if len(piece) == size or not piece:
                 return piece
@@ -492,7 +476,7 @@ class Files:
 
     def write(self, descriptor: int, piece: bytes | memoryview, offset: int, path: str) -> None:
         """Write all of ``piece`` at ``offset``; on an error a part of it may have been written."""
-        with _translated(path):
+        with translated(path):
             done = _pwrite(descriptor, piece, offset)
             while done < len(piece):
                 step = _pwrite(descriptor, memoryview(piece)[done:], offset + done)
@@ -502,7 +486,7 @@ class Files:
 
     def truncate(self, descriptor: int, size: int, path: str) -> None:
         """Cut a file to ``size`` bytes."""
-        with _translated(path):
+        with translated(path):
             os.ftruncate(descriptor, size)
 
     def sync(self, descriptor: int, path: str) -> None:
@@ -541,12 +525,12 @@ class Files:
         """Allocate disk blocks up to ``size`` bytes; `DiskFullError` if there are none."""
         if not hasattr(os, "posix_fallocate"):
             raise StoreIOError(errno.ENOSYS, "io='mmap' needs posix_fallocate, not to be had here; use io='auto'", path)
-        with _translated(path):
+        with translated(path):
             os.posix_fallocate(descriptor, 0, size)
 
     def map(self, descriptor: int, size: int, path: str, *, write: bool = False) -> mmap.mmap:
         """Map the first ``size`` bytes, which the file must have (else a later access is SIGBUS)."""
-        with _translated(path):
+        with translated(path):
             if os.fstat(descriptor).st_size < size:
                 raise OSError(errno.EIO, f"file is shorter than {size} bytes")
             try:
@@ -648,6 +632,18 @@ class Files:
             found = os.stat(where)
         return found.st_dev, found.st_ino
 
+    def is_gone(self, path: Folder) -> bool:
+        """Tell whether a directory has been removed since it was opened."""
+        with _at(path) as (where, _):
+            return isinstance(where, int) and os.fstat(where).st_nlink == 0
+
+    def may_change(self, path: str) -> bool:
+        """Tell whether names may be made and removed in a directory; asked of the system, not tried."""
+        with _at(path) as (where, _):
+            if not isinstance(where, int):
+                return os.access(where, os.W_OK | os.X_OK)
+            return os.access(os.curdir, os.W_OK | os.X_OK, dir_fd=where, effective_ids=_EFFECTIVE_IDS)
+
     def free_bytes(self, path: str) -> int:
         """Return how many bytes this user may still write on the file system."""
         if not hasattr(os, "statvfs"):
@@ -671,8 +667,8 @@ class Files:
     clock_ns: Callable[[], int] = staticmethod(time.time_ns)
 
     def now_ms(self) -> int:
-        """Return the wall clock in milliseconds since 1970."""
-        return self.clock_ns() // 1_000_000
+        """Return the wall clock in milliseconds since 1970; one that is set to before counts as 1970."""
+        return max(0, self.clock_ns() // 1_000_000)
 
     def monotonic(self) -> float:
         """Return seconds of a clock that never jumps, for intervals."""

@@ -21,7 +21,7 @@ from collections.abc import Callable, Container, Iterator
 from itertools import islice
 
 from .codec import SEGMENT_SHIFT, SIZE_MASK, Summary
-from .errors import StoreClosedError, from_os_error
+from .errors import StoreClosedError, translated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,10 +42,8 @@ _UNCHANGED: Final = object()
 
 def _sorted_list() -> SortedList:
     """Return an empty sorted list; the import takes 3 ms, which an open without an ordered use need not wait for."""
-    try:
+    with translated("sortedcontainers"):  # no descriptor may be left to read the module with
         from sortedcontainers import SortedList
-    except OSError as error:  # no descriptor is left to read the module with
-        raise from_os_error(error, "sortedcontainers") from error
     return SortedList()
 
 

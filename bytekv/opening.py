@@ -14,7 +14,7 @@ from . import log, recovery
 from .codec import Manifest
 from .commit import Committer
 from .directory import Directory
-from .errors import BytekvError, CorruptionError, ReadOnlyError
+from .errors import BytekvError, CorruptionError, ReadOnlyError, translated
 from .files import Files
 from .keydir import Keydir
 from .options import Options
@@ -48,7 +48,8 @@ def open_directory(path: str, flag: Flag, options: Options, files: Files, wake: 
         else:
             directory.find_or_make(lost_manifest_allowed=options.recover == "salvage")
         if flag == "r":
-            from .follower import try_again
+            with translated("bytekv.follower"):
+                from .follower import try_again
 
             return try_again(partial(_recover, directory, options, wake, readonly=True), files.yield_cpu)
         directory.acquire()
@@ -75,7 +76,8 @@ def _recover_or_salvage(directory: Directory, options: Options, wake: Callable[[
     except CorruptionError as error:
         if options.recover != "salvage":
             raise
-        from . import check
+        with translated("bytekv.check"):
+            from . import check
 
         log.warning("%s is damaged and will be salvaged: %s", directory.path, str(error))
         report = check.salvage(directory, options.segment_size_bytes)

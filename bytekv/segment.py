@@ -111,6 +111,7 @@ def open_segment(directory: Directory, segment_id: int, *, for_writing: bool = F
     try:
         descriptor = files.open(path, write=for_writing)
     except StoreNotFoundError as error:
+        directory.check_there()
         raise CorruptionError(path, 0, "missing, though the manifest lists it") from error
     try:
         head = files.read(descriptor, SEGMENT_HEADER_SIZE, 0, path)

@@ -167,6 +167,7 @@ class SegmentManager:
         try:
             descriptor = files.open(path)
         except StoreNotFoundError as error:
+            self.directory.check_there()
             raise StoreIOError(
                 errno.ENOENT, "was compacted away by the writer; close this view, refresh() and look again", path
             ) from error

@@ -46,6 +46,7 @@ from .errors import (
     StoreClosedError,
     StoreIOError,
     StoreNotFoundError,
+    translated,
 )
 from .files import Files
 from .mapping import (
@@ -134,7 +135,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._changes: ChangeLog | None = None  # made when it is asked for
         follower = None
         if self._readonly:
-            from .follower import Follower
+            with translated("bytekv.follower"):
+                from .follower import Follower
 
             follower = Follower(commit)
         self._upkeep = Upkeep(commit, options, self._worker, follower)
@@ -144,10 +146,11 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         if os.getpid() != self._pid:  # a signal handler has forked meanwhile, and this is the child
             self._after_fork()
         log.info("opened %s: %s", path, self.recovery)
-        if options.follow is not None or (
+        is_due = options.follow is not None or (
             flag != "r" and (self.recovery.hints_missing or (options.auto_compact and self._upkeep.victims()))
-        ):
-            self._worker.wake()
+        )
+        if is_due and not self._worker.wake():
+            self._upkeep.works_alone()
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -480,7 +483,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def transaction(self) -> Transaction:
         """Return a transaction: reads and writes that no other writer comes between. See `Transaction`."""
         self._check_writable()
-        from .transaction import Transaction  # as everywhere below: a command for one key need not wait for it
+        with translated("bytekv.transaction"):  # no descriptor may be left to read it with
+            from .transaction import Transaction  # as everywhere below: a command for one key need not wait for it
 
         return Transaction(self, self._commit.shut_gate, self._end_transaction)
 
@@ -495,7 +499,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
         Complexity: O(1).
         """
-        from .snapshot import Snapshot
+        with translated("bytekv.snapshot"):
+            from .snapshot import Snapshot
 
         return Snapshot(self._reading, self._reading.open_view(self))
 
@@ -521,7 +526,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._check_open()
         changes = self._changes
         if changes is None:
-            from .changes import ChangeLog
+            with translated("bytekv.changes"):
+                from .changes import ChangeLog
 
             changes = self._changes = ChangeLog(self._commit)
         for _ in range(2):
@@ -633,7 +639,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             return report
 
     def _verify(self, progress: Callable[[Progress], object] | None) -> check.Report:
-        from . import check
+        with translated("bytekv.check"):
+            from . import check
 
         commit = self._commit
         with commit.sync_lock, commit.lock, commit:
@@ -677,7 +684,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             source.release()
 
     def _back_up(self, source: Directory, path: str, progress: Callable[[Progress], object] | None) -> BackupReport:
-        from .backup import back_up, moment_of
+        with translated("bytekv.backup"):
+            from .backup import back_up, moment_of
 
         while True:
             self._check_open()
@@ -695,7 +703,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def stats(self) -> Stats:
         """Return counts of keys and bytes. Complexity: O(number of segments)."""
         self._check_open()
-        from .stats import stats_of
+        with translated("bytekv.stats"):
+            from .stats import stats_of
 
         return stats_of(len(self), self._commit, self._upkeep)
 
@@ -851,7 +860,8 @@ def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], objec
     >>> bytekv.repair(path).ok
     True
     """
-    from . import check
+    with translated("bytekv.check"):
+        from . import check
 
     directory = Directory(os.path.abspath(os.fsdecode(path)), Files())
     try:

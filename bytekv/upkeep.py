@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["Upkeep"]
 
 _SORTED_FOR_COMPACTION: Final = 1 << 20  # keys; sorting so many takes half a second
+_NO_THREAD: Final = (
+    "no thread can be started: every write with sync='interval' is a sync, nothing is compacted unless compact() is "
+    "called, and a reader follows only when refresh() is called"
+)
 _NO_MEMORY: Final = "no memory for the work in the background"  # made beforehand: there is none to make it
 
 
@@ -89,6 +93,12 @@ class Upkeep:
                 log.error("%s does not follow its writer: %s", self._path, str(error))
             self.background_error = str(error)
         return self._options.follow
+
+    def works_alone(self) -> None:
+        """Say that no thread can be started: writers sync by themselves, nothing else happens in the background."""
+        if self.background_error is None:
+            self.background_error = _NO_THREAD
+            log.warning("%s: %s", self._path, _NO_THREAD)
 
     def work(self) -> float | None:
         """Sync when it is time, build hints, compact; return the seconds until it is time again."""

@@ -24,6 +24,7 @@ from tests.harness import Case
 ROOT = Path(__file__).parent.parent
 _CRASHES = "tests/test_crash_images.py"
 _RUNS = ("tests/test_fast_paths.py", "-k", "run")
+_REPLACED, _ALARMS = "tests/test_replaced.py", "tests/test_alarms.py"
 _BACKUP, _FOLLOWERS = "tests/test_backup.py", "tests/test_followers.py"
 _SNAPSHOTS = "tests/test_snapshots.py"
 _AGREEMENT = "tests/test_agreement.py"
@@ -466,14 +467,165 @@ MUTANTS = [
     _mutant(
         "a forked child frees its parent's lock",
         "directory",
-        "        if self._lock is not None:\n            with suppress(OSError):  # what a close says",
+        "        if self._lock is not None:\n            self.files.disown(self._lock)",
         "        if self._lock is not None:\n"
         "            None if self._lock.closed else self.files.unlock(self._lock.fileno())\n"
-        "            with suppress(OSError):  # what a close says",
+        "            self.files.disown(self._lock)",
         "tests/test_processes.py",
         "-k",
         "child",
     ),
+    # --- a directory that is replaced ------------------------------------------------------------
+    _mutant(
+        "a path is resolved anew for each operation",
+        "files",
+        "return (path.name, held.number) if _BY_DESCRIPTOR else",
+        "return (str(path), None) if _BY_DESCRIPTOR else",
+        _REPLACED,
+    ),
+    _mutant(
+        "names are changed in a store that has replaced this one in the same directory",
+        "files",
+        "        if isinstance(self._path, Place):\n            self._path.folder.prove()\n",
+        "",
+        _REPLACED,
+    ),
+    _mutant(
+        "a sync of what nobody will find is acknowledged",
+        "files",
+        "            with _unheeded():\n                path.folder.prove()\n",
+        "            pass\n",
+        _REPLACED,
+    ),
+    _mutant(
+        "a directory whose files are gone may still be written to by name",
+        "directory",
+        "        self.folder.sign(lock)\n",
+        "",
+        _REPLACED,
+    ),
+    _mutant(
+        "a second writer comes in once LOCK was removed",
+        "files",
+        "                fcntl.flock(where, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "                pass",
+        _REPLACED,
+    ),
+    _mutant(
+        "the file that is locked may have lost its name before",
+        "directory",
+        "            if files.has_name(descriptor, path):",
+        "            if True:",
+        _REPLACED,
+    ),
+    _mutant(
+        "a child keeps the lock of a store that was just being opened",
+        "directory",
+        "    for directory in list(_held.values()):\n        directory.abandon()\n",
+        "",
+        _REPLACED,
+    ),
+    _mutant(
+        "a fork does not wait for a lock that is just taken",
+        "open_stores",
+        "before=settle_locks_before_fork, after_in_parent=go_on_after_fork, ",
+        "",
+        _REPLACED,
+    ),
+    _mutant(
+        "a child keeps the directory that another thread was using",
+        "files",
+        "        if held is not None:\n            held.close()\n",
+        "",
+        _REPLACED,
+    ),
+    _mutant(
+        "a child that a handler forks during an opening has the store",
+        "store",
+        "        if os.getpid() != self._pid:  # a signal",
+        "        if False:  # a signal",
+        _REPLACED,
+    ),
+    _mutant(
+        "a directory goes while a call uses it",
+        "files",
+        "        self._is_closed = True\n        self._held = self._lock = None\n",
+        "        self._is_closed = True\n        self._held and self._held.close()\n"
+        "        self._held = self._lock = None\n",
+        _REPLACED,
+    ),
+    _mutant(
+        "a directory that was let go is opened anew",
+        "files",
+        "        if self._is_closed:\n            raise",
+        "        if False:\n            raise",
+        _REPLACED,
+    ),
+    _mutant(
+        "a reader whose directory was removed calls it damage",
+        "directory",
+        "        if self.files.is_gone(self.folder):",
+        "        if False:",
+        _REPLACED,
+    ),
+    _mutant(
+        "a directory that cannot be changed is opened for writing",
+        "directory",
+        "        if not files.may_change(folder):",
+        "        if False:",
+        _REPLACED,
+    ),
+    _mutant(
+        "a put before 1970 is refused",
+        "commit",
+        "            except StructError:  # a clock before 1970, which the long way knows to write\n"
+        "                if self.pending is not _ENTERED:\n"
+        "                    self.interrupted = True\n"
+        "                    raise\n"
+        "            except BaseException:\n"
+        "                self.interrupted = True\n"
+        "                raise\n"
+        "            self.pending = None\n"
+        "        check_sizes(key, value)",
+        "            except BaseException:\n"
+        "                self.interrupted = True\n"
+        "                raise\n"
+        "            self.pending = None\n"
+        "        check_sizes(key, value)",
+        _REPLACED,
+    ),
+    # --- signal handlers' errors -----------------------------------------------------------------
+    _mutant(
+        "an error without a number is the system's",
+        "errors",
+        "    if isinstance(error, OSError) and error.errno is None and not isinstance(error, BytekvError):\n"
+        "        return True\n",
+        "",
+        _ALARMS,
+    ),
+    _mutant(
+        "an error with a number is the system's whoever has raised it",
+        "errors",
+        "            if value is interrupted or (",
+        "            if False and (",
+        _ALARMS,
+    ),
+    _mutant(
+        "a sync that was interrupted has failed",
+        "files",
+        "        except OSError as error:\n            if is_interrupt(error):\n                raise\n"
+        "            raise _failed_sync(error, path) from error\n\n    def forget",
+        "        except OSError as error:\n            raise _failed_sync(error, path) from error\n\n    def forget",
+        _ALARMS,
+    ),
+    _mutant(
+        "an alarm while a file is closed is swallowed",
+        "files",
+        "        return isinstance(error, self._kinds) and not is_interrupt(error)",
+        "        return isinstance(error, self._kinds)",
+        _ALARMS,
+    ),
+    # --- trust, again ----------------------------------------------------------------------------
     _mutant(
         "a hint may point into other segments",
         "codec",

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import bytekv
-from bytekv import BytekvError, CorruptionError, LimitError, NotAStoreError, StoreIOError
+from bytekv import BytekvError, CorruptionError, LimitError, NotAStoreError, StoreFailedError, StoreIOError
 from bytekv.codec import ACTIVE, CONTINUES, MAX_NUMBER, MAX_SEGMENT_SIZE, PUT, SYNC_MARK
 from tests import forge
 from tests.fault_files import SystemCalls
@@ -93,7 +93,7 @@ def test_thousands_of_leftovers_are_swept_in_one_go(path: Path) -> None:
         db = open_store(path)
     assert len(db.recovery.swept) == 20_000
     assert calls.counts["unlink"] == 20_000
-    assert calls.counts["any"] < 20_200
+    assert calls.counts["any"] < 2 * 20_000 + 200  # before each removal: is the store still this one?
     assert len(str(db.recovery)) < 1000
     assert calls.counts["list"] <= 4
     db.close()
@@ -322,8 +322,13 @@ def outside(path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", ["LOCK", "MANIFEST.new", "0000000002.hint", "0000000003.seg"])
-@pytest.mark.parametrize("when", ["before it is opened", "while it is open"])
+@pytest.mark.parametrize(
+    ("when", "name"),
+    [
+        *(("before it is opened", name) for name in ("LOCK", "MANIFEST.new", "0000000002.hint", "0000000003.seg")),
+        *(("while it is open", name) for name in ("MANIFEST.new", "0000000002.hint", "0000000003.seg")),
+    ],
+)
 def test_a_second_name_of_somebody_elses_file_is_not_written_through(
     when: str, name: str, path: Path, outside: Path
 ) -> None:
@@ -344,6 +349,21 @@ def test_a_second_name_of_somebody_elses_file_is_not_written_through(
         assert tree_of(outside) == before
         with open_store(path, "w") as db:
             assert dict(db) == content
+
+
+def test_a_second_name_that_takes_the_lock_files_place_ends_the_writing(path: Path, outside: Path) -> None:
+    before = tree_of(outside)
+    db = open_store(path, io="pread", segment_size_bytes=600)
+    db["a"] = "1"
+    (path / "LOCK").unlink()
+    os.link(outside, path / "LOCK")
+    with pytest.raises(StoreFailedError, match="replaced"):
+        db.update({f"{number}": b"v" * 60 for number in range(40)})
+    with pytest.raises(StoreFailedError, match="replaced"):
+        db.close()
+    with open_store(path, "w") as again:
+        assert dict(again) == {b"a": b"1"}
+    assert tree_of(outside) == before
 
 
 def test_a_second_name_in_quarantine_is_not_written_through(path: Path, outside: Path) -> None:
