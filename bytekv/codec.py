@@ -285,6 +285,12 @@ def decode_segment_header(data: bytes, path: str, *, for_writing: bool = False) 
     return SegmentHeader(uuid, segment_id, salt, kind, previous_id, previous_seq)
 
 
+def read_damaged_segment_header(data: bytes, segment_id: int) -> SegmentHeader:
+    """Return what 80 bytes that are no sound header say, for what it is worth; the id is that of the file's name."""
+    _, _, kind, _, _, _, uuid, _, salt, previous_id, previous_seq, _ = SEGMENT_HEADER.unpack_from(data)
+    return SegmentHeader(uuid, segment_id, salt, kind, previous_id, previous_seq)
+
+
 # --- the manifest ------------------------------------------------------------------------------
 
 MANIFEST_MAGIC: Final = b"BKVMAN\r\n"

@@ -29,7 +29,7 @@ import io
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from .codec import MAX_NUMBER, Manifest, decode_manifest, encode_manifest, is_zero
@@ -42,7 +42,7 @@ from .errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
-from .files import Files
+from .files import Files, Folder
 
 __all__ = ["Directory"]
 
@@ -54,6 +54,8 @@ _UNFINISHED = "BACKUP.unfinished"
 _LOCK_TRIES = 100
 _IDS_AHEAD = 1 << 32  # more segments than a store makes; a file whose id lies further ahead is not its own
 _SEGMENT_NEW = "segment.new"
+_PIECE = 1 << 20  # bytes read at once
+_SMALL = 4096
 
 # A manifest of the most segments that the format allows takes 36 MiB; nothing larger is read.
 _MAX_MANIFEST_SIZE = 64 << 20
@@ -388,25 +390,67 @@ class Directory:
     def unused_id(self, next_id: int) -> int:
         """Return ``next_id``, or the id above those that files of interrupted work have: none is used twice."""
         limit = next_id + _IDS_AHEAD
-        for segment_id in self.segments_on_disk():
-            if segment_id < limit:
-                next_id = max(next_id, segment_id + 1)
+        for name in filter(None, map(parse_name, self.files.list(self.folder))):
+            if name[0] < limit:
+                next_id = max(next_id, name[0] + 1)
         return next_id
 
     def segments_on_disk(self) -> list[int]:
         """List the ids of all segment files, for a repair without a manifest."""
         return sorted(name[0] for name in map(parse_name, self.files.list(self.folder)) if name and name[1] == "seg")
 
+    # --- quarantine ----------------------------------------------------------------------------
+
     def quarantine(self, name: str, pieces: Iterable[bytes]) -> str:
         """Keep bytes that are about to be cut off; durable on return. Repeating it is harmless."""
-        files = self.files
-        place = self.folder.place(_QUARANTINE)
-        if files.make_directory(place):
-            self.sync()
-        folder = files.folder(place)
+        folder = self._quarantine([])
         try:
-            target, temporary = folder.place(name), folder.place(name + ".new")
-            descriptor = files.open_new(temporary)
+            return self._keep_pieces(folder, name, pieces)
+        finally:
+            folder.close()
+
+    def quarantine_file(self, descriptor: int, path: str, name: str, size: int, made: list[str]) -> str:
+        """Keep the first ``size`` bytes of a file that is about to be removed; durable on return.
+
+        What is made for it is noted in ``made``, see `forget_quarantine`. The same file is kept once, and another
+        one that was kept under this name stays. A second name takes no room on a full disk.
+        """
+        files = self.files
+        folder = self._quarantine(made)
+        try:
+            stem, _, kind = name.rpartition(".")
+            target, number = folder.place(name), 1
+            while files.exists(target):
+                if self._holds(target, descriptor, path, size):
+                    files.sync_directory(folder)
+                    return str(target)
+                number += 1
+                target = folder.place(f"{stem}-{number}.{kind}")
+            made.append(target.name)
+            files.sync(descriptor, path)
+            is_ours = files.size(descriptor, path) == size and not files.has_other_names(descriptor, path)
+            if is_ours and files.link(path, target):
+                files.make_private(descriptor, path)
+                files.sync_directory(folder)
+                return str(target)
+            pieces = (files.read(descriptor, min(_PIECE, size - at), at, path) for at in range(0, size, _PIECE))
+            return self._keep_pieces(folder, target.name, pieces)
+        finally:
+            folder.close()
+
+    def _quarantine(self, made: list[str]) -> Folder:
+        place = self.folder.place(_QUARANTINE)
+        if not self.files.exists(place):
+            made.append("")
+        if self.files.make_directory(place):
+            self.sync()
+        return self.files.folder(place)
+
+    def _keep_pieces(self, folder: Folder, name: str, pieces: Iterable[bytes]) -> str:
+        files = self.files
+        target, temporary = folder.place(name), folder.place(name + ".new")
+        descriptor = files.open_new(temporary)
+        try:
             try:
                 offset = 0
                 for piece in pieces:
@@ -418,7 +462,65 @@ class Directory:
             finally:
                 files.close(descriptor)
             files.replace(temporary, target)
-            files.sync_directory(folder)
+        except BaseException:
+            with suppress(BytekvError):  # or half of it holds what is left of a full disk
+                files.unlink(temporary)
+            raise
+        files.sync_directory(folder)
+        return str(target)
+
+    def _holds(self, target: str, descriptor: int, path: str, size: int) -> bool:
+        """Tell whether a file in quarantine has the first bytes of another, and no more."""
+        files = self.files
+        kept = files.open(target)
+        try:
+            return files.size(kept, target) == size and all(
+                files.read(kept, min(_PIECE, size - at), at, target)
+                == files.read(descriptor, min(_PIECE, size - at), at, path)
+                for at in range(0, size, _PIECE)
+            )
+        finally:
+            files.close(kept)
+
+    def forget_quarantine(self, made: list[str]) -> None:
+        """Remove from quarantine what a repair that came to nothing has made there."""
+        place = self.folder.place(_QUARANTINE)
+        folder = self.files.folder(place)
+        try:
+            for name in reversed(made):
+                with suppress(BytekvError):  # harmless, if it stays
+                    if name:
+                        self.files.unlink(folder.place(name))
+                    else:
+                        self.files.remove_directory(place)
         finally:
             folder.close()
-        return str(target)
+
+    def torn_tails(self, segment_id: int) -> Iterator[tuple[int, bytes]]:
+        """Yield what recoveries have set aside of a segment: the offset that it followed, and how it begins."""
+        place = self.folder.place(_QUARANTINE)
+        if not self.files.exists(place):
+            return
+        folder = self.files.folder(place)
+        try:
+            for name in self.files.list(folder):
+                stem, _, kind = name.partition(".")
+                digits, _, offset = stem.partition("-")
+                is_offset = offset.isascii() and offset.isdigit() and len(offset) <= 10
+                if kind == "torn" and is_offset and parse_name(f"{digits}.seg") == (segment_id, "seg"):
+                    torn = folder.place(name)
+                    try:
+                        descriptor = self.files.open(torn)
+                    except BytekvError:
+                        continue  # something else of that name
+                    try:
+                        yield int(offset), self.files.read(descriptor, _SMALL, 0, torn)
+                    finally:
+                        self.files.close(descriptor)
+        finally:
+            folder.close()
+
+    def forget_new_manifest(self) -> None:
+        """Remove a manifest that was not published."""
+        with suppress(BytekvError):  # harmless, and swept by the next open
+            self.files.unlink(self.folder.place(_MANIFEST_NEW))

@@ -353,6 +353,11 @@ class Files:
                 return False
         return True
 
+    def remove_directory(self, path: str) -> None:
+        """Remove an empty directory."""
+        with _changing(path) as (name, dir_fd):
+            os.rmdir(name, dir_fd=dir_fd)
+
     def sync_directory(self, path: str) -> None:
         """Make names created, replaced or removed in this directory durable; `StoreFailedError` if not.
 
@@ -436,6 +441,12 @@ class Files:
                 return False
             opened = os.fstat(descriptor)
         return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+
+    def make_private(self, descriptor: int, path: str) -> None:
+        """Let nobody but the owner read or write an open file."""
+        with _translated(path):
+            if hasattr(os, "fchmod"):
+                os.fchmod(descriptor, stat.S_IRUSR | stat.S_IWUSR)
 
     def duplicate(self, descriptor: int, path: str) -> int:
         """Return a second descriptor of the same open file."""

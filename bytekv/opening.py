@@ -44,7 +44,7 @@ def open_directory(path: str, flag: Flag, options: Options, files: Files, wake: 
     directory = Directory(path, files)
     try:
         if flag in ("r", "w"):
-            directory.find()
+            directory.find(lost_manifest_allowed=flag == "w" and options.recover == "salvage")
         else:
             directory.find_or_make(lost_manifest_allowed=options.recover == "salvage")
         if flag == "r":

@@ -50,6 +50,7 @@ from .codec import (
     encode_hint,
     encode_segment_header,
     is_zero,
+    measure_entry,
     seed_of,
 )
 from .directory import Directory
@@ -328,21 +329,22 @@ class Search:
     """
 
     def __init__(self, read: Read, start: int, stop: int, seed: int) -> None:
-        self._read, self._stop, self._seed = read, stop, seed
-        self._marks = _sync_marks(read, start, stop, seed)
-        self._mark: tuple[int, int] | None = (0, 0)
-        self._highest_seq = 0
+        self._read, self._start, self._stop, self._seed = read, start, stop, seed
         self._allowance = 16 * (stop - start)
 
-    def is_vouched_for(self, end: int, seq: int) -> bool:
-        """Tell whether a sync mark behind ``end`` says that more than ``seq`` was durable; ``end`` must not fall."""
-        self._highest_seq = max(self._highest_seq, seq)
-        while self._mark is not None and (self._mark[0] < end or self._mark[1] <= self._highest_seq):
-            self._mark = next(self._marks, None)
-        return self._mark is not None
+    def highest_mark(self) -> int:
+        """Return the highest seq that a sync mark vouches for, 0 if there is none."""
+        return max((seq for _, seq in _sync_marks(self._read, self._start, self._stop, self._seed)), default=0)
 
-    def find_entry(self, start: int, seqs: range) -> int | None:
+    def is_whole(self, offset: int) -> bool:
+        """Tell whether what begins here is an entry, or a sync mark, that passes its CRC."""
+        size = measure_entry(self._read(ENTRY_SIZE, offset))
+        return 0 < size <= self._stop - offset and _is_whole(self._read, offset, size, self._seed)
+
+    def find_entry(self, start: int, seqs: range, *, marks: bool = True) -> int | None:
         """Return the offset of the next whole entry from ``start`` on whose seq lies in ``seqs``, or None.
+
+        A sync mark is one of them, unless ``marks`` is false; it may also name the seq before them.
 
         A first byte is cheap to find, and the seq, eight bytes that must lie in a small range, rejects all but
         a few places before their CRC, which may reach over a gigabyte, is taken.
@@ -359,7 +361,10 @@ class Search:
                     break
                 flags, key_size, value_size, seq, _ = ENTRY.unpack_from(window, here)
                 size = FIXED_SIZE[flags] + key_size + value_size + CRC_SIZE
-                if seq not in seqs or value_size > MAX_VALUE_SIZE or size > stop - at - here:
+                is_mark = flags == SYNC_MARK
+                if (is_mark and not marks) or (seq not in seqs and not (is_mark and seq + 1 in seqs)):
+                    continue
+                if value_size > MAX_VALUE_SIZE or size > stop - at - here:
                     continue
                 if self._allowance < 0 and size > _SMALL:
                     continue

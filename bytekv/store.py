@@ -848,9 +848,10 @@ def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], objec
 
     Nothing is thrown away: damaged segments are kept in quarantine/. A lost manifest is rebuilt from
     the segments. ``progress`` is called after each segment. A store without damage is left as it is.
+    docs/how-to/recover.md says exactly what is kept.
 
     Raises `StoreLockedError` while a writer has it, `UnsupportedFormatError`, `DiskFullError` (the
-    replacements need room beside the originals); the store is as before then. Durability: the repaired
+    replacements need room beside the originals); after an error the store is as before. Durability: the repaired
     store is durable on return. Complexity: O(bytes), about 1 µs an entry.
 
     >>> import bytekv, tempfile

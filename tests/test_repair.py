@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import bytekv
+from bytekv import check
 from bytekv.codec import SEGMENT_HEADER_SIZE, seed_of
+from bytekv.directory import Directory
 from bytekv.errors import StoreIOError
 from bytekv.segment import Scan
 from tests.harness import QuickFiles, crash, damage, open_store, segment_files, snapshot_of
@@ -440,3 +442,268 @@ def test_damage_in_many_places_costs_what_is_damaged_and_nothing_else(path: Path
     before = snapshot_of(path)
     assert bytekv.repair(path).ok
     assert snapshot_of(path) == before, "once more is the same as once"
+
+
+# --- what was durable, and what may be torn -------------------------------------------------------
+
+
+def tear(file: Path, key: bytes) -> None:
+    """Take away the last entry of a key and all that follows, as a kill in the middle of a write does."""
+    offset = [place for place, name, _ in all_entries(file) if name == key][-1]
+    raw = file.read_bytes()
+    file.write_bytes(raw[:offset] + bytes(len(raw) - offset))
+
+
+def all_entries(file: Path) -> list[tuple[int, bytes, int]]:
+    """List (offset, key, size) of every whole entry, those of an unfinished batch included."""
+    raw = file.read_bytes()
+    scan = Scan(lambda size, at: raw[at : at + size], SEGMENT_HEADER_SIZE, len(raw), seed_of(salt_of(raw)), None)
+    return [(offset, key, len(bytes_)) for _, key, _, _, offset, bytes_ in [*scan, *scan.unfinished]]
+
+
+def salt_of(raw: bytes) -> int:
+    return int.from_bytes(raw[48:56], "little")
+
+
+def flip(file: Path, key: bytes) -> int:
+    """Damage the last entry of a key; return its offset."""
+    offset, size = [(place, size) for place, name, size in all_entries(file) if name == key][-1]
+    damage(file, offset + size - 5)
+    return offset
+
+
+def test_a_batch_torn_by_a_kill_beside_a_damaged_byte_is_not_counted(path: Path):
+    """Its seqs got into the manifest, and the store could not be opened any more, nor repaired."""
+    db = open_store(path, segment_size_bytes=512)
+    for number in range(30):
+        db[f"k{number:02}"] = "v" * 20
+    db.update({"acct0": "1", "acct1": "1", "acct2": "1"})
+    crash(db)
+    tear(segment_files(path)[-1], b"acct2")
+    offset = flip(segment_files(path)[0], b"k02")
+    report = bytekv.repair(path)
+    assert [(found.offset, found.key) for found in report.damage] == [(offset, b"k02")]
+    assert bytekv.repair(path).ok
+    with open_store(path) as db:
+        assert sorted(db) == [b"k%02d" % number for number in range(30) if number != 2]
+        assert db.last_seq == 30
+        assert db.verify().ok
+
+
+def test_damage_below_the_published_length_is_no_torn_tail(path: Path):
+    """Closed, opened again, killed: repair said ok, and open failed for ever."""
+    with open_store(path) as db:
+        for number in range(10):
+            db[f"{number}"] = "closed"
+    db = open_store(path)
+    db.put("later", "1")
+    crash(db)
+    (file,) = segment_files(path)
+    offset = flip(file, b"9")
+    with pytest.raises(bytekv.CorruptionError, match="durable"):
+        open_store(path)
+    report = bytekv.repair(path)
+    assert report.damage[0][1:] == (offset, "entry fails its CRC32C", b"9")
+    with open_store(path) as db:
+        assert sorted(db) == [*(b"%d" % number for number in range(9)), b"later"]
+        assert db.last_seq == 11
+
+
+def test_a_torn_tail_is_told_where_its_segment_has_to_be_replaced(path: Path):
+    db = open_store(path)
+    for number in range(5):
+        db[f"{number}"] = "1"
+    db.sync()
+    db.update({"a": "1", "b": "2"})
+    crash(db)
+    (file,) = segment_files(path)
+    tear(file, b"b")
+    offset = flip(file, b"3")
+    report = bytekv.repair(path)
+    assert [(found.offset, found.key) for found in report.damage[:-1]] == [(offset, b"3")]
+    assert "unfinished write" in report.damage[-1].reason
+    with open_store(path) as db:
+        assert sorted(db) == [b"0", b"1", b"2", b"4"]
+        assert db.last_seq == 5
+
+
+def test_without_a_manifest_only_the_newest_log_can_be_torn(path: Path):
+    """Behind the first damage in each log everything was dropped, unreported; what was deleted came back."""
+    with open_store(path, segment_size_bytes=2048) as db:
+        for number in range(30):
+            db[f"k{number:03}"] = "v" * 20
+        db["gone"] = "1"
+        del db["gone"]
+        for number in range(30, 100):
+            db[f"k{number:03}"] = "v" * 20
+    (path / "MANIFEST").unlink()
+    offset = flip(segment_files(path)[0], b"k003")
+    report = bytekv.repair(path)
+    assert [(found.offset, found.key) for found in report.damage[1:]] == [(offset, b"k003")]
+    with open_store(path) as db:
+        assert sorted(db) == [b"k%03d" % number for number in range(100) if number != 3]
+
+
+@pytest.mark.parametrize("lost", ["its head", "its value"])
+def test_without_a_manifest_the_rest_of_an_unfinished_batch_is_not_shown(path: Path, lost: str):
+    """A power cut may take the first half of a batch and leave the second; what follows is kept."""
+    db = open_store(path)
+    db["before"] = "1"
+    db.update({"first": "1" * 50, "second": "2"})
+    db["after"] = "3"
+    crash(db)
+    (path / "MANIFEST").unlink()
+    (file,) = segment_files(path)
+    (offset,) = [place for place, name, _ in all_entries(file) if name == b"first"]
+    raw = bytearray(file.read_bytes())
+    start = offset if lost == "its head" else offset + 40
+    raw[start : offset + 60] = bytes(offset + 60 - start)
+    file.write_bytes(raw)
+    report = bytekv.repair(path)
+    assert any(found.key == b"second" for found in report.damage)
+    with open_store(path) as db:
+        assert dict(db) == {b"before": b"1", b"after": b"3"}
+        assert db.last_seq == 4
+
+
+def test_without_a_manifest_an_unfinished_batch_is_neither_shown_nor_counted(path: Path):
+    db = open_store(path)
+    db["before"] = "1"
+    db.update({"first": "1", "second": "2", "third": "3"})
+    crash(db)
+    (path / "MANIFEST").unlink()
+    tear(segment_files(path)[0], b"third")
+    assert "unfinished write" in bytekv.repair(path).damage[-1].reason
+    with open_store(path) as db:
+        assert dict(db) == {b"before": b"1"}
+        assert db.last_seq == 1
+
+
+def test_without_a_manifest_what_a_recovery_has_cut_off_stays_away(path: Path):
+    """A segment with a second name is not cut; only the manifest, and quarantine/, know where it ends."""
+    db = open_store(path, io="pread")
+    for key in ("a", "b", "c", "d"):
+        db[key] = key
+    crash(db)
+    (file,) = segment_files(path)
+    flip(file, b"b")
+    path.with_name("link").hardlink_to(file)
+    with open_store(path) as db:
+        assert list(db) == [b"a"]
+    (path / "MANIFEST").unlink()
+    bytekv.repair(path)
+    with open_store(path) as db:
+        assert dict(db) == {b"a": b"a"}
+
+
+def test_a_damaged_header_costs_no_entry(path: Path):
+    """All of the segment was given up."""
+    content = build(path)
+    for number, file in enumerate(segment_files(path)):
+        damage(file, 8 * number)
+    report = bytekv.repair(path)
+    assert {found.offset for found in report.damage} == {0}
+    with open_store(path) as db:
+        assert dict(db) == content
+        assert db.verify().ok
+
+
+def test_nothing_left_of_the_last_segment_leaves_no_gap(path: Path):
+    """The next log began after seqs that no segment had, and the open after the next failed."""
+    with open_store(path, segment_size_bytes=300) as db:
+        for number in range(8):
+            db[f"{number}"] = "v" * 40
+    file = segment_files(path)[-1]
+    file.write_bytes(b"")
+    assert not bytekv.repair(path).ok
+    with open_store(path) as db:
+        last_seq = db.last_seq
+        db["next"] = "1"
+        assert last_seq == 8
+    with open_store(path) as db:
+        assert db["next"] == b"1"
+        assert db.last_seq == 9
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+class Unlucky(QuickFiles):
+    """The first so many writes, links and syncs succeed; then there is an error."""
+
+    def __init__(self, left: int, error: BaseException) -> None:
+        super().__init__()
+        self.left, self.error = left, error
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+
+    def write(self, descriptor: int, piece: bytes | memoryview, offset: int, path: str) -> None:
+        if not path.endswith("LOCK"):
+            if self.left == 0:
+                super().write(descriptor, bytes(piece)[:10], offset, path)
+            self._count()
+        super().write(descriptor, piece, offset, path)
+
+    def link(self, source: str, target: str) -> bool:
+        self._count()
+        return super().link(source, target)
+
+    def sync(self, descriptor: int, path: str) -> None:
+        self._count()
+        super().sync(descriptor, path)
+
+
+def names_and_bytes(path: Path) -> dict[str, bytes | None]:
+    return {
+        str(file.relative_to(path)): file.read_bytes() if file.is_file() else None
+        for file in path.rglob("*")
+        if file.name != "LOCK"
+    }
+
+
+@pytest.mark.parametrize("error", [bytekv.DiskFullError, KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_a_repair_that_fails_leaves_everything_as_it_was(path: Path, error: type[BaseException], has_manifest: bool):
+    """Each try left its copies: after four of them the store was five times as large, on a disk that was full."""
+    content = build(path)
+    flip(segment_files(path)[0], b"key-01")
+    flip(segment_files(path)[1], b"key-13")
+    if not has_manifest:
+        (path / "MANIFEST").unlink()
+    before = names_and_bytes(path)
+    for number in itertools.count():
+        directory = Directory(str(path), Unlucky(number, error(errno.ENOSPC, "full")))
+        directory.acquire()
+        try:
+            check.salvage(directory, 400)
+            break
+        except error:
+            assert names_and_bytes(path) == before
+        finally:
+            directory.release()
+    assert number > 6
+    with open_store(path) as db:
+        assert {**content, **dict(db)} == content
+        assert len(db) == len(content) - 2
+
+
+def test_what_was_kept_before_is_not_written_over(path: Path):
+    build(path)
+    lost = []
+    for _ in range(2):
+        damage(path / "MANIFEST", 40)
+        lost.append((path / "MANIFEST").read_bytes())
+        bytekv.repair(path)
+    kept = sorted(file.read_bytes() for file in (path / "quarantine").glob("MANIFEST*"))
+    assert kept == sorted(lost)
+
+
+def test_opening_to_salvage_needs_no_manifest(path: Path):
+    content = build(path)
+    (path / "MANIFEST").unlink()
+    with open_store(path, "w", recover="salvage") as db:
+        assert dict(db) == content
+        assert not db.recovery.salvaged.ok

@@ -139,9 +139,9 @@ def segment(data: bytes) -> None:
             assert summary.length == scan.end
             assert 0 <= summary.live_bytes + summary.tombstone_bytes <= scan.end
             mark = find_sync_mark(_reading(raw), scan.end, len(raw), SEED, scan.last_seq)
-            assert Search(_reading(raw), 0, len(raw), SEED).is_vouched_for(scan.end, scan.last_seq) == (
-                mark is not None
-            )
+            highest = Search(_reading(raw), 0, len(raw), SEED).highest_mark()
+            assert highest >= scan.durable_seq
+            assert mark is None or highest > scan.last_seq
         following = Search(_reading(raw), 0, len(raw), SEED).find_entry(1, range(1 << 20))
         if following is not None:
             size = codec.measure_entry(raw[following:])
