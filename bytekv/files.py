@@ -444,7 +444,7 @@ class Files:
 
     def make_private(self, descriptor: int, path: str) -> None:
         """Let nobody but the owner read or write an open file."""
-        with _translated(path):
+        with translated(path):
             if hasattr(os, "fchmod"):
                 os.fchmod(descriptor, stat.S_IRUSR | stat.S_IWUSR)
 
