@@ -28,6 +28,7 @@ from .codec import (
     MIN_ENTRY_SIZE,
     OUTPUT,
     SEGMENT_HEADER_SIZE,
+    SIZE_MASK,
     SYNC_MARK,
     Manifest,
     SegmentHeader,
@@ -300,6 +301,10 @@ def _verify_open_view(segments: SegmentManager, row: SegmentRow, fresh: Keydir, 
 def _compare(fresh: Keydir, segments: SegmentManager, keydir: Keydir, report: Report) -> None:
     path = segments.directory.path
     in_memory = {**keydir.expired, **keydir.locations}
+    for key in fresh.expires.keys() - in_memory.keys():
+        if fresh.expires[key] + keydir.grace_ms <= keydir.latest_ms:  # expired for so long that it was forgotten
+            location = fresh.locations[key]
+            fresh.remove(key, location & SIZE_MASK or segments.entry_size(location))
     if fresh.locations != in_memory:
         different = [
             key for key in fresh.locations.keys() | in_memory.keys() if fresh.locations.get(key) != in_memory.get(key)
@@ -308,8 +313,7 @@ def _compare(fresh: Keydir, segments: SegmentManager, keydir: Keydir, report: Re
             Damage(path, 0, f"{len(different)} keys differ between memory and disk, {min(different)!r} first")
         )
     for segment, size in segments.lengths_of_entries().items():
-        counted = keydir.dead.get(segment, 0) + keydir.tombstones.get(segment, 0)
-        found = fresh.dead.get(segment, 0) + fresh.tombstones.get(segment, 0)
+        counted, found = keydir.gone_bytes(segment), fresh.gone_bytes(segment)
         if counted != found or not 0 <= counted <= size:
             report.damage.append(
                 Damage(segments.directory.segment_path(segment), 0, f"{counted} bytes counted as dead, {found} are")

@@ -54,7 +54,7 @@ from .errors import (
 )
 from .gate import Gate
 from .group import Group, Waiter
-from .keydir import Keydir
+from .keydir import PURGED_AT_ONCE, Keydir
 from .options import Options
 from .pending import Operation, Pending, PendingPuts, Puts, pending_of, pending_puts_of, size_of
 from .segment import Writer
@@ -78,6 +78,7 @@ _ENTERED: Final = ()  # a thread is inside the lock, and nothing is to be carrie
 _REENTRY: Final = "a signal handler, a finaliser or a callback called a store in the middle of its own thread's call"
 _PATIENCE_S: Final = 0.1  # after this long a waiter looks whether there still is a leader, then less and less often
 _LONGEST_PATIENCE_S: Final = 1.0
+_PURGED_BY_A_PUT: Final = 8  # expired keys, 10 µs
 _JOIN_ALL_BELOW: Final = 64 * 1024 * 1024  # a batch that is joined is in memory three times
 
 _pack_entry = ENTRY.pack
@@ -471,7 +472,10 @@ class Committer:
         queue = self._unseen.queue
         if queue and queue[-1].writer is writer:
             tombstones = queue[-1].tombstones
-        change = pending_of(operations, writer, self.seq, self._files.now_ms(), tombstones)
+        now_ms = self._files.now_ms()
+        if self.keydir.is_due(now_ms):  # so that what expires does not pile up where nothing else looks
+            self.purge_some(_PURGED_BY_A_PUT)
+        change = pending_of(operations, writer, self.seq, now_ms, tombstones)
         self.pending = change
         self._carry_out(change)
         return change.seq
@@ -605,6 +609,26 @@ class Committer:
         if self._uncounted:
             self._recount()
 
+    def purge(self, pause: Callable[[], object]) -> None:
+        """Take every key out of the keydir whose time has come, some at a time, with a ``pause`` between them."""
+        while self._purge_under_lock():
+            pause()
+
+    def _purge_under_lock(self) -> bool:
+        self.check_reentry()
+        with self.lock, self:
+            return self.purge_some()
+
+    def purge_some(self, count: int = PURGED_AT_ONCE) -> bool:
+        """Take some keys out of the keydir whose time has come; tell whether there may be more.
+
+        Under the lock, which is said to be held: for less than half a millisecond.
+        """
+        uncounted, self._uncounted = self._uncounted, True
+        is_more = self.keydir.purge_some(self._files.now_ms(), self.size_of, count)
+        self._uncounted = uncounted
+        return is_more
+
     def count_again(self) -> None:
         """Have the dead bytes counted anew before the next write: the caller was interrupted while counting."""
         self._uncounted = True
@@ -662,7 +686,8 @@ class Committer:
     def _look_at_debt(self, writer: Writer) -> None:
         debt = self._debt
         if debt.is_to_look(writer.end):
-            dead = sum(self.keydir.dead.values()) + sum(self.keydir.tombstones.values())
+            keydir = self.keydir
+            dead = sum(map(sum, (keydir.dead.values(), keydir.tombstones.values(), keydir.lapsed.values())))
             debt.look(writer.end, dead, sum(self.segments.lengths().values()) - dead)
         writer.fast_end = min(writer.fast_end, debt.next_look)
 

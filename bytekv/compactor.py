@@ -4,9 +4,13 @@ A compaction replaces a contiguous run of sealed segments (the victims) by outpu
 answers without the dead entries. What may be dropped:
 
 - a put that the keydir does not point at: a newer entry of its key exists;
-- a tombstone whose key has a newer put; any tombstone, clear or long expired put if the run begins at
-  the oldest segment, because then nothing older is left that it hides;
+- a tombstone whose key has a newer put; any tombstone or clear if the run begins at the oldest segment,
+  because then nothing older is left that it hides;
 - sync marks.
+
+A put with an expiry that the keydir does not point at may be its key's newest, too: one that has expired, and
+whose grace is over. It becomes a tombstone of its seq, unless the key has another put or a newer tombstone.
+For that nobody needs to know which of the two it is, nor what time it is.
 
 "A newer entry exists" must hold after a power cut, too: so the active segment is synced before the
 victims go. Everything else is copied, seq and times unchanged. A damaged entry stops the compaction.
@@ -26,6 +30,8 @@ from collections.abc import Callable
 from . import log
 from .codec import (
     CLEAR,
+    CRC_SIZE,
+    ENTRY,
     ENTRY_EXPIRES,
     ENTRY_SIZE,
     EXPIRES,
@@ -39,9 +45,9 @@ from .codec import (
     SEGMENT_HEADER_SIZE,
     SEGMENT_SHIFT,
     SIZE_MASK,
+    TOMBSTONE,
     SegmentRow,
     checksum,
-    pack_place,
 )
 from .commit import Committer
 from .errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError
@@ -59,6 +65,7 @@ __all__ = ["Compaction", "Compactor", "Progress"]
 
 _SLICE: Final = 32  # entries, less than 200 µs, between two chances for other threads
 _IN_ORDER: Final = 64  # keys, likewise, where each is read by itself
+_NO_CRC: Final = bytes(CRC_SIZE)  # a copy gets one of its own
 
 Pause = Callable[[], None]
 
@@ -87,33 +94,37 @@ class Compaction(NamedTuple):
 class _Job:
     """A published compaction whose victims are not retired yet."""
 
-    __slots__ = ("dropped", "hinted", "outputs", "recounts", "tombstones", "victims")
+    __slots__ = ("hinted", "outputs", "recounts", "tombstones", "victims")
 
     def __init__(self, victims: list[int]) -> None:
         self.victims = victims
         self.outputs: list[Output] = []
         self.tombstones: dict[int, int] = {}  # of the outputs, by segment
         self.hinted: dict[int, int] = {}
-        self.dropped: list[tuple[bytes, int]] = []  # expired keys whose entry is gone
         self.recounts = 0
 
 
 class _Graves:
-    """What a run says is gone: the newest clear, and the tombstones above it. Raw, with their flags."""
+    """What a run says is gone: the newest clear, and the tombstones above it. Raw."""
 
     __slots__ = ("clear", "tombstones")
 
     def __init__(self) -> None:
-        self.clear: tuple[int, bytes] | None = None
-        self.tombstones: dict[bytes, tuple[int, bytes]] = {}
+        self.clear: bytes | None = None
+        self.tombstones: dict[bytes, bytes] = {}
 
     def note(self, flags: int, key: bytes, raw: bytes) -> None:
         """Note a tombstone or a clear, in the order of the log."""
         if flags & KIND == CLEAR:
-            self.clear = flags, raw
+            self.clear = raw
             self.tombstones.clear()
         else:
-            self.tombstones[key] = flags, raw
+            self.tombstones[key] = raw
+
+    def note_expired(self, key: bytes, raw: bytes) -> None:
+        """Note the tombstone that takes the place of a put, likewise."""
+        _, _, _, seq, modified_ms = ENTRY.unpack_from(raw)
+        self.tombstones[key] = ENTRY.pack(TOMBSTONE, len(key), 0, seq, modified_ms) + key + _NO_CRC
 
 
 class Compactor:
@@ -151,15 +162,15 @@ class Compactor:
 
     def _run(self, victims: list[int], pause: Pause, advance: Callable[[int], None], in_order: bool) -> Compaction:
         committer, segments = self._committer, self._segments
+        committer.purge(pause)
         with committer.lock, committer:
             committer.ready()
-            self._keydir.purge(self._files.now_ms())
             all_rows = list(segments.manifest.segments)
         first = next(number for number, row in enumerate(all_rows) if row.segment_id == victims[0])
         rows = all_rows[first : first + len(victims)]
         needed = sum(row.length - self._keydir.dead.get(row.segment_id, 0) for row in rows)
         if not first:
-            needed -= sum(self._keydir.tombstones.get(row.segment_id, 0) for row in rows)
+            needed -= sum(self._keydir.hiding_bytes(row.segment_id) for row in rows)
         free = self._files.free_bytes(segments.directory.folder)
         if needed > free and needed > len(rows) * SEGMENT_HEADER_SIZE:
             raise DiskFullError(
@@ -171,7 +182,12 @@ class Compactor:
         job = _Job(victims)
         outputs = job.outputs
         try:
-            self._copy(rows, first == 0, previous, job, pause, advance, in_order)
+            # In the order of the keys one may be forgotten after it was found in its segment and before its turn.
+            self._keydir.is_held = in_order
+            try:
+                self._copy(rows, first == 0, previous, job, pause, advance, in_order)
+            finally:
+                self._keydir.is_held = False
             new_rows = [output.finish(rows[-1].last_seq, pause) for output in outputs]
             if outputs:
                 segments.directory.sync()
@@ -212,16 +228,15 @@ class Compactor:
         in_order: bool,
     ) -> None:
         graves = _Graves()
-        now_ms = self._files.now_ms()
         directory = self._segments.directory
         for row in rows:
             descriptor, header = header_of(directory, row, self._segments.manifest.store_uuid, for_writing=True)
             try:
                 scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, row.length, header.previous_seq)
                 if in_order:
-                    self._check_segment(scan, row.segment_id, oldest, now_ms, graves, job, pause)
+                    self._check_segment(scan, row.segment_id, oldest, graves, pause)
                 else:
-                    self._copy_segment(scan, row.segment_id, oldest, now_ms, previous, graves, job, pause)
+                    self._copy_segment(scan, row.segment_id, oldest, previous, graves, job, pause)
             finally:
                 directory.files.close(descriptor)
             if scan.end != row.length:
@@ -240,7 +255,6 @@ class Compactor:
         scan: Scan,
         segment_id: int,
         oldest: bool,
-        now_ms: int,
         previous: tuple[int, int],
         graves: _Graves,
         job: _Job,
@@ -250,8 +264,9 @@ class Compactor:
 
         `pack_place` and the look at a full output are written out here: 1.9 µs a live entry instead of 3.7.
         """
-        keydir, limit, every = self._keydir, self._limit, _SLICE
-        locate, expired = keydir.locations.get, keydir.expired
+        limit, every = self._limit, _SLICE
+        locations, expired = self._keydir.locations, self._keydir.expired
+        locate = locations.get
         base = segment_id << SEGMENT_SHIFT
         output = job.outputs[-1] if job.outputs else None
         count = read = 0
@@ -266,10 +281,10 @@ class Compactor:
             if flags & KIND == PUT:
                 location = base | offset << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0)
                 if locate(key) != location:  # first this, then `expired`: see Keydir.purge
-                    if expired.get(key) != location:
-                        continue
-                    if oldest and keydir.is_droppable(key, now_ms):
-                        job.dropped.append((key, location))
+                    known = expired.get(key)
+                    if known is None and expires_ms and not oldest and key not in locations:
+                        graves.note_expired(key, raw)
+                    if known != location:
                         continue
                 if graves.clear is not None:
                     # Whatever lives is newer than any clear, so this comes before the first copy.
@@ -286,31 +301,29 @@ class Compactor:
         scan: Scan,
         segment_id: int,
         oldest: bool,
-        now_ms: int,
         graves: _Graves,
-        job: _Job,
         pause: Pause,
     ) -> None:
-        """Check one segment, gather its tombstones and what of it has expired for good; as `_copy_segment` does."""
-        keydir, expired, base = self._keydir, self._keydir.expired, segment_id << SEGMENT_SHIFT
-        for number, (flags, key, _, _, offset, raw) in enumerate(scan):
+        """Check one segment and gather its tombstones, as `_copy_segment` does."""
+        locations, expired = self._keydir.locations, self._keydir.expired
+        for number, (flags, key, _, expires_ms, _, raw) in enumerate(scan):
             if number % _SLICE == 0:
                 pause()
-            if flags & KIND == PUT:
-                if oldest and expired and key in expired:
-                    location = base | pack_place(offset, len(raw))
-                    if expired.get(key) == location and keydir.is_droppable(key, now_ms):
-                        job.dropped.append((key, location))
-            elif not oldest:
+            if oldest:
+                continue
+            if flags & KIND != PUT:
                 graves.note(flags, key, raw)
+            elif expires_ms and key not in locations and key not in expired:
+                graves.note_expired(key, raw)
 
     def _copy_in_order(self, victims: set[int], previous: tuple[int, int], job: _Job, pause: Pause) -> None:
         """Copy the live puts of a run in the order of their keys, then those that have expired.
 
         Meanwhile others write. A key that is passed over because it was not there has no live put in the run any
-        more; one that expires before its turn has come is found among the expired, which are looked at last.
+        more; one that expires before its turn has come is found among the expired, which are looked at last. There
+        are those, too, that have expired after it: these have been copied.
         """
-        keydir, dropped, last = self._keydir, {key for key, _ in job.dropped}, None
+        keydir, last = self._keydir, None
         while True:
             with self._committer.lock, self._committer:
                 keys = keydir.select(last, None, last is None, True, False, _IN_ORDER)
@@ -320,9 +333,16 @@ class Compactor:
             if len(keys) < _IN_ORDER:
                 break
             last = keys[-1]
-        for number, (key, location) in enumerate(list(keydir.expired.items())):
-            if key not in dropped:
-                self._copy_key(key, location, victims, previous, job)
+        expired = keydir.expired.copy().items()
+        waiting = {key: location for key, location in expired if location >> SEGMENT_SHIFT in victims}
+        if waiting:
+            for output in job.outputs:
+                for copied in output.keys_in_pieces():
+                    for key in copied:
+                        waiting.pop(key, None)
+                    pause()
+        for number, (key, location) in enumerate(waiting.items()):
+            self._copy_key(key, location, victims, previous, job)
             if number % _IN_ORDER == 0:
                 pause()
 
@@ -346,9 +366,9 @@ class Compactor:
 
     def _copy_clear(self, graves: _Graves, previous: tuple[int, int], job: _Job) -> Output:
         assert graves.clear is not None
-        flags, raw = graves.clear
+        raw = graves.clear
         output = self._output(previous, job, len(raw))
-        output.append(flags, b"", 0, raw)
+        output.append(raw[0], b"", 0, raw)
         graves.clear = None
         return output
 
@@ -368,11 +388,11 @@ class Compactor:
                 copied.update(keys)
                 pause()
         locations, expired = self._keydir.locations, self._keydir.expired
-        for number, (key, (flags, raw)) in enumerate(graves.tombstones.items()):
+        for number, (key, raw) in enumerate(graves.tombstones.items()):
             if number % _SLICE == 0:
                 pause()
             if key not in locations and key not in expired and key not in copied:
-                self._output(previous, job, len(raw)).append(flags, key, 0, raw)
+                self._output(previous, job, len(raw)).append(raw[0], key, 0, raw)
 
     def _output(self, previous: tuple[int, int], job: _Job, size: int) -> Output:
         """Return the file to append to, a new one if the last is full."""
@@ -463,8 +483,6 @@ class Compactor:
 
     def _retire(self, job: _Job) -> list[int]:
         keydir = self._keydir
-        for key, location in job.dropped:
-            keydir.forget_expired(key, location)
         keydir.drop_segments(job.victims)
         for segment_id in job.hinted:
             keydir.open_segment(segment_id)

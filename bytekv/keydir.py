@@ -5,22 +5,23 @@ a dict look-up is atomic, and what it returns is a location that was right at th
 
 Theory of operation. `locations` holds exactly the keys that exist, except those whose time has come
 since the last `purge`; who reads asks `expires` as well. A purged key moves to `expired`: gone for
-every reader and for good, but its entry on disk still hides older ones of the same key, so it counts
-as dead only once a compaction may drop it. The sorted index exists from the first ordered use on; it
-is kept up lazily, `changed` remembers the keys that came or went since it was last right.
+every reader and for good, but its entry stays on disk as it is. Once its grace is over, it is forgotten. Then
+only its entry is left, which still hides older ones of the same key: a compaction makes a tombstone of it, and
+so it is counted as what that will take, `lapsed`, and the rest of it is dead. The sorted index exists from the
+first ordered use on; it is kept up lazily, `changed` remembers the keys that came or went since it was last right.
 
 Everything here but `locations` is derived and can be rebuilt from it.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import weakref
 from collections.abc import Callable, Container, Iterator
 from itertools import islice
 
-from .codec import SEGMENT_SHIFT, SIZE_MASK, Summary
+from .codec import OVERHEAD, SEGMENT_SHIFT, SIZE_MASK, Summary
+from .deadlines import Deadlines
 from .errors import StoreClosedError, translated
 
 TYPE_CHECKING = False
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 
     from sortedcontainers import SortedList
 
-__all__ = ["Keydir", "View"]
+__all__ = ["PURGED_AT_ONCE", "Keydir", "View"]
 
 SizeOf = Callable[[int], int]
 
 #: Above this share of changed keys a fresh sort (timsort finds the sorted runs) beats single insertions.
 _RESORT = 0.1
+
+PURGED_AT_ONCE: Final = 200  # expired keys, less than half a millisecond
 
 
 _UNCHANGED: Final = object()
@@ -109,6 +112,10 @@ class View:
                 self.segments.add(location >> SEGMENT_SHIFT)  # first: who finds the location may need the file
                 self._noted[key] = location, expires_ms
 
+    def count_out(self, key: bytes) -> None:
+        """Do not count a key any more that has expired; one that has changed before counts by what it was."""
+        self.count -= key not in self._noted
+
     def close(self) -> None:
         """Have readers raise `StoreClosedError`, those that are under way included."""
         self.undo = _Ended()
@@ -157,10 +164,14 @@ class Keydir:
         self.expired: dict[bytes, int] = {}  # key -> location of those that were seen to be past it
         self.dead: dict[int, int] = {}  # segment -> bytes of superseded puts; see `is_whole`
         self.tombstones: dict[int, int] = {}  # segment -> bytes of tombstones
+        self.lapsed: dict[int, int] = {}  # segment -> bytes of the tombstones that forgotten entries will become
         self.changed: set[bytes] | None = None  # None: there is no index yet
         self._index: SortedList | None = None
-        self._due: list[tuple[int, bytes]] = []  # heap of (expires_ms, key); may hold stale pairs
-        self._grace_ms = grace_ms
+        self._due = Deadlines()  # of keys in locations: when they expire
+        self._leaving = Deadlines()  # of keys in expired: when their grace is over
+        self.grace_ms = grace_ms
+        self.latest_ms = 0  # no key whose grace was over by then needs to be here
+        self.is_held = False  # nothing is forgotten for now
         self.recounts = 0
 
     def __len__(self) -> int:
@@ -176,21 +187,23 @@ class Keydir:
         old = self.locations.get(key)
         if self.views and old != location:
             self._note(key)
-        if old is None:
-            old = self.expired.pop(key, None)
-            if self.changed is not None:
-                self.changed.add(key)
-        if expires_ms and key not in self.expires:
-            self.expires[key] = expires_ms  # first: it may have passed, and then nobody is to see the key
-        self.locations[key] = location
+        if old is None and self.changed is not None:
+            self.changed.add(key)
+        if self.expired and key in self.expired:
+            old = self._revive(key)
         if expires_ms:
-            self.expires[key] = expires_ms
-            if len(self._due) > 2 * len(self.expires) + 64:
-                self.finish_loading()  # most pairs are stale: keys whose expiry was put off again and again
+            before = self.expires.get(key)
+            if before is None:
+                self.expires[key] = expires_ms  # first: it may have passed, and then nobody is to see the key
             else:
-                heapq.heappush(self._due, (expires_ms, key))
-        elif self.expires:
-            self.expires.pop(key, None)
+                self._due.discard(key, before)
+            self._due.add(key, expires_ms)
+            self.locations[key] = location
+            self.expires[key] = expires_ms
+        else:
+            self.locations[key] = location
+            if self.expires:
+                self._expire_never(key)
         if old is not None and old != location:
             self.bury(old >> SEGMENT_SHIFT, old_size)
 
@@ -210,14 +223,25 @@ class Keydir:
         if self.views:
             self._note(key)
         old = self.locations.pop(key, None)
-        if old is None:
-            old = self.expired.pop(key, None)
-        elif self.changed is not None:
+        if old is not None and self.changed is not None:
             self.changed.add(key)
+        if self.expired and key in self.expired:
+            old = self._revive(key)
         if self.expires:
-            self.expires.pop(key, None)
+            self._expire_never(key)
         if old is not None:
             self.bury(old >> SEGMENT_SHIFT, old_size)
+
+    def _revive(self, key: bytes) -> int:
+        """Take a key out of `expired`."""
+        self._leaving.discard(key, self.expires[key] + self.grace_ms)
+        return self.expired.pop(key)
+
+    def _expire_never(self, key: bytes) -> None:
+        when_ms = self.expires.get(key)
+        if when_ms is not None:
+            self._due.discard(key, when_ms)
+            self.expires.pop(key, None)
 
     def move(self, key: bytes, old: int, new: int) -> bool:
         """Point a key at the copy of its entry, if it still points at the original; a compare-and-set."""
@@ -267,12 +291,6 @@ class Keydir:
             for key in [key for key, location in table.items() if location >> SEGMENT_SHIFT in gone]:
                 self.remove(key, 0)
 
-    def forget_expired(self, key: bytes, location: int) -> None:
-        """Drop an expired key whose entry a compaction has dropped."""
-        if self.expired.get(key) == location:
-            del self.expired[key]
-            self.expires.pop(key, None)
-
     def clear(self) -> None:
         """Forget every key; `recount` is due afterwards."""
         if self.views:
@@ -282,6 +300,7 @@ class Keydir:
         self.expires.clear()
         self.expired.clear()
         self._due.clear()
+        self._leaving.clear()
         self.changed = None
         self._index = None
 
@@ -300,8 +319,7 @@ class Keydir:
     # --- moments -------------------------------------------------------------------------------
 
     def open_view(self, seq: int, owner: object = None) -> View:
-        """Return the keydir as of now. Under the lock. Complexity: O(1), plus O(log n) a key expired since."""
-        self.purge(self.now_ms())
+        """Return the keydir as of now. Under the lock. Complexity: O(1)."""
         view = View(self, next(self._view_numbers), seq, owner)
         views, number = self.views, view.number
         views[number] = weakref.ref(view, lambda _: views.pop(number, None))  # one that leaks closes itself
@@ -332,37 +350,58 @@ class Keydir:
     # --- time ----------------------------------------------------------------------------------
 
     def is_due(self, now_ms: int) -> bool:
-        """Tell whether `purge` has anything to do."""
-        return bool(self._due) and self._due[0][0] <= now_ms
+        """Tell whether `purge_some` has anything to do."""
+        return self._due.is_due(now_ms) or (self._leaving.is_due(now_ms) and not self.is_held)
 
-    def purge(self, now_ms: int) -> None:
-        """Take out every key whose time has come. Complexity: O(log n) a key."""
-        while self._due and self._due[0][0] <= now_ms:
-            when, key = self._due[0]
-            location = self.locations.get(key)
-            if self.expires.get(key) == when and location is not None:  # else overwritten or deleted since
-                if self.changed is not None:
-                    self.changed.add(key)
-                for view in self._open_views():
-                    view.count -= key not in view.undo
-                # In this order: a compaction, which looks without the lock, must find it in one of the two.
-                self.expired[key] = location
-                del self.locations[key]
-            heapq.heappop(self._due)  # last: interrupted before, the same is done once more
+    def purge_some(self, now_ms: int, sizes_of: SizeOf, count: int = PURGED_AT_ONCE) -> bool:
+        """Take out some of the keys whose time has come, ``count`` at most; tell whether there may be more.
 
-    def is_droppable(self, key: bytes, now_ms: int) -> bool:
-        """Tell whether an expired key's grace is over, so that a compaction may drop its entry."""
-        return self.expires.get(key, now_ms) + self._grace_ms <= now_ms
+        Under the lock. Interrupted, it is to be repeated, and the dead bytes are to be counted anew. Complexity:
+        O(1) a key, about 1.5 µs.
+        """
+        self.latest_ms = max(self.latest_ms, now_ms)
 
-    def droppable_by_segment(self, now_ms: int, sizes_of: SizeOf) -> dict[int, int]:
-        """Return the bytes of expired entries whose grace is over, by segment."""
-        self.purge(now_ms)
-        found: dict[int, int] = {}
-        for key, location in self.expired.items():
-            if self.is_droppable(key, now_ms):
-                segment = location >> SEGMENT_SHIFT
-                found[segment] = found.get(segment, 0) + sizes_of(location)
-        return found
+        def grace_of(key: bytes) -> int | None:
+            when_ms = self.expires.get(key)
+            return None if when_ms is None else when_ms + self.grace_ms
+
+        while self._due.is_due(now_ms) and count > 0:
+            count -= 1 + self._due.advance(
+                now_ms, self.expires.get, lambda key: self._expire(key, now_ms, sizes_of), count
+            )
+        while self._leaving.is_due(now_ms) and count > 0 and not self.is_held:
+            count -= 1 + self._leaving.advance(now_ms, grace_of, lambda key: self._forget(key, sizes_of), count)
+        if not self.expires:
+            self.expires.clear()  # with the memory of all that have been in it
+        if not self.expired:
+            self.expired.clear()
+        return self.is_due(now_ms)
+
+    def _expire(self, key: bytes, now_ms: int, sizes_of: SizeOf) -> None:
+        when_ms, location = self.expires[key], self.locations.get(key)
+        if location is not None:
+            if self.changed is not None:
+                self.changed.add(key)
+            for view in self._open_views():
+                view.count_out(key)
+            # In this order: a compaction, which looks without the lock, must find it in one of the two.
+            self.expired[key] = location
+            del self.locations[key]
+        if when_ms + self.grace_ms > now_ms or self.is_held:
+            self._leaving.add(key, when_ms + self.grace_ms)
+        else:
+            self._forget(key, sizes_of)
+
+    def _forget(self, key: bytes, sizes_of: SizeOf) -> None:
+        if key in self.locations:
+            return  # it is there again
+        location = self.expired.pop(key, None)
+        del self.expires[key]
+        if location is not None:
+            segment, size = location >> SEGMENT_SHIFT, location & SIZE_MASK or sizes_of(location)
+            rest = min(size, OVERHEAD + len(key))
+            self.lapsed[segment] = self.lapsed.get(segment, 0) + rest
+            self.dead[segment] = self.dead.get(segment, 0) + size - rest
 
     # --- order ---------------------------------------------------------------------------------
 
@@ -424,7 +463,15 @@ class Keydir:
 
     def has_dead(self, segment: int) -> bool:
         """Tell whether anything of a segment is dead, or will be once nothing older remains."""
-        return bool(self.dead.get(segment) or self.tombstones.get(segment))
+        return bool(self.gone_bytes(segment))
+
+    def gone_bytes(self, segment: int) -> int:
+        """Return the bytes of a segment that are neither live nor its header."""
+        return self.dead.get(segment, 0) + self.hiding_bytes(segment)
+
+    def hiding_bytes(self, segment: int) -> int:
+        """Return the bytes of a segment that go only once nothing older remains: tombstones, and what becomes one."""
+        return self.tombstones.get(segment, 0) + self.lapsed.get(segment, 0)
 
     def is_whole(self, segment: int) -> bool:
         """Tell whether every put in a segment is the newest of its key, but for what open views have noted. Without
@@ -446,13 +493,15 @@ class Keydir:
         for segment in segments:
             self.dead.pop(segment, None)
             self.tombstones.pop(segment, None)
+            self.lapsed.pop(segment, None)
 
     def recount(self, entry_bytes: dict[int, int], sizes_of: SizeOf) -> None:
         """Count the dead bytes anew from what lives; ``entry_bytes`` are each segment's without its header.
 
         Complexity: O(n). Needed after a call was interrupted between a location and its count.
         """
-        dead = {segment: size - self.tombstones.get(segment, 0) for segment, size in entry_bytes.items()}
+        self.lapsed = {segment: size for segment, size in self.lapsed.items() if segment in entry_bytes}
+        dead = {segment: size - self.hiding_bytes(segment) for segment, size in entry_bytes.items()}
         for table in (self.locations, self.expired):
             for location in table.values():
                 segment = location >> SEGMENT_SHIFT
@@ -496,5 +545,6 @@ class Keydir:
 
     def finish_loading(self) -> None:
         """Build what `load` leaves for the end."""
-        self._due = [(when, key) for key, when in self.expires.items()]
-        heapq.heapify(self._due)
+        self._due.clear()
+        for key, when_ms in self.expires.items():
+            self._due.add(key, when_ms)

@@ -2,7 +2,7 @@
 
 Where a key's entry lies is one look-up, the entry one slice of a mapping; in between a compaction may have retired the
 segment, then the key is looked up again, for it has been moved before. A follower's segment may have been compacted
-away by the writer; then it catches up first. What has expired is taken out of the keydir by whoever meets it.
+away by the writer; then it catches up first. Whoever meets what has expired takes it out of the keydir, and some more.
 
 One moment is a view of the keydir. It is walked through in chunks, under the lock only for as long as it takes to
 select their keys. Nothing refers to the store from here, lest it could not be dropped; an open view does, so that
@@ -23,6 +23,7 @@ from .keydir import View
 from .mapping import Range
 from .options import Options
 from .upkeep import Upkeep
+from .worker import Pacer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,18 +123,32 @@ class Reading:
         return found
 
     def purge(self) -> None:
-        """Take expired keys out of the keydir; not in the middle of this thread's own write."""
+        """Take some expired keys out of the keydir; not in the middle of this thread's own write."""
         if not self._committer.is_entered:
             with self._committer.lock, self._committer:
-                self._keydir.purge(self._now_ms())
+                self._committer.purge_some()
+
+    def has(self, key: bytes) -> bool:
+        """Tell whether a key is there that seems to have expired: a put of it may have been under way."""
+        if self._committer.is_entered:
+            return False
+        with self._committer.lock, self._committer:
+            self._committer.purge_some()
+            self.check_open()
+            return self._keydir.locate(key, self._now_ms()) is not None
 
     def count(self) -> int:
         """Return how many keys there are, expired ones not counted."""
         self.check_open()
         if self._committer.interrupted:
             self._committer.settle_for_reader()
-        if self._keydir.is_due(self._now_ms()):
-            self.purge()
+        if self._keydir.is_due(self._now_ms()) and not self._committer.is_entered:
+            pacer = Pacer(self._segments.directory.files)
+            while True:
+                with self._committer.lock, self._committer:
+                    if not self._committer.purge_some():
+                        return len(self._locations)
+                pacer.rest(0)
         return len(self._locations)
 
     # --- one moment ----------------------------------------------------------------------------
@@ -144,6 +159,8 @@ class Reading:
         if self._committer.interrupted:
             self._committer.settle_for_reader()
         self._committer.check_reentry()
+        if self._keydir.is_due(self._now_ms()):
+            self.purge()  # not all of it: a view need not be rid of what has expired
         with self._committer.lock, self._committer:
             return self._keydir.open_view(self._committer.visible_seq, owner)
 
@@ -187,9 +204,8 @@ class Reading:
 
     def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]:
         """Walk through the keys of a range at the moment of a view."""
-        chunk = _FIRST_CHUNK
+        count = _FIRST_CHUNK if limit is None else min(limit, _FIRST_CHUNK)
         while not range_.is_empty and limit != 0:
-            count = chunk if limit is None else min(chunk, limit)
             self.check_open()
             keys = self._select(view, range_, count)
             for key in keys:
@@ -198,19 +214,22 @@ class Reading:
                     yield key
                     if limit is not None:
                         limit -= 1
+                        if not limit:
+                            return
             if len(keys) < count:
                 return
             range_ = range_.after(keys[-1])
-            chunk = min(2 * chunk, _LAST_CHUNK)
+            count = min(2 * count, _LAST_CHUNK)  # also with a limit: many of those that follow may have expired, too
 
     def pairs_in(self, view: View, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
         """Walk through keys and values of a range at the moment of a view."""
         return chain.from_iterable(self._chunks_in(view, range_, limit))
 
     def _chunks_in(self, view: View, range_: Range, limit: int | None) -> Iterator[list[tuple[bytes, bytes]]]:
-        chunk = _FIRST_CHUNK if limit is None else limit
+        chunk = _FIRST_CHUNK if limit is None else 1
         while not range_.is_empty and limit != 0:
-            count = min(chunk, _LAST_CHUNK) if limit is None else min(limit, _LAST_CHUNK)
+            # More than is wanted, once all there was had expired: so may many of those that follow.
+            count = min(chunk if limit is None else max(limit, chunk), _LAST_CHUNK)
             self.check_open()
             if self._committer.interrupted:
                 self._committer.settle_for_reader()
@@ -224,10 +243,13 @@ class Reading:
                     pairs = self._pairs_at(view, keys[done:stop])
                 done = stop
                 if limit is not None:
+                    pairs = pairs[:limit]
                     limit -= len(pairs)
                 view.read_ahead = pairs
                 yield pairs
                 self.check_open()
+                if limit == 0:
+                    return
             if len(keys) < count:
                 return
             range_ = range_.after(keys[-1])

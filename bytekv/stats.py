@@ -1,7 +1,8 @@
 """What the counts of an open store mean, and how they add up; see `Store.stats`.
 
 Every byte of a segment is live or gone. The header counts as live. Gone are dead entries, which any compaction
-of their segment gives back, and tombstones, which go only with all that is older.
+of their segment gives back, and tombstones, which go only with all that is older. An expired entry is live until its
+grace is over; then a compaction leaves a tombstone of it, and so much of it counts as one already.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Stats(NamedTuple):
     background_error: str | None
     open_views: int
     pinned_bytes: int
+    expired_keys: int
     segments: tuple[SegmentStats, ...]
 
 
@@ -45,9 +47,9 @@ def stats_of(keys: int, committer: Committer, upkeep: Upkeep) -> Stats:
     committer.check_reentry()
     with committer.lock, committer:
         committer.count_if_due()
-        lengths, dead, tombstones = segments.lengths(), keydir.dead, keydir.tombstones
+        lengths, dead = segments.lengths(), keydir.dead
         rows = tuple(
-            SegmentStats(segment, length, dead.get(segment, 0), tombstones.get(segment, 0))
+            SegmentStats(segment, length, dead.get(segment, 0), keydir.hiding_bytes(segment))
             for segment, length in lengths.items()
         )
         pinned_bytes = segments.pinned_bytes
@@ -65,5 +67,6 @@ def stats_of(keys: int, committer: Committer, upkeep: Upkeep) -> Stats:
         upkeep.background_error,
         len(keydir.views),
         pinned_bytes,
+        len(keydir.expired),
         rows,
     )

@@ -85,8 +85,9 @@ class Upkeep:
         """Catch up with the writer; what goes wrong is in `background_error`, and `refresh` raises it."""
         try:
             self.refresh()
+            self._committer.purge(self._pause)
             self.background_error = None
-        except StoreClosedError:
+        except (StopWork, StoreClosedError):
             return None
         except BytekvError as error:
             if self.background_error is None:
@@ -106,6 +107,7 @@ class Upkeep:
             return self._follow()
         try:
             self._sync_if_due()
+            self._committer.purge(self._pause)
             try:
                 while self._compact_a_run() or self._build_a_hint():
                     self.background_error = None
@@ -201,7 +203,7 @@ class Upkeep:
     def survey(self) -> list[Use]:
         """Return the use of every sealed segment in logical order."""
         with self._committer.lock, self._committer:
-            return survey(self._segments, self._keydir, self._files.now_ms())
+            return survey(self._segments, self._keydir)
 
     def victims(self) -> list[int]:
         """Return the run that a compaction in the background would take now."""
@@ -230,6 +232,7 @@ class Upkeep:
                 progress(Progress(done, total))
 
         self.compactor.finish(pause)
+        committer.purge(pause)
         before = self._segments.lengths()
         with committer.lock, committer:
             active = self._segments.writer

@@ -28,18 +28,17 @@ class Use(NamedTuple):
     segment_id: int
     length: int
     dead: int  # bytes that go whatever else is compacted
-    dead_if_oldest: int  # bytes that go as well if nothing older remains: tombstones, expired puts
+    dead_if_oldest: int  # bytes that go as well if nothing older remains: tombstones, and what becomes one
 
 
-def survey(segments: SegmentManager, keydir: Keydir, now_ms: int) -> list[Use]:
-    """Return the use of every sealed segment in logical order. Under the lock."""
-    expired = keydir.droppable_by_segment(now_ms, segments.entry_size)
+def survey(segments: SegmentManager, keydir: Keydir) -> list[Use]:
+    """Return the use of every sealed segment in logical order. Under the lock. Complexity: O(segments)."""
     return [
         Use(
             row.segment_id,
             row.length,
             keydir.dead.get(row.segment_id, 0),
-            keydir.tombstones.get(row.segment_id, 0) + expired.get(row.segment_id, 0),
+            keydir.hiding_bytes(row.segment_id),
         )
         for row in segments.sealed()
     ]

@@ -23,6 +23,7 @@ from tests.harness import Case
 
 ROOT = Path(__file__).parent.parent
 _CRASHES = "tests/test_crash_images.py"
+_EXPIRY = "tests/test_expiry.py"
 _RUNS = ("tests/test_fast_paths.py", "-k", "run")
 _REPLACED, _ALARMS = "tests/test_replaced.py", "tests/test_alarms.py"
 _BACKUP, _FOLLOWERS = "tests/test_backup.py", "tests/test_followers.py"
@@ -275,19 +276,82 @@ MUTANTS = [
     _mutant(
         "a partial compaction drops tombstones",
         "compactor",
-        "            self.tombstones[key] = flags, raw\n",
+        "            self.tombstones[key] = raw\n",
         "            pass\n",
     ),
     _mutant(
         "a partial compaction drops expired entries",
         "compactor",
-        "if oldest and keydir.is_droppable(key, now_ms):",
-        "if keydir.is_droppable(key, now_ms):",
+        "                        graves.note_expired(key, raw)\n                    if known",
+        "                        pass\n                    if known",
+    ),
+    _mutant(
+        "a partial compaction in the order of the keys drops expired entries",
+        "compactor",
+        "                graves.note_expired(key, raw)\n\n",
+        "                pass\n\n",
+        _EXPIRY,
+    ),
+    _mutant(
+        "a key is forgotten between the look at its segment and its turn in the order of the keys",
+        "compactor",
+        "self._keydir.is_held = in_order",
+        "self._keydir.is_held = False",
+        _EXPIRY,
+    ),
+    _mutant(
+        "a key that expires after its turn in the order of the keys is copied twice",
+        "compactor",
+        "                        waiting.pop(key, None)\n",
+        "                        pass\n",
+        _EXPIRY,
+    ),
+    _mutant(
+        "a tombstone of an expired put hides what was written after it",
+        "compactor",
+        "ENTRY.pack(TOMBSTONE, len(key), 0, seq, modified_ms)",
+        "ENTRY.pack(TOMBSTONE, len(key), 0, seq + 1000, modified_ms)",
+        _EXPIRY,
+    ),
+    _mutant(
+        "expired keys stay in memory",
+        "keydir",
+        "while self._leaving.is_due(now_ms) and count > 0 and not self.is_held:",
+        "while False:",
+        _EXPIRY,
+    ),
+    _mutant(
+        "all keys that are due are taken out under one lock",
+        "keydir",
+        "_AT_ONCE: Final = 200",
+        "_AT_ONCE: Final = 10**9",
+        _EXPIRY,
+    ),
+    _mutant(
+        "what is left of a forgotten entry counts as dead as well",
+        "keydir",
+        "self.dead.get(segment, 0) + size - rest",
+        "self.dead.get(segment, 0) + size",
+        _EXPIRY,
+    ),
+    _mutant(
+        "a key that is deleted waits for its expiry",
+        "deadlines",
+        "            if bucket is not None and key in bucket:",
+        "            if False:",
+        _EXPIRY,
+    ),
+    _mutant(
+        "keys of one stretch of time are due together",
+        "deadlines",
+        "            if when_ms <= now_ms:",
+        "            if True:",
+        _EXPIRY,
     ),
     _mutant(
         "a partial compaction drops a clear",
         "compactor",
-        "            self.clear = flags, raw\n",
+        "            self.clear = raw\n",
         "",
     ),
     _mutant(

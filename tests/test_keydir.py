@@ -47,6 +47,12 @@ class Places:
         return 0 if location is None else self.sizes[location]
 
 
+def purge(keydir: Keydir, now_ms: int, sizes_of: Any = lambda _: 0) -> None:
+    """Take out everything that is due."""
+    while keydir.purge_some(now_ms, sizes_of):
+        pass
+
+
 def is_empty(start: bytes | None, stop: bytes | None, include_start: bool, include_stop: bool) -> bool:
     if start is None or stop is None:
         return False
@@ -101,6 +107,7 @@ class Model(RuleBasedStateMachine):
         self.written: Counter[int] = Counter()  # bytes ever put, by segment
         self.content: dict[bytes, tuple[int, int]] = {}
         self.expired: dict[bytes, tuple[int, int]] = {}  # those that a purge has seen
+        self.lapsed: Counter[int] = Counter()  # what those that were forgotten will take, by segment
         if full:
             self.put_all(40, 100)
         if has_index:
@@ -111,9 +118,10 @@ class Model(RuleBasedStateMachine):
 
     @rule(key=few_keys, size=sizes, segment=st.integers(1, 3), ttl_ms=st.sampled_from([0, 0, 1, 10, 100]))
     def put(self, key: bytes, size: int, segment: int, ttl_ms: int) -> None:
+        expires_ms = self.now_ms + ttl_ms if ttl_ms else 0
+        size = max(size, 40) if ttl_ms else size  # there is no shorter entry with an expiry
         location = self.places.new(segment, size)
         self.written[segment] += size
-        expires_ms = self.now_ms + ttl_ms if ttl_ms else 0
         self.keydir.put(key, location, expires_ms, self._size_of_newest(key))
         self.expired.pop(key, None)
         self.content[key] = location, expires_ms
@@ -154,11 +162,30 @@ class Model(RuleBasedStateMachine):
     def purge(self) -> None:
         over = {key: found for key, found in self.content.items() if 0 < found[1] <= self.now_ms}
         assert self.keydir.is_due(self.now_ms) >= bool(over)
-        self.keydir.purge(self.now_ms)
+        purge(self.keydir, self.now_ms, self.places.size_of)
         assert not self.keydir.is_due(self.now_ms)
         self.expired.update(over)
         for key in over:
             del self.content[key]
+        if not self.keydir.is_held:
+            for key, (location, expires_ms) in list(self.expired.items()):
+                if expires_ms + GRACE_MS <= self.now_ms:
+                    del self.expired[key]
+                    self.lapsed[location >> SEGMENT_SHIFT] += 27 + len(key)
+
+    @rule(count=st.integers(1, 3))
+    def purge_some(self, count: int) -> None:
+        """No more than a few are looked at; which, is left open, so all the rest follows."""
+        before = len(self.keydir.locations) + len(self.keydir.expired)
+        self.keydir.purge_some(self.now_ms, self.places.size_of, count)
+        assert before - len(self.keydir.locations) - len(self.keydir.expired) <= count
+        self.purge()
+
+    @rule(is_held=st.booleans())
+    def hold(self, is_held: bool) -> None:
+        """A compaction in the order of the keys begins or ends."""
+        self.keydir.is_held = is_held
+        self.purge()
 
     @rule(key=few_keys, segment=st.integers(4, 5))
     def move(self, key: bytes, segment: int) -> None:
@@ -173,15 +200,6 @@ class Model(RuleBasedStateMachine):
                 self.keydir.bury(old >> SEGMENT_SHIFT, self.places.sizes[old])
                 table[key] = new, expires_ms
                 assert not self.keydir.move(key, old, new + (1 << 13)), "a compare-and-set"
-
-    @rule(key=few_keys)
-    def forget_expired(self, key: bytes) -> None:
-        """A compaction has left out an expired entry whose grace is over."""
-        if key in self.expired and self.keydir.is_droppable(key, self.now_ms):
-            location, expires_ms = self.expired.pop(key)
-            assert expires_ms + GRACE_MS <= self.now_ms
-            self.keydir.forget_expired(key, location)
-            self.keydir.bury(location >> SEGMENT_SHIFT, self.places.sizes[location])
 
     @rule()
     def recount(self) -> None:
@@ -290,18 +308,20 @@ class Model(RuleBasedStateMachine):
         dead = Counter(self.written)
         for location, _ in [*self.content.values(), *self.expired.values()]:
             dead[location >> SEGMENT_SHIFT] -= self.places.sizes[location]
-        assert +Counter(self.keydir.dead) == +dead
+        assert +Counter(self.keydir.lapsed) == +self.lapsed
+        assert +Counter(self.keydir.dead) == +(dead - self.lapsed)
         assert all(size >= 0 for size in self.keydir.dead.values())
+        assert all(self.keydir.gone_bytes(segment) == dead[segment] for segment in range(1, 6))
 
     @invariant()
-    def what_may_be_dropped_is_counted(self) -> None:
-        droppable: Counter[int] = Counter()
-        for key, (location, expires_ms) in [*self.content.items(), *self.expired.items()]:
-            seen = key in self.expired or 0 < expires_ms <= self.now_ms
-            if seen and expires_ms + GRACE_MS <= self.now_ms:
-                droppable[location >> SEGMENT_SHIFT] += self.places.sizes[location]
-        if not any(0 < expires_ms <= self.now_ms for _, expires_ms in self.content.values()):  # else it would purge
-            assert self.keydir.droppable_by_segment(self.now_ms, self.places.size_of) == dict(droppable)
+    def nothing_waits_in_vain(self) -> None:
+        """A key that is deleted, overwritten or forgotten leaves nothing behind, long before its time would come."""
+        keydir = self.keydir
+        expiring = {key for key, (_, expires_ms) in self.content.items() if expires_ms}
+        waiting = [key for bucket in keydir._due._buckets.values() for key in bucket]
+        assert (set(waiting), len(waiting)) == (expiring, len(expiring))
+        leaving = [key for bucket in keydir._leaving._buckets.values() for key in bucket]
+        assert sorted(leaving) == sorted(self.expired)
 
 
 TestModel = Model.TestCase
@@ -359,7 +379,7 @@ def summary_of(segment: int, operations: list[tuple[str, bytes, int, int]], plac
 @bounded
 @given(histories())
 def test_loading_in_bulk_is_the_same_as_doing_it_all_again(history):
-    places, loaded = Places(), Keydir()
+    places, loaded = Places(), Keydir(grace_ms=NOW_MS)
     replayed: dict[bytes, tuple[int, int]] = {}
     totals: dict[int, int] = {}
     for segment, operations in enumerate(history, 1):
@@ -378,7 +398,7 @@ def test_loading_in_bulk_is_the_same_as_doing_it_all_again(history):
     counted = +Counter(loaded.dead)
     loaded.recount(totals, places.size_of)
     assert counted == +Counter(loaded.dead)
-    loaded.purge(NOW_MS)
+    purge(loaded, NOW_MS)
     assert sorted(loaded.expired) == sorted(key for key, (_, expires_ms) in replayed.items() if expires_ms)
     assert list(loaded.index()) == sorted(loaded.locations)
 
@@ -424,7 +444,7 @@ def test_a_view_counts_out_what_expires():
     keydir.put(b"expires, replaced", 9, 0, 30)
     assert len(view) == 3
     now_ms = NOW_MS + 10
-    keydir.purge(now_ms)
+    purge(keydir, now_ms)
     assert len(view) == 1
     assert [key for key in view.select(None, None, True, True, False, 9) if view.locate(key, now_ms)] == [b"stays"]
 
@@ -543,17 +563,17 @@ def test_a_key_whose_expiry_is_put_off_again_and_again_takes_no_more_room():
     keydir = Keydir()
     for number in range(10_000):
         keydir.put(b"session", number + 1, NOW_MS + number, 30)
-    assert len(keydir._due) < 100
-    keydir.purge(NOW_MS + 9_998)
+    assert len(keydir._due._buckets) == 1
+    purge(keydir, NOW_MS + 9_998)
     assert len(keydir) == 1
-    keydir.purge(NOW_MS + 9_999)
+    purge(keydir, NOW_MS + 9_999)
     assert len(keydir) == 0
 
 
 def test_a_clock_that_jumps_back_does_not_bring_a_purged_key_back():
     keydir = Keydir()
     keydir.put(b"k", 1, NOW_MS, 0)
-    keydir.purge(NOW_MS)
+    purge(keydir, NOW_MS)
     assert keydir.locate(b"k", 0) is None
     assert len(keydir) == 0
 
@@ -580,9 +600,11 @@ def test_an_expired_entry_is_dead_only_once_its_grace_is_over():
     keydir = Keydir(GRACE_MS)
     location = 7 << SEGMENT_SHIFT | pack_place(80, 40)
     keydir.put(b"k", location, NOW_MS, 0)
-    for passed, expected in ((0, {}), (GRACE_MS - 1, {}), (GRACE_MS, {7: 40})):
-        assert keydir.droppable_by_segment(NOW_MS + passed, lambda _: 40) == expected
-    keydir.forget_expired(b"k", location + (1 << 13))
-    assert keydir.newest(b"k") == location, "that was another entry of the key"
-    keydir.forget_expired(b"k", location)
+    for passed in (0, GRACE_MS - 1):
+        purge(keydir, NOW_MS + passed)
+        assert keydir.newest(b"k") == location
+        assert keydir.gone_bytes(7) == 0
+    purge(keydir, NOW_MS + GRACE_MS)
     assert keydir.newest(b"k") is None
+    assert (keydir.dead, keydir.lapsed, keydir.hiding_bytes(7)) == ({7: 12}, {7: 28}, 28)
+    assert (keydir.expires, keydir.expired) == ({}, {})

@@ -28,6 +28,7 @@ LAYERS = [
     "directory",
     "segment",
     "segment_manager",
+    "deadlines",
     "keydir",
     "recovery",
     "output",

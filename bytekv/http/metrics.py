@@ -44,6 +44,8 @@ class Metrics:
 
     def _store_lines(self, stats: Stats) -> Iterable[str]:
         yield from _family("keys", "gauge", "Keys in the store.", [("", stats.keys)])
+        expired = [("", stats.expired_keys)]
+        yield from _family("expired_keys", "gauge", "Expired keys in memory until their grace is over.", expired)
         bytes_by_state = [('{state="live"}', stats.live_bytes), ('{state="dead"}', stats.dead_bytes)]
         yield from _family("bytes", "gauge", "Bytes of the segments, by what a compaction would do.", bytes_by_state)
         yield from _family("segments", "gauge", "Segments of the log.", [("", len(stats.segments))])

@@ -464,7 +464,7 @@ DOCUMENT: Final[Json] = {
             ),
             "Stats": _object(
                 {
-                    **dict.fromkeys(("keys", "last_seq", "durable_seq"), _SEQ),
+                    **dict.fromkeys(("keys", "last_seq", "durable_seq", "expired_keys"), _SEQ),
                     **dict.fromkeys(("total_bytes", "live_bytes", "dead_bytes", "pinned_bytes"), _SEQ),
                     "segments": {
                         "type": "array",
