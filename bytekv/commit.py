@@ -59,6 +59,7 @@ from .options import Options
 from .pending import Operation, Pending, PendingPuts, Puts, pending_of, pending_puts_of, size_of
 from .segment import Writer
 from .segment_manager import SegmentManager
+from .sizes import sizes_of
 from .unseen import Unseen
 
 TYPE_CHECKING = False
@@ -98,6 +99,7 @@ class Committer:
         "_interval_s",
         "_lock_is_owned",
         "_mode",
+        "_options",
         "_sync_lock_is_owned",
         "_uncounted",
         "_unseen",
@@ -107,6 +109,7 @@ class Committer:
         "durable_seq",
         "failure",
         "interrupted",
+        "is_due",
         "keydir",
         "lock",
         "notes",
@@ -132,6 +135,7 @@ class Committer:
         self._always = options.sync == "always"
         self._interval_s = options.sync_interval_s
         self._wake = wake
+        self._options = options
 
         # --- guarded by lock
         self.segments = segments
@@ -145,11 +149,13 @@ class Committer:
         self.dirty_since: float | None = None  # when the oldest operation that is not durable was appended
         self.wants_worker = False  # a segment was sealed: hints and a compaction may be due
         self.drags = False  # a worker compacts, and writers that outrun it are slowed down
-        self._debt = Debt(options.segment_size_bytes)
+        self.is_due: Callable[[], bool] = lambda: False  # tells whether a compaction is, that gives something back
+        self._debt = Debt()
         self.notes: list[tuple[Callable[..., None], str, tuple[object, ...]]] = []  # to be logged once the lock is free
         self._unseen = Unseen()
         self._uncounted = False  # a call was interrupted between a location and the count of dead bytes
         self._group = Group()
+        self.measure()
 
     # --- the fast path -------------------------------------------------------------------------
 
@@ -683,16 +689,46 @@ class Committer:
             self._look_at_debt(writer)
         return writer
 
+    def measure(self) -> int:
+        """Let everything be as large as suits what lives now; return the dead bytes. Under the lock.
+
+        Complexity: O(number of segments).
+        """
+        keydir = self.keydir
+        dead = sum(map(sum, (keydir.dead.values(), keydir.tombstones.values(), keydir.lapsed.values())))
+        self.segments.resize(sizes_of(sum(self.segments.lengths().values()) - dead, self._options))
+        return dead
+
+    @property
+    def throttled(self) -> str | None:
+        """Say why writers are slowed down, None while they are not."""
+        why = self._debt.why
+        if why is None or not self.drags:
+            return None
+        dead, live, free = why
+        return f"{dead} bytes are dead beside {live} live ones, more than {free}, and a compaction is under way"
+
+    @property
+    def throttled_s(self) -> float:
+        """Return for how long writers have slept so that a compaction comes forward."""
+        return self._debt.paid_s
+
+    def forgive(self) -> None:
+        """Let writers go at full speed: there is no compaction that they would wait for. Under the lock."""
+        self._debt.forgive()
+
     def _look_at_debt(self, writer: Writer) -> None:
-        debt = self._debt
-        if debt.is_to_look(writer.end):
-            keydir = self.keydir
-            dead = sum(map(sum, (keydir.dead.values(), keydir.tombstones.values(), keydir.lapsed.values())))
-            debt.look(writer.end, dead, sum(self.segments.lengths().values()) - dead)
+        debt, end = self._debt, writer.end
+        if debt.is_to_count(end):
+            dead = self.measure()
+            debt.look(end, dead, self.segments.sizes, self.is_due)
+        elif debt.is_to_look(end):
+            debt.pay(end, self.segments.sizes)
         writer.fast_end = min(writer.fast_end, debt.next_look)
 
     def _roll(self) -> Writer:
         old = self.segments.writer
+        self.measure()
         try:
             self.segments.roll(self.seq)
         except StoreFailedError as error:
@@ -731,7 +767,9 @@ class Committer:
             self.flush_notes()
         if self.wants_worker:
             self.wants_worker = False
-            self._wake()
+            if not self._wake():
+                self.drags = False  # nobody compacts
+                self._debt.forgive()
         if self._debt.due_s:
             self._files.pause(self._debt.take())
         if self._always:

@@ -51,7 +51,6 @@ from .codec import (
 )
 from .commit import Committer
 from .errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError
-from .options import Options
 from .output import Output
 from .record import NamedTuple
 from .segment import Scan, scan_segment
@@ -130,12 +129,12 @@ class _Graves:
 class Compactor:
     """Carry out compactions of one store, one at a time; the caller sees to that."""
 
-    def __init__(self, committer: Committer, options: Options) -> None:
+    def __init__(self, committer: Committer) -> None:
         self._committer = committer
         self._segments = committer.segments
         self._keydir = committer.keydir
         self._files = committer.segments.directory.files
-        self._limit = options.segment_size_bytes
+        self._limit = committer.segments.sizes.segment
         self._job: _Job | None = None
         self.read_bytes = 0  # of victims, ever, for whoever limits the rate
 
@@ -166,6 +165,7 @@ class Compactor:
         with committer.lock, committer:
             committer.ready()
             all_rows = list(segments.manifest.segments)
+            self._limit = segments.sizes.segment
         first = next(number for number, row in enumerate(all_rows) if row.segment_id == victims[0])
         rows = all_rows[first : first + len(victims)]
         needed = sum(row.length - self._keydir.dead.get(row.segment_id, 0) for row in rows)

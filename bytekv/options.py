@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # which makes the signature from the fields, without the 5 ms
         compact_dead_bytes: int
         compact_small_files: int
         compact_rate_bytes_s: int | None
-        keep_changes_bytes: int
+        keep_changes_bytes: int | None
         expiry_grace_s: float
         max_open_segments: int | None
         recover: RecoverMode
@@ -71,8 +71,9 @@ class Options:
     #: Seconds. One second is what Redis (appendfsync everysec) and most users accept to lose.
     sync_interval_s: float = 1.0
 
-    #: Bytes at which a segment is sealed. 64 MiB keep 100 GB in 1,600 files, and one compaction
-    #: step under a second.
+    #: Bytes at which a segment is sealed in a large store. A small one has smaller segments, a sixteenth of its
+    #: live bytes, down to 4 MiB, so that it stays small. 64 MiB keep 100 GB in 1,600 files, and one compaction step
+    #: under a second.
     segment_size_bytes: int = 64 * 1024 * 1024
 
     #: "mmap" appends through a preallocated mapping: no system call for a write, and safe against
@@ -91,10 +92,11 @@ class Options:
     #: store at about twice its live bytes.
     compact_dead_ratio: float = 0.5
 
-    #: Dead bytes a segment must have besides the ratio: rewriting for less costs more syncs than it frees.
+    #: Dead bytes a segment must have besides the ratio: rewriting for less costs more syncs than it frees. At most
+    #: a quarter of the current segment size counts, for more would never be reached.
     compact_dead_bytes: int = 1024 * 1024
 
-    #: Sealed neighbours, each smaller than a quarter of ``segment_size_bytes``, that are merged into one.
+    #: Sealed neighbours, each smaller than a quarter of the current segment size, that are merged into one.
     compact_small_files: int = 8
 
     #: Bytes of segments that background compaction may read a second; None: as many as it can beside the
@@ -103,9 +105,9 @@ class Options:
     compact_rate_bytes_s: int | None = None
 
     #: Bytes at the end of the log that background compaction leaves alone, so that ``changes()`` reaches back
-    #: that far: as much as is written in the longest time that a reader of the feed may be away. 0: whatever
-    #: happens not to be worth a compaction. ``compact()`` rewrites everything all the same.
-    keep_changes_bytes: int = 0
+    #: that far: as much as is written in the longest time that a reader of the feed may be away. None: 8 MiB, and
+    #: nothing where ``segment_size_bytes`` is less than 4 MiB. ``compact()`` rewrites everything all the same.
+    keep_changes_bytes: int | None = None
 
     #: Seconds for which an expired entry stays on disk before a compaction may drop it for good,
     #: so that a clock set wrong for a moment destroys nothing.
@@ -147,7 +149,8 @@ class Options:
         self._number("compact_dead_ratio", 0.01, 1.0)
         self._number("compact_dead_bytes", 0, 1 << 40)
         self._number("compact_small_files", 2, 1 << 20)
-        self._number("keep_changes_bytes", 0, 1 << 50)
+        if self.keep_changes_bytes is not None:
+            self._number("keep_changes_bytes", 0, 1 << 50)
         self._number("expiry_grace_s", 0.0, 1e9)
         if self.compact_rate_bytes_s is not None:
             self._number("compact_rate_bytes_s", 1, 1 << 50)

@@ -504,9 +504,9 @@ def save_hint(
 class Writer:
     """Append to one segment. Not thread-safe: the caller holds the store's lock.
 
-    ``end`` is where the next entry goes; ``room_end`` is how far `map` may be written without asking
-    (allocated, populated, and below the segment size); ``fast_end`` is the same, or less where the committer
-    wants to be asked all the same. The hot paths in `Committer` use them.
+    ``limit`` is the size at which it is full, which may change; ``end`` is where the next entry goes; ``room_end``
+    is how far `map` may be written without asking (allocated, populated, and below the limit); ``fast_end`` is the
+    same, or less where the committer wants to be asked all the same. The hot paths in `Committer` use them.
     """
 
     __slots__ = (
@@ -514,7 +514,6 @@ class Writer:
         "_descriptor",
         "_files",
         "_largest_step",
-        "_limit",
         "_mapped",
         "_populated",
         "_reserves",
@@ -523,6 +522,7 @@ class Writer:
         "end",
         "fast_end",
         "header",
+        "limit",
         "map",
         "path",
         "room_end",
@@ -542,7 +542,7 @@ class Writer:
     ) -> None:
         self._files = directory.files
         self._descriptor: int | None = descriptor
-        self._limit = limit
+        self.limit = limit
         self._mapped = mapped
         self._reserves = reserves or mapped
         self._allocated = end
@@ -598,7 +598,7 @@ class Writer:
 
     def fits(self, size: int) -> bool:
         """Tell whether ``size`` bytes more stay within the segment's limit, or it is still empty."""
-        return self.end + size <= self._limit or self.end == SEGMENT_HEADER_SIZE
+        return self.end + size <= self.limit or self.end == SEGMENT_HEADER_SIZE
 
     def make_room(self, size: int, *, use_reserve: bool = False) -> None:
         """Allocate and populate so that ``size`` bytes can be appended; `DiskFullError` changes nothing.
@@ -620,7 +620,7 @@ class Writer:
     def open_room(self, *, fast: bool) -> None:
         """Say how far may be written from now on without asking, on the hot path, too, if ``fast``."""
         if self.map is not None:
-            self.room_end = min(self._populated, self._limit, self._allocated - RESERVE)
+            self.room_end = min(self._populated, self.limit, self._allocated - RESERVE)
             self.fast_end = self.room_end if fast else 0
 
     def reserve_holds(self, size: int) -> bool:
@@ -648,8 +648,9 @@ class Writer:
         self._populated = min(self._populated, self.end)
 
     def _targets(self, stop: int, *, use_reserve: bool) -> Iterator[int]:
-        whole = max(self._limit, stop) + RESERVE
-        step = min(max(_FIRST_STEP, self._allocated), self._largest_step)
+        whole = max(self.limit, stop) + RESERVE
+        at_most = max(_FIRST_STEP, min(self._largest_step, self.limit // 8))  # what is allocated ahead takes space, too
+        step = min(max(_FIRST_STEP, self._allocated), at_most)
         while step >= _FIRST_STEP:
             yield min(max(self._allocated + step, stop + RESERVE), whole)
             step //= 2

@@ -44,6 +44,7 @@ from .errors import (
 )
 from .options import Options
 from .segment import FileView, View, Writer, header_for, open_segment
+from .sizes import Sizes, sizes_of
 
 __all__ = ["Pin", "SegmentManager", "header_of", "size_of"]
 
@@ -87,7 +88,7 @@ class SegmentManager:
         self.hinted: dict[int, int] = {}  # segment -> how many of its bytes a hint file speaks for, or was tried to
         self.publishing: Manifest | None = None  # set while a manifest is being replaced
         self.changing: tuple[Writer | None, Writer | None] | None = None  # (old, new) likewise
-        self._limit = options.segment_size_bytes
+        self.sizes = sizes_of(0, options)  # until the committer has measured
         limit = options.max_open_segments
         if limit is None:
             # Half of what the process may have: the other half is the application's. Each open segment
@@ -111,6 +112,12 @@ class SegmentManager:
     def sealed(self) -> list[SegmentRow]:
         """Return the rows of the sealed segments in logical order, oldest first."""
         return [row for row in self.manifest.segments if row.state == SEALED]
+
+    def resize(self, sizes: Sizes) -> None:
+        """Let segments be so large from now on, the active one included. Under the lock."""
+        self.sizes = sizes
+        if self.writer is not None:
+            self.writer.limit = sizes.segment
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -238,7 +245,7 @@ class SegmentManager:
         """
         *older, row = self.manifest.segments
         writer = Writer.resume(
-            self.directory, row.segment_id, row.length, self._limit, mapped=self.mapped, reserves=self._reserves
+            self.directory, row.segment_id, row.length, self.sizes.segment, mapped=self.mapped, reserves=self._reserves
         )
         if writer.has_other_names:
             writer.close()
@@ -267,7 +274,7 @@ class SegmentManager:
         segment_id = self.manifest.next_id
         previous = (rows[-1].segment_id if rows else 0, last_seq)
         header = header_for(self.directory, self.manifest.store_uuid, segment_id, LOG, previous)
-        new = Writer.create(self.directory, header, self._limit, mapped=self.mapped, reserves=self._reserves)
+        new = Writer.create(self.directory, header, self.sizes.segment, mapped=self.mapped, reserves=self._reserves)
         if old is not None:
             rows = self._sealed_rows(old, last_seq)
         rows.append(SegmentRow(segment_id, header.salt, SEGMENT_HEADER_SIZE, last_seq, ACTIVE))

@@ -24,7 +24,11 @@ class SegmentStats(NamedTuple):
 
 
 class Stats(NamedTuple):
-    """What `Store.stats` tells; bytes are file bytes, headers included."""
+    """What `Store.stats` tells; bytes are file bytes, headers included.
+
+    ``throttled`` says why writers are slowed down now, with the figures that it was decided by, None while they are
+    not; ``throttled_s`` for how many seconds all of them together have slept for that since the store was opened.
+    """
 
     keys: int
     last_seq: int
@@ -38,6 +42,8 @@ class Stats(NamedTuple):
     open_views: int
     pinned_bytes: int
     expired_keys: int
+    throttled: str | None
+    throttled_s: float
     segments: tuple[SegmentStats, ...]
 
 
@@ -68,5 +74,7 @@ def stats_of(keys: int, committer: Committer, upkeep: Upkeep) -> Stats:
         len(keydir.views),
         pinned_bytes,
         len(keydir.expired),
+        committer.throttled,
+        committer.throttled_s,
         rows,
     )

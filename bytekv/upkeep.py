@@ -15,6 +15,7 @@ that outrun it are not slowed down. `background_error` says what is the matter f
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -60,10 +61,13 @@ class Upkeep:
         self._paced_bytes = 0
         self.compacting: Any = threading.RLock()
         self.refusal: Callable[[], BytekvError] | None = None  # closed, forked
-        self.compactor = Compactor(committer, options)
+        self.compactor = Compactor(committer)
         self.compactions = 0
         self.background_error: str | None = None
         self.may_compact = options.auto_compact  # in the background
+        self._is_due = False  # a compaction, as far as is known: there were victims when it was last looked for them
+        look = weakref.WeakMethod(self._look_for_victims)
+        committer.is_due = lambda: (call := look()) is not None and call()
         self._let_drag()
 
     def _let_drag(self) -> None:
@@ -171,6 +175,7 @@ class Upkeep:
         with self.compacting:
             self.compactor.finish(self._pause)
             victims = self.victims()
+            self._note_due(is_due=bool(victims))
             if victims:
                 self.compactor.run(victims, self._pause, lambda _: None)
                 self.compactions += 1
@@ -203,11 +208,32 @@ class Upkeep:
     def survey(self) -> list[Use]:
         """Return the use of every sealed segment in logical order."""
         with self._committer.lock, self._committer:
-            return survey(self._segments, self._keydir)
+            return self._survey()
 
     def victims(self) -> list[int]:
         """Return the run that a compaction in the background would take now."""
-        return choose(self.survey(), self._options)
+        with self._committer.lock, self._committer:
+            return self._victims()
+
+    def _survey(self) -> list[Use]:
+        self._committer.measure()
+        return survey(self._segments, self._keydir)
+
+    def _victims(self) -> list[int]:
+        uses, writer = self._survey(), self._segments.writer
+        return choose(uses, self._segments.sizes, 0 if writer is None else writer.end)
+
+    def _note_due(self, *, is_due: bool) -> None:
+        with self._committer.lock, self._committer:
+            self._is_due = is_due
+            if not is_due:
+                self._committer.forgive()
+
+    def _look_for_victims(self) -> bool:
+        """Tell a writer whether a compaction is due or under way, and have it begin. Under the lock, in its change."""
+        if not self._is_due and self._victims():
+            self._is_due = self._committer.wants_worker = True
+        return self._is_due
 
     # --- because it is asked -------------------------------------------------------------------
 
@@ -249,7 +275,7 @@ class Upkeep:
             except DiskFullError:
                 if not self._compact_one_segment():
                     raise
-        while small := choose_small(self.survey(), self._options, 2):
+        while small := choose_small(self.survey(), self._segments.sizes, 2):
             self.compactor.run(small, pause, lambda _: None)
         self.compactions += 1
         after = self._segments.lengths()

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from .keydir import Keydir
-from .options import Options
 from .record import NamedTuple
 from .segment_manager import SegmentManager
+from .sizes import Sizes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,30 +44,50 @@ def survey(segments: SegmentManager, keydir: Keydir) -> list[Use]:
     ]
 
 
-def choose(uses: list[Use], options: Options) -> list[int]:
+def choose(uses: list[Use], sizes: Sizes, active_bytes: int = 0) -> list[int]:
     """Return the run that an automatic compaction should take next; empty if nothing is worth it.
 
     Only what will really go counts, so that a compaction is never chosen twice for the same bytes.
     First the dead: the run with most to reclaim whose every segment passes both thresholds. Then, if the
     oldest segments together are worth it, all of these: only there do tombstones go, which a queue leaves by
     the million. Then the small: neighbours that are many and all small become one.
+
+    ``active_bytes``: what the active segment holds of the end of the log that is kept.
     """
-    uses = _without_newest(uses, options.keep_changes_bytes)
-    best: list[int] = []
+    uses = _without_newest(uses, sizes.kept - active_bytes)
+    best: list[Use] = []
     most = 0
-    for run in _runs(uses, lambda use, oldest: _is_worth(use, oldest, options)):
-        gain = sum(use.dead + (use.dead_if_oldest if run[0] is uses[0] else 0) for use in run[:_LONGEST_RUN])
+    for run in _runs(uses, lambda use, oldest: _is_worth(use, oldest, sizes)):
+        is_oldest = run[0] is uses[0]
+        some = _first_of(run, is_oldest, sizes)
+        gain = sum(_gain(use, is_oldest) for use in some)
         if gain > most:
-            best, most = [use.segment_id for use in run[:_LONGEST_RUN]], gain
-    return best or _oldest_together(uses, options) or choose_small(uses, options, options.compact_small_files)
+            best, most = some, gain
+    found = [use.segment_id for use in best]
+    return found or _oldest_together(uses, sizes) or choose_small(uses, sizes, sizes.small_files)
 
 
-def _oldest_together(uses: list[Use], options: Options) -> list[int]:
+def _gain(use: Use, oldest: bool) -> int:
+    return use.dead + (use.dead_if_oldest if oldest else 0)
+
+
+def _first_of(run: list[Use], oldest: bool, sizes: Sizes) -> list[Use]:
+    """Return as much of the beginning of a run as can be copied beside it: no more than fills a segment."""
+    copies = count = 0
+    for use in run[:_LONGEST_RUN]:
+        copies += use.length - _gain(use, oldest)
+        if count and copies > sizes.segment:
+            break
+        count += 1
+    return run[:count]
+
+
+def _oldest_together(uses: list[Use], sizes: Sizes) -> list[int]:
     """Return the longest run from the oldest segment on that passes the thresholds as a whole."""
     gain = length = count = 0
     for number, use in enumerate(uses):
-        gain, length = gain + use.dead + use.dead_if_oldest, length + use.length
-        if gain >= options.compact_dead_bytes and gain >= options.compact_dead_ratio * length:
+        gain, length = gain + _gain(use, oldest=True), length + use.length
+        if gain >= sizes.worth and gain >= sizes.ratio * length:
             count = number + 1
     return [use.segment_id for use in uses[:count]]
 
@@ -81,21 +101,21 @@ def _without_newest(uses: list[Use], keep_bytes: int) -> list[Use]:
     return uses[:count]
 
 
-def choose_small(uses: list[Use], options: Options, at_least: int) -> list[int]:
+def choose_small(uses: list[Use], sizes: Sizes, at_least: int) -> list[int]:
     """Return the first neighbours that are small: ``at_least`` so many, and as many as fill a segment."""
-    for run in _runs(uses, lambda use, _: use.length < options.segment_size_bytes // 4):
+    for run in _runs(uses, lambda use, _: use.length < sizes.small):
         if len(run) >= at_least:
             length = count = 0
-            while count < len(run) and (count < at_least or length < options.segment_size_bytes):
+            while count < len(run) and (count < at_least or length < sizes.segment):
                 length += run[count].length
                 count += 1
             return [use.segment_id for use in run[:count]]
     return []
 
 
-def _is_worth(use: Use, oldest: bool, options: Options) -> bool:
-    gain = use.dead + (use.dead_if_oldest if oldest else 0)
-    return gain >= options.compact_dead_bytes and gain >= options.compact_dead_ratio * use.length
+def _is_worth(use: Use, oldest: bool, sizes: Sizes) -> bool:
+    gain = _gain(use, oldest)
+    return gain >= sizes.worth and gain >= sizes.ratio * use.length
 
 
 def _runs(uses: list[Use], wanted: Callable[[Use, bool], bool]) -> Iterator[list[Use]]:

@@ -15,6 +15,7 @@ import pytest
 import bytekv
 from bytekv.changes import Change, ChangeLog
 from bytekv.errors import ChangesLostError, CorruptionError, LimitError, StoreClosedError, StoreNotFoundError
+from bytekv.sizes import sizes_of
 from bytekv.store import Store
 from tests.harness import FakeFiles, damage, open_store, segment_files
 
@@ -260,7 +261,7 @@ def test_the_end_of_the_log_can_be_kept(path: Path) -> None:
             options = bytekv.Options(
                 segment_size_bytes=1000, compact_dead_bytes=0, keep_changes_bytes=keep_changes_bytes
             )
-            while victims := bytekv.victims.choose(db._upkeep.survey(), options):
+            while victims := bytekv.victims.choose(db._upkeep.survey(), sizes_of(0, options)):
                 db._upkeep.compactor.run(victims, lambda: None, lambda _: None)
             try:
                 db.changes(0)

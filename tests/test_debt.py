@@ -5,20 +5,31 @@ from __future__ import annotations
 from itertools import pairwise
 
 from bytekv.debt import Debt
+from bytekv.options import Options
+from bytekv.sizes import Sizes, sizes_of
 
 MIB = 1024 * 1024
-SEGMENT = 64 * MIB
-LIVE = 1000 * MIB
-BOUND = round(0.6 * LIVE) + 2 * SEGMENT  # the dead bytes at which something begins to be owed
+LIVE = 1024 * MIB
+SIZES = sizes_of(LIVE, Options())
+BOUND = round(SIZES.free_dead)  # the dead bytes at which something begins to be owed
 
 
-def owed_by(dead: int, looks: int = 1000) -> list[float]:
-    """Return what a store that was clean once pays if at every look so many bytes are dead."""
-    debt = Debt(SEGMENT)
-    debt.look(0, 0, LIVE)
-    paid = []
-    for _ in range(looks):
-        debt.look(0, dead, LIVE)
+def yes() -> bool:
+    return True
+
+
+def owed_by(dead: int, bytes_written: int = 32 * MIB, sizes: Sizes = SIZES) -> list[float]:
+    """Return what a store that was clean once pays for so many bytes while so many are dead."""
+    debt = Debt()
+    debt.look(0, 0, sizes, yes)
+    debt.look(0, dead, sizes, yes)
+    paid, end = [], 0
+    while end < bytes_written:
+        end = debt.next_look
+        if debt.is_to_count(end):
+            debt.look(end, dead, sizes, yes)
+        else:
+            debt.pay(end, sizes)
         paid.append(debt.take())
     return paid
 
@@ -28,59 +39,101 @@ def test_nothing_is_owed_below_the_bound() -> None:
 
 
 def test_the_further_beyond_the_steeper() -> None:
-    at = [sum(owed_by(BOUND + part * LIVE // 10)) for part in range(1, 8)]
+    at = [sum(owed_by(BOUND + part * LIVE // 20)) for part in range(1, 8)]
     assert at[0] > 0
     assert all(later > 1.5 * earlier for earlier, later in pairwise(at))
 
 
 def test_what_is_owed_is_paid_in_pieces_that_a_worker_can_use() -> None:
-    paid = [seconds for seconds in owed_by(BOUND + LIVE // 5) if seconds]
+    paid = [seconds for seconds in owed_by(BOUND + LIVE // 8) if seconds]
     assert 1 < len(paid) < 500
     assert min(paid) >= 0.0006
 
 
 def test_nobody_waits_longer_than_a_tenth_of_a_second() -> None:
-    assert max(owed_by(100 * LIVE)) <= 0.1 + 0.0006
+    assert max(owed_by(100 * LIVE)) == 0.1
+
+
+def test_large_entries_cost_as_much_as_small_ones_of_as_many_bytes() -> None:
+    """Each look cost the same, so that values of a mebibyte were thirty times cheaper than those of a few bytes."""
+    debt = Debt()
+    debt.look(0, 0, SIZES, yes)
+    debt.look(0, BOUND + LIVE // 8, SIZES, yes)
+    paid = 0.0
+    for end in range(MIB, 33 * MIB, MIB):
+        debt.look(end, BOUND + LIVE // 8, SIZES, yes)
+        paid += debt.take()
+    in_pieces = sum(owed_by(BOUND + LIVE // 8))
+    assert 0.95 * in_pieces < paid < 1.05 * in_pieces
 
 
 def test_what_is_taken_is_not_due_again() -> None:
-    debt = Debt(SEGMENT)
-    debt.look(0, 0, LIVE)
-    debt.look(0, 100 * LIVE, LIVE)
+    debt = Debt()
+    debt.look(0, 0, SIZES, yes)
+    debt.look(0, 100 * LIVE, SIZES, yes)
+    debt.look(MIB, 100 * LIVE, SIZES, yes)
     assert debt.due_s > 0
-    assert debt.take() > 0
+    paid = debt.take()
+    assert paid > 0
     assert debt.take() == debt.due_s == 0.0
+    assert debt.paid_s == paid
 
 
 def test_what_was_dead_at_the_beginning_is_no_debt_until_it_is_gone() -> None:
-    debt = Debt(SEGMENT)
-    for added in range(0, 2 * SEGMENT, MIB):
-        debt.look(0, 9 * LIVE + added, LIVE)
+    debt = Debt()
+    end = 0
+    for added in range(0, SIZES.slack, MIB):
+        debt.look(end := end + MIB, 9 * LIVE + added, SIZES, yes)
     assert debt.take() == 0.0
-    debt.look(0, 10 * LIVE, LIVE)
+    for _ in range(2):
+        debt.look(end := end + MIB, 10 * LIVE, SIZES, yes)
     assert debt.take() > 0.0, "what they add counts"
-    debt.look(0, 0, LIVE)
-    assert debt.take() == 0.0
-    debt.look(0, 9 * LIVE, LIVE)
+    debt.look(end := end + MIB, 0, SIZES, yes)
+    debt.take()
+    for _ in range(2):
+        debt.look(end := end + MIB, 9 * LIVE, SIZES, yes)
     assert debt.take() > 0.0, "it was gone, and came back"
 
 
 def test_it_is_looked_at_seldom_far_from_the_bound_and_often_beyond() -> None:
-    debt = Debt(SEGMENT)
+    debt = Debt()
     assert debt.is_to_look(0)
-    debt.look(1000, 0, LIVE)
+    debt.look(1000, 0, SIZES, yes)
     assert not debt.is_to_look(1000)
     assert not debt.is_to_look(1000 + MIB - 1)
     assert debt.is_to_look(1000 + MIB)
-    debt.look(5 * MIB, 2 * BOUND, LIVE)
+    debt.look(5 * MIB, 2 * BOUND, SIZES, yes)
     assert not debt.is_to_look(5 * MIB + 32 * 1024 - 1)
     assert debt.is_to_look(5 * MIB + 32 * 1024)
+    assert not debt.is_to_count(5 * MIB + 32 * 1024), "what is dead in hundreds of segments is counted less often"
+    assert debt.is_to_count(5 * MIB + SIZES.segment // 128)
     assert debt.is_to_look(0), "the segment is another, and its end is nearer than the next look"
+    assert debt.is_to_count(0)
 
 
 def test_in_a_small_segment_it_is_looked_at_several_times() -> None:
-    debt = Debt(4096)
-    debt.look(0, 0, LIVE)
+    sizes = sizes_of(LIVE, Options(segment_size_bytes=4096))
+    debt = Debt()
+    debt.look(0, 0, sizes, yes)
     assert debt.next_look == 1024
-    debt.look(0, 2 * LIVE, LIVE)
+    debt.look(0, 2 * LIVE, sizes, yes)
     assert debt.next_look == 128
+
+
+def test_nothing_is_owed_while_no_compaction_would_give_anything_back() -> None:
+    """Writers slept up to a tenth of a second each for a compaction that never came."""
+    debt, end, is_due = Debt(), 0, False
+    debt.look(0, 0, SIZES, yes)
+    for _ in range(10):
+        debt.look(end := end + MIB, 100 * LIVE, SIZES, lambda: is_due)
+        assert debt.take() == 0.0
+        assert debt.why is None
+        assert debt.next_look == end + MIB, "in vain, too, it would be to ask again at once"
+    is_due = True
+    for _ in range(2):
+        debt.look(end := end + MIB, 100 * LIVE, SIZES, lambda: is_due)
+    assert debt.take() > 0.0
+    assert debt.why == (100 * LIVE, LIVE, BOUND)
+    debt.forgive()
+    assert debt.take() == 0.0
+    assert debt.why is None

@@ -23,6 +23,7 @@ LAYERS = [
     "errors",
     "log",
     "options",
+    "sizes",
     "codec",
     "files",
     "directory",

@@ -12,7 +12,6 @@ import pytest
 
 from bytekv import ConflictError, CorruptionError, LimitError, StoreClosedError
 from bytekv.store import Store
-from bytekv.victims import choose
 from tests import harness
 from tests.harness import FakeFiles, crash
 
@@ -106,7 +105,7 @@ def test_victims_chosen_before_another_compaction_took_them(open_store: Callable
 def test_two_small_neighbours_are_merged_once(path: Path, open_store: Callable[..., Store]) -> None:
     """One holds a tombstone that has to stay, the other a put. Their outputs were a file with the tombstone and a
     file with the put, both small, neighbours: to be merged. With three syncs a round, for ever."""
-    options: dict[str, Any] = {"segment_size_bytes": 2000, "compact_small_files": 2}
+    options: dict[str, Any] = {"segment_size_bytes": 2000, "compact_small_files": 2, "compact_dead_ratio": 1.0}
     db = open_store(**options)
     for number in range(3):
         db[b"k%d" % number] = b"x" * 1900
@@ -119,7 +118,7 @@ def test_two_small_neighbours_are_merged_once(path: Path, open_store: Callable[.
     crash(db)
     db = open_store(**options)
     rounds = 0
-    while victims := choose(db._upkeep.survey(), db._options):
+    while victims := db._upkeep.victims():
         compact_run(db, victims)
         rounds += 1
         assert rounds < 3

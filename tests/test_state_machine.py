@@ -29,7 +29,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from bytekv import ConflictError, StoreClosedError, repair
 from bytekv.snapshot import Snapshot
 from bytekv.store import Store
-from bytekv.victims import choose
 from tests import harness
 from tests.harness import WRONG, Case, FakeFiles
 from tests.test_scan import expected
@@ -430,7 +429,7 @@ class StoreMachine(RuleBasedStateMachine):
     def choose_and_compact(self) -> None:
         """Compact as long as it seems worth it: every round must leave less to do."""
         for _ in range(10 + len(self.db._segments.sealed())):
-            victims = choose(self.db._upkeep.survey(), self.db._options)
+            victims = self.db._upkeep.victims()
             if not victims:
                 return
             self.db._upkeep.compactor.run(victims, lambda: None, lambda _: None)
@@ -441,7 +440,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Do what the worker would do by now."""
         self.db._work()
         if self.db._upkeep.may_compact:
-            assert not choose(self.db._upkeep.survey(), self.db._options)
+            assert not self.db._upkeep.victims()
         assert self.db.stats().background_error is None
 
     # --- one moment, kept ------------------------------------------------------------------------

@@ -55,6 +55,10 @@ class Metrics:
         yield from _family("last_seq", "counter", "Operations ever written.", [("", stats.last_seq)])
         yield from _family("durable_seq", "counter", "Operations that survive a power cut.", [("", stats.durable_seq)])
         yield from _family("compactions_total", "counter", "Compactions since opening.", [("", stats.compactions)])
+        throttled = stats.throttled_s
+        yield from _family(
+            "throttled_seconds", "counter", "Time that writers waited for compactions.", [("", throttled)]
+        )
         failed = int(stats.background_error is not None)
         yield from _family("background_failed", "gauge", "1 if the last work in the background failed.", [("", failed)])
 

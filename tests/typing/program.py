@@ -188,6 +188,7 @@ def upkeep(db: Store, folder: pathlib.Path) -> None:
     assert_type(stats, Stats)
     assert_type(stats.pinned_bytes, int)
     assert_type(stats.expired_keys, int)
+    assert_type((stats.throttled, stats.throttled_s), tuple[str | None, float])
     assert_type(stats.segments, tuple[SegmentStats, ...])
     for change in db.changes(since_seq=db.last_seq):
         assert_type(change, Change)
