@@ -591,6 +591,7 @@ def serve(arguments: Namespace) -> int:
     """Serve the store at one or two doors until told to stop."""
     import asyncio
 
+    from .listening import raise_descriptor_limit
     from .serve import Door, DoorError, Stopped, ending_on_sigterm, serve_doors
 
     doors: list[Door] = []
@@ -611,6 +612,7 @@ def serve(arguments: Namespace) -> int:
                 doors.append(lambda started: serve_http(store, http_host, http_port, started=started, **at_http))
             if not doors:
                 raise UsageError("say where to serve: --resp HOST:PORT, --http HOST:PORT, or both")
+            raise_descriptor_limit()
             with _store(arguments, "c", sync=arguments.sync) as store:
                 check_stopped()
                 ready = lambda where: say(f"serving {store.path} at {' and '.join(where)}")  # noqa: E731

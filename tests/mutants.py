@@ -891,6 +891,64 @@ MUTANTS = [
     ),
     # --- a process that serves -----------------------------------------------------------------
     _mutant(
+        "doors: strangers take the places of clients that have shown the secret",
+        "listening",
+        "            if not self._strangers:\n                return False\n            self._evict_one()",
+        "            if not self:\n                return False\n"
+        "            guest = next(iter({**self._known, **self._strangers}))\n"
+        "            self.leave(guest)\n            guest.evict()",
+        "tests/test_admission.py",
+    ),
+    _mutant(
+        "doors: each has as many connections as if it were the only one",
+        "listening",
+        "            return sum(map(len, _doors))",
+        "            return len(self)",
+        "tests/test_admission.py",
+    ),
+    _mutant(
+        "doors: the newest stranger goes",
+        "listening",
+        "guest = next(iter(self._strangers))",
+        "guest = next(reversed(self._strangers))",
+        "tests/test_admission.py",
+    ),
+    _mutant(
+        "doors: each refusal is a line in the log",
+        "listening",
+        "        if now - at < 1:",
+        "        if False:",
+        "tests/test_admission.py",
+    ),
+    _mutant(
+        "HTTP: requests count before their token is looked at",
+        "http/application",
+        "        if scopes:\n            if self._admitted >= self._max_requests:",
+        "        if scopes:\n            if self._metrics.in_flight > self._max_requests:",
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: a client may take as long as it likes for its reply",
+        "http/application",
+        "asyncio.timeout(self.send_timeout_s)",
+        "asyncio.timeout(None)",
+        f"{_HTTP_SAFETY}::test_who_does_not_take_a_reply_in_time_is_given_up",
+    ),
+    _mutant(
+        "RESP: a client may take as long as it likes for its replies",
+        "resp/connection",
+        "        elif self._is_stuck(now):",
+        "        elif False:",
+        _RESP_SERVER,
+    ),
+    _mutant(
+        "RESP: before the password there may be any number of commands",
+        "resp/connection",
+        "return self._strange_commands > _STRANGER_COMMANDS",
+        "return False",
+        _RESP_SERVER,
+    ),
+    _mutant(
         "serving: a password guards the door of Redis clients only",
         "commands",
         "if arguments.http is not None and tokens is None and not arguments.no_token:",

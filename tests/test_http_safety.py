@@ -325,6 +325,49 @@ def test_too_many_requests_at_once(door, open_store):
     asyncio.run(three())
 
 
+def call_and_never_take(application: Any, path: str, headers: list[tuple[bytes, bytes]]) -> asyncio.Task[None]:
+    """Send a request whose client does not take the reply."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: object) -> None:
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
+    scope |= {"http_version": "1.1", "root_path": "", "headers": [(b"host", b"localhost"), *headers]}
+    return asyncio.ensure_future(application(scope, receive, send))
+
+
+def test_strangers_that_do_not_take_their_replies_hold_up_nobody(door, open_store):
+    """270 that asked for the public console made everybody else wait, with 429, as long as they stayed."""
+    http = door(open_store(), max_requests=2, tokens="s3cret")
+
+    async def many() -> None:
+        tasks = [call_and_never_take(http.application, "/-/console", []) for _ in range(10)]
+        tasks += [call_and_never_take(http.application, "/v1/stats", []) for _ in range(10)]
+        await asyncio.sleep(0)
+        assert (await http.send("GET", "/v1/stats", headers=bearer("s3cret"))).status == 200
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(many())
+
+
+def test_who_does_not_take_a_reply_in_time_is_given_up(door, open_store, caplog):
+    http = door(open_store(), max_requests=1, send_timeout_s=0.01, tokens="s3cret")
+
+    async def one() -> None:
+        await asyncio.wait_for(
+            call_and_never_take(http.application, "/v1/stats", [(b"authorization", b"Bearer s3cret")]), 30
+        )
+        assert (await http.send("GET", "/v1/stats", headers=bearer("s3cret"))).status == 200
+
+    asyncio.run(one())
+    assert "did not take its reply in time" in caplog.text
+
+
 # --- a store that cannot -----------------------------------------------------------------------
 
 

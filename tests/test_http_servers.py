@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from bytekv.http import Application, running, serve
+from bytekv.http import server as server_module
 from bytekv.listening import listen
 from tests.test_http_values import KEYS, quoted
 
@@ -320,6 +321,88 @@ def test_the_head_of_a_request_has_a_deadline(open_store):
                     pass
 
     asyncio.run(with_server(open_store(), be_slow, head_timeout_s=0.05))
+
+
+GET_CONSOLE = b"GET /-/console HTTP/1.1\r\nHost: localhost\r\n\r\n"
+GET_STATS = b"GET /v1/stats HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer s3cret\r\n\r\n"
+
+
+def status_of(connection: socket.socket, request: bytes) -> int:
+    """Send a request and read the whole reply."""
+    connection.sendall(request)
+    reply = http.client.HTTPResponse(connection)
+    reply.begin()
+    reply.read()
+    return reply.status
+
+
+@needs_uvicorn
+def test_strangers_make_room_for_each_other_and_for_nobody_else(open_store, monkeypatch):
+    monkeypatch.setattr(server_module, "_MAX_CONNECTIONS", 8)
+
+    def come(url: str) -> None:
+        connect = lambda: socket.create_connection(("127.0.0.1", port_of(url)), timeout=TIMEOUT_S)  # noqa: E731
+        with contextlib.ExitStack() as stack:
+            client = stack.enter_context(connect())
+            assert status_of(client, GET_STATS) == 200
+            strangers = [stack.enter_context(connect()) for _ in range(20)]
+            for stranger in strangers[:-2]:
+                with contextlib.suppress(ConnectionResetError):
+                    assert stranger.recv(1) == b""
+            assert status_of(strangers[-1], GET_CONSOLE) == 200
+            late = stack.enter_context(connect())
+            assert [status_of(connection, GET_STATS) for connection in (client, late, client)] == [200] * 3
+
+    asyncio.run(with_server(open_store(), come, tokens="s3cret"))
+
+
+@needs_uvicorn
+def test_without_a_token_one_connection_too_many_is_told_so(open_store, monkeypatch, caplog):
+    monkeypatch.setattr(server_module, "_MAX_CONNECTIONS", 1)
+
+    def come(url: str) -> None:
+        with socket.create_connection(("127.0.0.1", port_of(url)), timeout=TIMEOUT_S) as client:
+            assert status_of(client, GET_CONSOLE) == 200
+            for _ in range(50):
+                with socket.create_connection(("127.0.0.1", port_of(url)), timeout=TIMEOUT_S) as other:
+                    assert other.recv(65536).startswith(b"HTTP/1.1 503 ")
+
+    asyncio.run(with_server(open_store(), come))
+    assert 1 <= len(caplog.records) < 10
+
+
+@needs_uvicorn
+def test_who_does_not_take_replies_is_disconnected(open_store, monkeypatch, caplog):
+    """Also when the connection is to be closed, which would otherwise wait for the client for ever."""
+    monkeypatch.setattr(server_module, "_SWEEP_S", 0.01)
+    monkeypatch.setattr(server_module, "_STRANGER_SEND_S", 0.05)
+
+    def ask_and_do_not_take(url: str) -> None:
+        for last in (GET_CONSOLE, b"nonsense\r\n\r\n"):
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.settimeout(TIMEOUT_S)
+                client.connect(("127.0.0.1", port_of(url)))
+                client.sendall(GET_CONSOLE * 300 + last)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                with pytest.raises((ConnectionResetError, BrokenPipeError)):
+                    while True:  # until the server has gone; what it does not read fills the buffers
+                        client.sendall(b"x" * 65536)
+
+    asyncio.run(with_server(open_store(), ask_and_do_not_take, tokens="s3cret"))
+    assert "does not take its replies" in caplog.text
+
+
+@needs_uvicorn
+def test_nonsense_does_not_fill_the_log(open_store, caplog):
+    def send_nonsense(url: str) -> None:
+        for _ in range(50):
+            with socket.create_connection(("127.0.0.1", port_of(url)), timeout=TIMEOUT_S) as client:
+                client.sendall(b"nonsense\r\n\r\n")
+                assert client.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+    asyncio.run(with_server(open_store(), send_nonsense))
+    assert 1 <= len(caplog.records) < 10
 
 
 @needs_uvicorn

@@ -73,6 +73,7 @@ def test_limits_are_those_of_the_code():
     size, seconds = UNTRUSTED.bulk_bytes >> 10, round(connection.AUTHENTICATION_S)
     before = limits["the same, before the password"]
     assert before == f"{UNTRUSTED.arguments} arguments, {size} KiB each, {seconds} seconds"
+    assert limits["commands before the password"] == str(connection._STRANGER_COMMANDS)
     assert limits["commands between MULTI and EXEC"] == f"{session._MAX_QUEUE_BYTES >> 20} MiB"
     assert limits["keys under WATCH"] == f"{session._MAX_WATCHED_BYTES >> 20} MiB"
     both = "a command, or of all between MULTI and EXEC"

@@ -170,8 +170,9 @@ def test_limits_before_the_password(house):
         client.send(data)
         assert client.rest() == b"-ERR Protocol error: " + complaint + b"\r\n"
     client = door.client()
-    client.send(request("PING") * 3000)  # however many there are, each is looked at by itself
-    assert [client.reply() for _ in range(3000)] == [b"-NOAUTH Authentication required.\r\n"] * 3000
+    client.send(request("PING") * 33)  # each is looked at by itself
+    assert [client.reply() for _ in range(32)] == [b"-NOAUTH Authentication required.\r\n"] * 32
+    assert client.rest() == b"-NOAUTH too many commands without the password\r\n"
 
 
 @pytest.mark.parametrize("words", [b"POST / HTTP/1.1\r\n", b"host: here\r\n", request("Host:", "x")])
@@ -194,7 +195,64 @@ def test_one_connection_too_many_is_told_so(house):
     assert b"rejected_connections:1" in first("INFO")
 
 
+def test_strangers_make_room_for_each_other_and_for_nobody_else(house, caplog):
+    """330 of them took every descriptor of the process, and writes of clients with the password were refused."""
+    door = house(password="s3cret", max_connections=8)
+    clients = []
+    for _ in range(3):
+        clients.append(door.client())
+        assert clients[-1]("AUTH", "s3cret") == OK
+    strangers = [door.client() for _ in range(20)]
+    for stranger in strangers[:-2]:
+        assert stranger.rest() == b""
+    assert strangers[-1]("PING").startswith(b"-NOAUTH")
+    late = door.client()
+    assert late("AUTH", "s3cret") == OK
+    assert [client("PING") for client in [*clients, late]] == [b"+PONG\r\n"] * 4
+    late("RESET")
+    for _ in range(2):
+        door.client()("PING")
+    assert late.rest() == b"", "who has forgotten the password is one of them"
+    assert clients[0]("CONFIG", "GET", "maxclients") == b"*2\r\n$10\r\nmaxclients\r\n$1\r\n8\r\n"
+
+
+def test_refusals_do_not_fill_the_log(house, caplog):
+    door = house(max_connections=1)
+    door.client()("PING")
+    for _ in range(50):
+        assert door.client().rest().startswith(b"-ERR max number")
+    assert 1 <= len(caplog.records) < 10
+
+
+def test_a_wrong_password_is_told_in_the_log(house, caplog):
+    door = house(password="s3cret")
+    for _ in range(50):
+        assert door.client()("AUTH", "guess").startswith(b"-WRONGPASS")
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0].startswith("a Redis client has shown a wrong password: 127.0.0.1:")
+    assert len(messages) < 10
+    assert "guess" not in "".join(messages)
+
+
 # --- deadlines ---------------------------------------------------------------------------------
+
+
+def test_who_does_not_take_replies_is_disconnected_and_who_takes_them_slowly_is_not(house, caplog):
+    door = house(request_timeout_s=60)
+    client = door.client(receive_bytes=4096)
+    client("SET", "k", b"v" * (8 << 20))
+    client.send(request("GET", "k"))
+    door.client()("PING")
+    (connection, _) = door.connections()
+    door.wait(30)
+    client.file.read(1 << 20)  # more than 1 KiB for each second that passes below
+    door.client()("PING")
+    now = door.server.now
+    door.on_loop(lambda: door.server.check_deadlines(now + 900))
+    assert not connection._transport.is_closing()
+    door.on_loop(lambda: door.server.check_deadlines(now + 60 + 8 * 1024))
+    assert connection._transport.is_closing()
+    assert "does not take its replies" in caplog.text
 
 
 def test_who_does_not_show_the_password_in_time_is_disconnected(house):

@@ -27,6 +27,7 @@ def app(
     max_body_bytes: int = 16 * 1024 * 1024,
     max_requests: int = 256,
     body_timeout_s: float = 60.0,
+    send_timeout_s: float = 60.0,
 ) -> Application:
     """Return an ASGI application that serves an open store; it never closes it.
 
@@ -34,7 +35,8 @@ def app(
     read, write and admin); None: everybody may do everything, which is for loopback. ``allowed_hosts``: names,
     besides localhost and IP addresses, under which the server is known; ``"*"`` for any. ``max_body_bytes``: the
     largest value and batch. ``max_requests``: those under way at once; more are told to come again.
-    ``body_timeout_s``: seconds within which a body must have arrived.
+    ``body_timeout_s``: seconds within which a body must have arrived. ``send_timeout_s``: seconds within which a
+    client must have taken a piece of its reply, of 64 KiB at most.
 
     Raises `ValueError` for a token that no client could send and for an unknown scope. Durability: a reply to a
     write means what the return of `Store.put` means. Run it in one process: one process writes to a store.
@@ -51,4 +53,5 @@ def app(
         max_body_bytes=max_body_bytes,
         max_requests=max_requests,
         body_timeout_s=body_timeout_s,
+        send_timeout_s=send_timeout_s,
     )

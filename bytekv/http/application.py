@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from ..compactor import Compaction, Progress
 from ..errors import BytekvError
+from ..listening import Seldom
 from ..mapping import Entry
 from ..store import Store
 from . import operations
@@ -30,6 +31,7 @@ from .console import PAGE, PAGE_POLICY
 from .message import (
     Budget,
     ClientGone,
+    Message,
     Receive,
     Reply,
     Request,
@@ -47,7 +49,7 @@ from .problem import Header, Problem, changes_lost, problem_of
 from .routes import route_of
 from .streams import ChangeFeed, in_slices
 
-__all__ = ["Application"]
+__all__ = ["KNOWN", "Application"]
 
 T = TypeVar("T")
 logger = logging.getLogger("bytekv.http")
@@ -56,6 +58,8 @@ _NDJSON: Final = "application/x-ndjson"
 _EVENTS: Final = "text/event-stream"
 _READERS: Final = 8
 _WRITERS: Final = 32  # with sync="always" all who wait share the next sync
+#: In the state of a scope: what to call once a request has shown a token, if its server wants to know.
+KNOWN: Final = "bytekv.known"
 _BODIES_AT_ONCE: Final = 4  # bodies of the largest size that fit into the budget
 
 
@@ -71,6 +75,7 @@ class Application:
         max_body_bytes: int = 16 * 1024 * 1024,
         max_requests: int = 256,
         body_timeout_s: float = 60.0,
+        send_timeout_s: float = 60.0,
         poll_interval_s: float = 0.1,
     ) -> None:
         self.access = Access(tokens, allowed_hosts)
@@ -79,6 +84,11 @@ class Application:
         self._max_requests = max_requests
         self._body_timeout_s = body_timeout_s
         self._poll_interval_s = poll_interval_s
+        #: Seconds for a client to take a piece of its reply.
+        self.send_timeout_s = send_timeout_s
+        #: Warnings that clients cause.
+        self.seldom = Seldom(logger)
+        self._admitted = 0  # requests under way that have shown what they have to
         self._budget = Budget(_BODIES_AT_ONCE * max_body_bytes)
         self._metrics = Metrics()
         self._readers = ThreadPoolExecutor(_READERS, "bytekv-http-read")
@@ -140,16 +150,19 @@ class Application:
                 reply = problem_reply(problem_of(error))
             status = reply.status
             try:
-                await reply.send(request, send)
+                await reply.send(request, self._in_time(send))
+            except TimeoutError:
+                self.seldom.warn("an HTTP client did not take its reply in time")
             except Exception as error:
                 if isinstance(error, OSError) and not isinstance(error, BytekvError):
                     return  # the client has left; so newer servers say it
                 # Half of the reply is out. The server cuts the connection, so the client knows that it lacks the rest.
-                logger.error("%s was cut off: %s", operation, problem_of(error).detail)
+                self.seldom.warn(f"{operation} was cut off", problem_of(error).detail)
                 raise
         finally:
             self._metrics.in_flight -= 1
             if request is not None:
+                self._admitted -= request.is_admitted
                 request.done()
             if status:
                 self._metrics.count(operation, status, perf_counter() - began)
@@ -157,12 +170,27 @@ class Application:
     def _admit(self, request: Request, scopes: tuple[str, ...]) -> frozenset[str]:
         host = (request.headers(b"host") or [""])[0]
         allowed = self.access.check_token(scopes, request.headers(b"authorization"))
+        if scopes and self.access.asks_for_token and (note := request.state.get(KNOWN)) is not None:
+            note()
         self.access.check_origin(request.method, host, request.header(b"origin"), request.header(b"sec-fetch-site"))
         if self._is_closed:
             raise Problem("unavailable", "the server is coming to its end")
-        if scopes and self._metrics.in_flight > self._max_requests:
-            raise Problem("too-many-requests", "too many requests at once", headers=[(b"retry-after", b"1")])
+        if scopes:
+            if self._admitted >= self._max_requests:
+                self.seldom.warn("a request was refused: there are too many at once")
+                raise Problem("too-many-requests", "too many requests at once", headers=[(b"retry-after", b"1")])
+            self._admitted += 1
+            request.is_admitted = True
         return allowed
+
+    def _in_time(self, send: Send) -> Send:
+        """Return a ``send`` that raises `TimeoutError` if the client does not take what it is sent."""
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self.send_timeout_s):
+                await send(message)
+
+        return send_in_time
 
     async def _read(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *arguments))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -25,6 +25,7 @@ from .problem import Header, Problem
 __all__ = [
     "Budget",
     "ClientGone",
+    "Message",
     "Receive",
     "Reply",
     "Request",
@@ -43,7 +44,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 #: Bytes handed to the server at once, so that a slow client holds back the rest.
-_PIECE_BYTES: Final = 256 * 1024
+_PIECE_BYTES: Final = 64 * 1024
 _BAD_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _MAX_PARAMETERS: Final = 20
@@ -88,6 +89,10 @@ class Request:
         self.http_version: str = scope.get("http_version", "1.1")
         #: What its sender may do; nothing until that is known.
         self.allowed: frozenset[str] = frozenset()
+        #: Whether it counts among those under way.
+        self.is_admitted = False
+        #: What the server has to say of the connection.
+        self.state: Mapping[str, Any] = scope.get("state") or {}
         self._receive = receive
         self._budget: Budget | None = None
         self._taken = 0

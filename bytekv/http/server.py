@@ -1,29 +1,35 @@
 """The application on uvicorn: listening sockets, deadlines, an end without lost replies.
 
 uvicorn is imported when a server starts, so that mounting the application elsewhere needs nothing. What it is
-told: no signal handlers and no logging of its own (both are the process's), no trust in forwarded headers, and
-h11 as its parser, whose buffers are bounded.
+told: no sockets (connections are accepted here), no signal handlers and no logging of its own (both are the
+process's), no trust in forwarded headers, and h11 as its parser, whose buffers are bounded. What it lacks is in a
+subclass of its protocol: deadlines for the head of a request and for taking a reply, a bound for connections, which
+favours clients that have shown a token, and a log that strangers cannot fill.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, Final
 
-from ..listening import listen
+from ..listening import Pace, Places, Seldom, accepting, listen
 from ..store import Store
 from .access import Tokens
-from .application import Application
+from .application import KNOWN, Application
 
 __all__ = ["running", "serve"]
 
 _MAX_CONNECTIONS: Final = 1000
 _GRACE_S: Final = 10
+_SWEEP_S: Final = 1.0
+_LINGER_S: Final = 5.0  # for a client to take what it is still sent when its connection is closed
+_STRANGER_SEND_S: Final = 10.0  # for a client without a token to take the rest of its replies
 
 
 async def serve(
@@ -40,7 +46,8 @@ async def serve(
 
     ``host``: a name or an address; only a loopback address may be served without ``tokens``. ``port``: 0 for a
     free one. ``started`` is called with the URL once connections are accepted. ``head_timeout_s``: seconds within
-    which the head of a request must have arrived. ``settings``: as for `app`.
+    which the head of a request must have arrived. ``settings``: as for `app`. There are 1,000 connections at most, or
+    as many as the process has descriptors for beside the store's files.
 
     When it is cancelled it takes no new connections, ends streams and answers what has begun, for ten seconds at
     most. Raises `ValueError` if the address is not loopback and there is no token, `OSError` if it cannot listen,
@@ -49,32 +56,48 @@ async def serve(
     application = Application(store, tokens=tokens, **settings)
     uvicorn = _uvicorn()
     sockets = listen(host, port, secret="a token", is_set=application.access.asks_for_token)
+    places = Places(_MAX_CONNECTIONS, guarded=application.access.asks_for_token)
     try:
         config = uvicorn.Config(
             application,
-            http=_protocol(head_timeout_s),
+            http=_protocol(head_timeout_s, application.send_timeout_s, places, application.seldom),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=_MAX_CONNECTIONS,
             timeout_graceful_shutdown=_GRACE_S,
         )
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext
-        serving = asyncio.ensure_future(server.serve(sockets=sockets))
+        places.open()
+        serving = asyncio.ensure_future(server.serve(sockets=[]))
+        beside: list[asyncio.Future[None]] = []
         try:
+            while not (server.started or serving.done()):
+                await asyncio.sleep(0)
+            protocol = lambda: config.http_protocol_class(  # noqa: E731
+                config=config, server_state=server.server_state, app_state=server.lifespan.state
+            )
+            beside.append(asyncio.ensure_future(_sweep(server)))
+            beside += [asyncio.ensure_future(accepting(each, protocol, places, application.seldom)) for each in sockets]
             if started is not None:
                 started(_url(sockets[0]))
             await asyncio.shield(serving)
         except BaseException:
             application.end_streams()
+            for task in beside[1:]:  # no new connections; the deadlines of the others hold on
+                task.cancel()
             server.should_exit = True
             await serving
             raise
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
     finally:
+        places.close()
         application.close()
         for listener in sockets:
             listener.close()
@@ -134,22 +157,109 @@ def _uvicorn() -> Any:
     return uvicorn
 
 
-def _protocol(head_timeout_s: float) -> Any:
-    """Return uvicorn's h11 protocol with a deadline for the head of a request, which it has not."""
+async def _sweep(server: Any) -> None:
+    """Look at all connections now and then, for as long as the server runs."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        await asyncio.sleep(_SWEEP_S)
+        for connection in list(server.server_state.connections):
+            connection.check(clock())
+
+
+class _Log:
+    """What uvicorn is given as its logger: of each kind of warning a line a second."""
+
+    level = logging.INFO
+
+    def __init__(self, seldom: Seldom) -> None:
+        self._seldom = seldom
+
+    def log(self, level: int, message: str, *values: object, exc_info: object = None) -> None:
+        """Take a message."""
+        if level >= logging.WARNING:
+            self._seldom.warn(message.strip(), " ".join(map(str, values)), exc_info)
+
+    def warning(self, message: str, *values: object, exc_info: object = None) -> None:
+        """Take a warning."""
+        self.log(logging.WARNING, message, *values, exc_info=exc_info)
+
+    error = warning
+
+    def info(self, message: str, *values: object) -> None:
+        """Drop a message that is for developers of servers."""
+
+    debug = info
+
+
+_REFUSAL: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 1\r\n\r\n"
+)
+
+
+def _protocol(head_timeout_s: float, send_timeout_s: float, places: Places, seldom: Seldom) -> Any:
+    """Return uvicorn's h11 protocol with what it lacks."""
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
+    pace = Pace()
+
     class Protocol(H11Protocol):  # type: ignore[misc]
+        app_state: Any
         _deadline: asyncio.TimerHandle | None = None
+        _is_known = not places.guarded  # has shown a token, or need not
+        _untaken_since: float | None = None  # when there began to be bytes that the client does not take
+        _closing_since: float | None = None
+
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.logger = _Log(seldom)
+            self.app_state = {**self.app_state, KNOWN: self._note_known}  # the application finds it in the scope
+
+        def _note_known(self) -> None:
+            if not self._is_known:
+                self._is_known = True
+                places.note(self, known=True)
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            if not places.admit(self):
+                seldom.warn("an HTTP client was refused: there are too many")
+                transport.write(_REFUSAL)
+                transport.close()
             self._watch()
+
+        def evict(self) -> None:
+            self.transport.abort()
+
+        def on_response_complete(self) -> None:
+            if self._is_known:
+                super().on_response_complete()
+            else:
+                pace.do(super().on_response_complete)  # and the next request, if it has arrived
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._untaken_since = None
+
+        def check(self, now: float) -> None:
+            """Close the connection if the client takes too long for its replies."""
+            if self.transport.is_closing():
+                self._closing_since = self._closing_since or now
+                if now - self._closing_since > _LINGER_S:
+                    self.transport.abort()
+            elif not self.transport.get_write_buffer_size():
+                self._untaken_since = None
+            else:
+                self._untaken_since = self._untaken_since or now
+                if now - self._untaken_since > (send_timeout_s if self._is_known else _STRANGER_SEND_S):
+                    seldom.warn("an HTTP client that does not take its replies was disconnected")
+                    self.transport.abort()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             self._watch()
 
         def connection_lost(self, exc: Exception | None) -> None:
+            places.leave(self)
             self._unwatch()
             super().connection_lost(exc)
 

@@ -16,6 +16,7 @@ import asyncio
 import socket
 from typing import Final, Protocol, cast
 
+from ..listening import Seldom
 from .commands import COMMANDS
 from .executor import Executor, Item, Straight, error_of
 from .protocol import UNTRUSTED, Parser, encode, encode_error
@@ -27,6 +28,7 @@ READ_BYTES: Final = 64 * 1024
 WRITE_BYTES: Final = 256 * 1024  # replies that wait for a client; above, it is read from no more
 AUTHENTICATION_S: Final = 10.0
 GRACE_S: Final = 5.0  # for a client to take what it is still sent when its connection is closed
+_STRANGER_COMMANDS: Final = 32  # that a client may send before it has shown the password
 _SMALL_REPLY_BYTES: Final = 512  # not counted: as many as fit into a read are a few megabytes
 _MAX_SHARE: Final = 1024  # commands that one client has in a batch
 _MIN_BYTES_PER_S: Final = 1024  # of a request that takes longer than `request_timeout_s`
@@ -44,6 +46,10 @@ class Host(Protocol):
     commands_processed: int
     request_timeout_s: float
     idle_timeout_s: float
+    seldom: Seldom
+
+    def note(self, connection: Connection, *, known: bool) -> None:
+        """Note whether a client has shown the password."""
 
     def admit(self, connection: Connection, address: str, local_address: str) -> bytes | None:
         """Give a new connection its session; return what to tell it if there are too many."""
@@ -69,6 +75,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_backlog",
+        "_given_bytes",
         "_is_at_eof",
         "_is_cautious",
         "_is_choked",
@@ -76,8 +83,11 @@ class Connection(asyncio.BufferedProtocol):
         "_left",
         "_parser",
         "_server",
+        "_strange_commands",
+        "_taken_bytes",
         "_transport",
         "_unsent",
+        "_untaken_since",
         "_view",
         "_ways",
         "active_at",
@@ -101,6 +111,9 @@ class Connection(asyncio.BufferedProtocol):
         self._is_at_eof = False  # the client sends nothing more
         self._is_choked = False  # the client does not read
         self._is_waiting = False  # for a batch, or for something slow
+        self._given_bytes = self._taken_bytes = 0  # to the transport; by the client when `_untaken_since` began
+        self._untaken_since: float | None = None  # when there began to be bytes that the client does not take
+        self._strange_commands = 0  # before the password
         self.active_at = self.stranger_since = server.now
         self.closing_since: float | None = None
         self.request_since: float | None = None  # when the request that is not all there began
@@ -197,6 +210,10 @@ class Connection(asyncio.BufferedProtocol):
         waits: Run | Later | None = None
         for arguments in commands:
             done += 1
+            if self._is_cautious and self._is_one_too_many():
+                add(encode_error(b"NOAUTH too many commands without the password"))
+                session.is_closing, commands = True, []
+                break
             way = ways.get(arguments[0])
             try:
                 reply = None if way is None else way(arguments)
@@ -238,9 +255,16 @@ class Connection(asyncio.BufferedProtocol):
         if (parser.limits is UNTRUSTED) == session.is_authenticated:
             parser.limits = session.limits
             self._is_cautious = True
+            self._strange_commands = 0
             self.stranger_since = self._server.now
+            self._server.note(self, known=session.is_authenticated)
         self._ways = self._server.ways[session.resp3] if session.is_plain else {}
         return self._ways
+
+    def _is_one_too_many(self) -> bool:
+        """Tell whether a client that has not shown the password has sent more than it needs for that."""
+        self._strange_commands += not self.session.is_authenticated
+        return self._strange_commands > _STRANGER_COMMANDS
 
     # --- replies -----------------------------------------------------------------------------------
 
@@ -254,6 +278,7 @@ class Connection(asyncio.BufferedProtocol):
         """Send what there is to send."""
         data, self._unsent = self._unsent, b""
         if data and not self._transport.is_closing():
+            self._given_bytes += len(data)
             self._transport.write(data)
 
     # --- waiting -----------------------------------------------------------------------------------
@@ -311,6 +336,9 @@ class Connection(asyncio.BufferedProtocol):
             self.closing_since = self.closing_since or now
             if now - self.closing_since > GRACE_S:
                 self._transport.abort()
+        elif self._is_stuck(now):
+            server.seldom.warn("a Redis client that does not take its replies was disconnected", self.session.address)
+            self._transport.abort()
         elif not self.session.is_authenticated and now - self.stranger_since > AUTHENTICATION_S:
             self.close()
         elif self.request_since is not None and not self._is_choked and not self._is_waiting:
@@ -319,6 +347,18 @@ class Connection(asyncio.BufferedProtocol):
                 self.close()
         elif server.idle_timeout_s and now - self.active_at > server.idle_timeout_s and not self._is_waiting:
             self.close()
+
+    def _is_stuck(self, now: float) -> bool:
+        """Tell whether the client takes its replies too slowly: for too long fewer than some bytes a second."""
+        untaken = self._transport.get_write_buffer_size()
+        if not untaken:
+            self._untaken_since = None
+            return False
+        taken = self._given_bytes - untaken
+        if self._untaken_since is None:
+            self._untaken_since, self._taken_bytes = now, taken
+        patience_s = self._server.request_timeout_s + (taken - self._taken_bytes) / _MIN_BYTES_PER_S
+        return now - self._untaken_since > patience_s
 
     def stop(self) -> None:
         """Carry out nothing more than what is waited for, then close."""
@@ -337,6 +377,8 @@ class Connection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close the connection at once."""
         self._transport.abort()
+
+    evict = abort
 
 
 def _address(transport: asyncio.BaseTransport, which: str) -> str:

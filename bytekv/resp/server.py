@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from .. import BytekvError, Store
-from ..listening import listen
+from ..listening import Places, Seldom, accepting, listen
 from . import administration  # noqa: F401 - enters its commands into the table
 from .connection import GRACE_S, READ_BYTES, Connection
 from .executor import Executor, Item, error_of
@@ -50,8 +50,9 @@ class Server:
     On an event loop it is `listen` and `close`, or ``async with``. It does not close the store.
 
     ``port``: 0 for a free one; `address` tells which. ``password``: what clients have to show, needed for an address
-    that is not loopback. ``max_connections`` are served at once. ``request_timeout_s``: seconds for a request to
-    arrive, plus one for each KiB. ``idle_timeout_s``: seconds after which a client that sends nothing is disconnected;
+    that is not loopback. ``max_connections`` are served at once, or as many as the process has descriptors for beside
+    the store's files. ``request_timeout_s``: seconds for a request to arrive, and for a client to take its replies,
+    plus one for each KiB. ``idle_timeout_s``: seconds after which a client that sends nothing is disconnected;
     0: never. ``backup_dir``: where BGSAVE puts backups, each in a directory of its own; None: it is refused.
     ``group_commit``: let the writes that arrive together share one sync, beside the event loop; None: if the store was
     opened with ``sync="always"``. ``limits``: what one request may ask for.
@@ -102,7 +103,9 @@ class Server:
         self.ways = [self.executor.straight(resp3, writes=not self.group_commit) for resp3 in (False, True)]
         self._store = store
         self._host, self._port = host, port
-        self._max_connections = max_connections
+        #: Warnings that clients cause.
+        self.seldom = Seldom(logger)
+        self._places = Places(max_connections, guarded=self.password_digest is not None)
         self._backup_dir = None if backup_dir is None else os.fspath(backup_dir)
         self._connections: dict[int, Connection] = {}
         self._open: set[Connection] = set()  # with those that are refused
@@ -126,7 +129,12 @@ class Server:
         self._closed = asyncio.Event()
         sockets = listen(self._host, self._port, secret="a password", is_set=self.password_digest is not None)
         self.address = sockets[0].getsockname()[:2]
-        self._listeners = [await self.loop.create_server(lambda: Connection(self), sock=each) for each in sockets]
+        self._places.open()
+        self._listeners = sockets
+        self._accepting = [
+            self.loop.create_task(accepting(each, lambda: Connection(self), self._places, self.seldom))
+            for each in sockets
+        ]
         self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
         logger.info("serving %s at %s", self._store.path, self.url)
 
@@ -144,7 +152,7 @@ class Server:
             b"appendonly": b"yes",
             b"bind": self._host.encode(),
             b"databases": b"1",
-            b"maxclients": b"%d" % self._max_connections,
+            b"maxclients": b"%d" % self._places.most,
             b"maxmemory": b"0",
             b"maxmemory-policy": b"noeviction",
             b"port": b"%d" % self.address[1],
@@ -183,8 +191,12 @@ class Server:
     async def _close(self) -> None:
         self._is_stopping = True
         self._sweeping.cancel()
+        for accepting_ in self._accepting:
+            accepting_.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
         for listener in self._listeners:
             listener.close()
+        self._places.close()
         for connection in list(self._connections.values()):
             connection.stop()
         # 1. what is being carried out is finished and answered, 2. the answers leave, 3. nothing runs any more
@@ -250,8 +262,9 @@ class Server:
         """Give a new connection its session; return what to tell it if there are too many."""
         self.connections_received += 1
         self._open.add(connection)
-        if len(self._connections) >= self._max_connections or self._is_stopping:
+        if self._is_stopping or not self._places.admit(connection):
             self.connections_refused += 1
+            self.seldom.warn("a Redis client was refused: there are too many", address)
             return b"-ERR max number of clients reached\r\n"
         self._number += 1
         connection.session = self.sessions[self._number] = Session(self, self._number, address, local_address)
@@ -261,10 +274,15 @@ class Server:
     def forget(self, connection: Connection) -> None:
         """Take a connection that is gone out of the tables."""
         self._open.discard(connection)
+        self._places.leave(connection)
         session = getattr(connection, "session", None)
         if session is not None:
             self.sessions.pop(session.number, None)
             self._connections.pop(session.number, None)
+
+    def note(self, connection: Connection, *, known: bool) -> None:
+        """Note whether a client has shown the password."""
+        self._places.note(connection, known=known)
 
     def flush_soon(self, connection: Connection) -> None:
         """Send a connection's replies at the end of this turn of the loop.

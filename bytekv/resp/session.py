@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from ..listening import Seldom
 from .arguments import integer_of, syntax_error, word
 from .commands import COMMANDS, command, find_command, wrong_arity
 from .executor import Block, Executor, Item, error_of
@@ -41,6 +42,7 @@ class Door(Protocol):
     connections_refused: int
     started_at: float
     limits: Limits
+    seldom: Seldom
     is_compacting: bool
     is_backing_up: bool
 
@@ -220,6 +222,7 @@ class Session:
         wanted = self.door.password_digest
         right = wanted is None or hmac.compare_digest(digest_of(password), wanted)
         if user != b"default" or not right:
+            self.door.seldom.warn("a Redis client has shown a wrong password", self.address)
             raise ReplyError(b"WRONGPASS invalid username-password pair or user is disabled.")
         self.is_authenticated = True
 

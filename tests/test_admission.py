@@ -1,0 +1,207 @@
+"""Strangers cost nothing: places for connections, what is logged, and what is left for clients that have the secret."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import resource
+import socket
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+
+from bytekv import listening
+from bytekv.listening import Pace, Places, Seldom, connection_share, listen
+
+
+class FakeGuest:
+    """A connection that notes that it was evicted."""
+
+    def __init__(self) -> None:
+        self.is_evicted = False
+
+    def evict(self) -> None:
+        assert not self.is_evicted
+        self.is_evicted = True
+
+
+@pytest.fixture
+def limit(monkeypatch) -> Iterator[object]:
+    """Set how many files the process may open, as `Places` sees it."""
+
+    def set_limit(soft: int) -> None:
+        monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, soft))
+
+    return set_limit
+
+
+@pytest.fixture
+def places() -> Iterator[object]:
+    opened: list[Places] = []
+
+    def build(most: int, *, guarded: bool = True) -> Places:
+        opened.append(Places(most, guarded=guarded))
+        opened[-1].open()
+        return opened[-1]
+
+    yield build
+    for each in opened:
+        each.close()
+    assert not listening._doors
+
+
+def test_half_of_the_descriptors_are_the_stores_and_some_are_left(limit):
+    """The cap was 10,000 connections, whatever the process may open: strangers took every descriptor."""
+    for soft, share in ((256, 96), (1024, 384), (65536, 53248), (8, 4), (resource.RLIM_INFINITY, 913408)):
+        limit(soft)
+        assert connection_share() == share
+
+
+def test_the_oldest_stranger_makes_room_for_the_next(places):
+    door = places(40)
+    strangers = [FakeGuest() for _ in range(12)]
+    assert all(map(door.admit, strangers))
+    assert [each.is_evicted for each in strangers] == [True, True] + [False] * 10
+    assert len(door) == 10, "a quarter of all places"
+
+
+def test_strangers_make_room_for_those_who_have_shown_the_secret_and_never_the_other_way_round(places):
+    door = places(8)
+    known = [FakeGuest() for _ in range(8)]
+    for guest in known[:7]:
+        assert door.admit(guest)
+        door.note(guest, known=True)
+    stranger = FakeGuest()
+    assert door.admit(stranger)
+    assert door.admit(known[7])
+    assert stranger.is_evicted
+    door.note(known[7], known=True)
+    assert not door.admit(FakeGuest())
+    door.leave(known[0])
+    door.leave(known[0])
+    assert door.admit(FakeGuest())
+    assert not any(each.is_evicted for each in known)
+
+
+def test_who_forgets_the_secret_is_a_stranger_again(places):
+    door = places(4)
+    guest, other = FakeGuest(), FakeGuest()
+    door.admit(guest)
+    door.note(guest, known=True)
+    door.note(guest, known=True)
+    door.note(guest, known=False)
+    assert door.admit(other)
+    assert guest.is_evicted
+    door.note(guest, known=True)
+    assert len(door) == 1, "what was evicted has no place any more"
+
+
+def test_without_a_secret_nobody_is_a_stranger(places):
+    door = places(3, guarded=False)
+    guests = [FakeGuest() for _ in range(4)]
+    assert [door.admit(each) for each in guests] == [True, True, True, False]
+    assert not any(each.is_evicted for each in guests)
+
+
+def test_all_doors_of_a_process_share_its_descriptors(places, limit):
+    limit(32)
+    one, other = places(100, guarded=False), places(100, guarded=False)
+    assert connection_share() == 12
+    assert [one.admit(FakeGuest()) for _ in range(8)] == [True] * 8
+    assert [other.admit(FakeGuest()) for _ in range(5)] == [True] * 4 + [False]
+    one.close()
+    assert other.admit(FakeGuest())
+
+
+def test_the_limit_of_the_process_is_raised_as_far_as_it_may(monkeypatch):
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: asked.append(limits))
+    infinity = resource.RLIM_INFINITY
+    for found in (
+        (1024, 4096),
+        (1024, 1 << 20),
+        (1024, infinity),
+        (1 << 20, 1 << 20),
+        (4096, 4096),
+        (infinity, infinity),
+    ):
+        monkeypatch.setattr(resource, "getrlimit", lambda which, found=found: found)
+        listening.raise_descriptor_limit()
+    assert asked == [(4096, 4096), (65536, 1 << 20), (65536, infinity)]
+
+
+def test_of_each_kind_of_refusal_a_line_a_second_is_logged(caplog):
+    """330 connections too many made 430 KB of tracebacks."""
+    now = 0.0
+    seldom = Seldom(logging.getLogger("bytekv"), lambda: now)
+    for number in range(1000):
+        now = number / 400
+        seldom.warn("too many", f"number {number}")
+        seldom.warn("too slow")
+    assert [record.getMessage() for record in caplog.records] == [
+        "too many: number 0",
+        "too slow",
+        "too many: number 400 (and 399 times before)",
+        "too slow (and 399 times before)",
+        "too many: number 800 (and 399 times before)",
+        "too slow (and 399 times before)",
+    ]
+
+
+def test_what_strangers_want_is_done_at_a_pace_and_in_order():
+    """270 of them with 400 requests each left nothing of the processor to clients with a token."""
+    done: list[tuple[int, float]] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        pace = Pace(0.001)
+        for number in range(5):
+            pace.do(lambda number=number: done.append((number, loop.time())))
+        assert [number for number, _ in done] == [0], "the first need not wait"
+        while len(done) < 5:
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert [number for number, _ in done] == [0, 1, 2, 3, 4]
+    assert all(later - earlier >= 0.0009 for (_, earlier), (_, later) in pairwise(done))
+
+
+def test_without_descriptors_accepting_goes_on_later_and_says_so_in_a_line(monkeypatch, caplog):
+    """asyncio accepts a hundred at once, and writes a traceback for each that it has no descriptor for."""
+    monkeypatch.setattr(listening, "_RETRY_S", 0)
+    places = Places(1, guarded=False)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        connected = asyncio.Event()
+        (listener,) = listen("127.0.0.1", 0, secret="", is_set=True)
+        accept, failures = (
+            loop.sock_accept,
+            [OSError(errno.EMFILE, "Too many open files"), ConnectionAbortedError()] * 20,
+        )
+
+        async def fails_at_first(listener: socket.socket) -> object:
+            if failures:
+                raise failures.pop()
+            return await accept(listener)
+
+        monkeypatch.setattr(loop, "sock_accept", fails_at_first)
+
+        class Guest(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                transport.close()
+                connected.set()
+
+        seldom = Seldom(logging.getLogger("bytekv"))
+        task = asyncio.ensure_future(listening.accepting(listener, Guest, places, seldom))
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        await asyncio.wait_for(connected.wait(), 30)
+        writer.close()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        listener.close()
+
+    asyncio.run(run())
+    assert [record.getMessage() for record in caplog.records] == ["no connection can be accepted: Too many open files"]
