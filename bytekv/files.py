@@ -90,13 +90,13 @@ class _at(translated):
     __slots__ = ("_held",)
 
     def __init__(self, path: str) -> None:
-        super().__init__(path)
+        self._path = path
         self._held: _Held | None = None
 
     def __enter__(self) -> tuple[Any, int | None]:
         path = self._path
         if isinstance(path, Place):
-            self._held = held = path.folder.hold()
+            self._held = held = path.folder._held or path.folder.hold()
             return (path.name, held.number) if _BY_DESCRIPTOR else (os.path.join(held.real, path.name), None)
         if isinstance(path, Folder):
             self._held = held = path.hold()
@@ -107,7 +107,8 @@ class _at(translated):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         self._held = None  # or the error that is raised here would hold it
-        super().__exit__(kind, error, trace)
+        if error is not None:
+            super().__exit__(kind, error, trace)
 
 
 class _changing(_at):
@@ -162,10 +163,12 @@ class _Held:
 class Folder(str):
     """The path of a directory that is opened once, at its first use, and held; a plain string but for `Files`."""
 
-    __slots__ = ("_held", "_is_closed", "_lock", "_origin", "_sign")
+    __slots__ = ("_held", "_is_closed", "_lock", "_origin", "_prefix", "_sign", "file_system")
 
     def __init__(self, path: str) -> None:
+        self._prefix = os.path.join(path, "")
         self._origin = path  # a link may lead to a store's directory, but not to one in it
+        self.file_system: str | None = None  # its type, once `Files` has found it
         self._held: _Held | None = None
         self._is_closed = False
         self._lock: io.FileIO | None = None
@@ -176,7 +179,7 @@ class Folder(str):
 
     def place(self, name: str) -> Place:
         """Return the path of a name in this directory."""
-        return Place(self, os.path.join(self, name), name)
+        return Place(self, self._prefix + name, name)
 
     @property
     def parent(self) -> Place:
@@ -572,6 +575,13 @@ class Files:
 
     def file_system(self, path: str) -> str:
         """Return the type of the file system that holds ``path``, "" where unknown (proc_pid_mountinfo(5))."""
+        if isinstance(path, Folder):  # asked three times at each opening, and dear
+            if path.file_system is None:
+                path.file_system = self._file_system(path)
+            return path.file_system
+        return self._file_system(path)
+
+    def _file_system(self, path: str) -> str:
         with _unheeded(OSError, BytekvError, IndexError, AttributeError), _at(path) as (where, _):
             device = os.stat(where).st_dev
             wanted = f"{os.major(device)}:{os.minor(device)}"
