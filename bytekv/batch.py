@@ -5,12 +5,14 @@ A batch is filled without any lock and without touching the store; the last writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 
 from .codec import MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes
 from .errors import BytekvError
-from .mapping import Bytes, Expiry, expiry_of, key_of, value_of
+from .mapping import Bytes, Expiry, expiry_of, key_of, refusing, value_of
+
+TYPE_CHECKING = False
 
 __all__ = ["Batch", "Writes"]
 
@@ -70,6 +72,14 @@ class Batch:
 
     def __delitem__(self, key: Bytes) -> None:
         self.delete(key)
+
+    def __ior__(self, pairs: Mapping[Bytes, Bytes] | Iterable[tuple[Bytes, Bytes]]) -> Batch:
+        """Store all pairs of a mapping or an iterable when the batch is committed."""
+        self.put_all(pairs.items() if isinstance(pairs, Mapping) else pairs)
+        return self
+
+    if not TYPE_CHECKING:
+        __iand__, __isub__, __ixor__ = refusing("&="), refusing("-="), refusing("^=")
 
     def __len__(self) -> int:
         return len(self._writes)

@@ -17,11 +17,11 @@ which ``except dbm.error`` catches; a missing key is `KeyError`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 
 from .errors import BytekvError
-from .mapping import Bytes, to_bytes
+from .mapping import Bytes, joined, refusing, to_bytes
 from .store import Store
 from .store import open as open_store
 
@@ -90,6 +90,27 @@ class _Database(MutableMapping[bytes, bytes]):
     def pop(self, key: Bytes, *default: Any) -> Any:
         """Delete ``key`` and return its value, in one step."""
         return _translated(lambda: self._store.pop(key, *default))
+
+    def popitem(self) -> tuple[bytes, bytes]:
+        """Delete the last key in order and return it with its value, in one step; `KeyError` if there is none."""
+        return _translated(self._store.popitem)
+
+    def update(self, other: Any = (), /, **more: Bytes) -> None:
+        """Store all pairs of a mapping or an iterable, and keyword arguments, as one."""
+        _translated(lambda: self._store.update(other, **more))
+
+    def __or__(self, other: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        return _translated(lambda: joined(self, other))
+
+    def __ror__(self, other: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        return _translated(lambda: joined(other, self))
+
+    def __ior__(self, other: Any) -> _Database:  # type: ignore[misc]
+        self.update(other)
+        return self
+
+    if not TYPE_CHECKING:
+        __iand__, __isub__, __ixor__ = refusing("&="), refusing("-="), refusing("^=")
 
     def clear(self) -> None:
         """Delete every key."""

@@ -43,7 +43,7 @@ PURGED_AT_ONCE: Final = 200  # expired keys, less than half a millisecond
 _UNCHANGED: Final = object()
 
 
-def _sorted_list() -> SortedList:
+def sorted_list() -> SortedList:
     """Return an empty sorted list; the import takes 3 ms, which an open without an ordered use need not wait for."""
     with translated("sortedcontainers"):  # no descriptor may be left to read the module with
         from sortedcontainers import SortedList
@@ -97,7 +97,7 @@ class View:
         self.undo: Any = self._noted  # for readers; it ends with `close`, while a writer may be noting something
         self.segments: set[int] = set()  # into which undo points
         self.read_ahead: list[tuple[bytes, bytes]] = []  # what a scan has read and perhaps not yet given out
-        self._vanished: SortedList = _sorted_list()  # keys in undo that were there
+        self._vanished: SortedList = sorted_list()  # keys in undo that were there
         self._mortal: dict[bytes, int] = {}  # and those of them that were to expire
 
     def note(self, key: bytes, location: int | None, expires_ms: int) -> None:
@@ -414,7 +414,7 @@ class Keydir:
         changed, locations = self.changed, self.locations
         index = self._index
         if index is None:
-            index = self._index = _sorted_list()
+            index = self._index = sorted_list()
         if changed is None or len(changed) > _RESORT * len(index) + 16:
             self.changed = None  # until it is whole: an interrupt in the middle must not leave half of it
             index.clear()

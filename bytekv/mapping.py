@@ -6,7 +6,7 @@ Knows the contract of a mapping and nothing of storage: a subclass says how to w
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 
 from .codec import MAX_EXPIRES_MS, check_sizes
 from .codec import Entry as StoredEntry
@@ -27,9 +27,11 @@ __all__ = [
     "Range",
     "entry_of",
     "expiry_of",
+    "joined",
     "key_of",
     "limit_of",
     "range_of",
+    "refusing",
     "to_bytes",
     "ttl_to_ms",
     "value_of",
@@ -213,6 +215,30 @@ class _Values(ValuesView[bytes]):
         return (value for _, value in self._mapping.scan(reverse=True))  # type: ignore[attr-defined]
 
 
+def joined(left: object, right: object) -> dict[bytes, bytes]:
+    """Return a dict of two mappings, the right one's values first; `NotImplemented` for what is none."""
+    if not isinstance(left, Mapping) or not isinstance(right, Mapping):
+        return NotImplemented  # type: ignore[no-any-return]
+    found: dict[bytes, bytes] = {}
+    for mapping in (left, right):
+        found.update((to_bytes("key", key), to_bytes("value", value)) for key, value in mapping.items())
+    return found
+
+
+def refusing(operator: str) -> Callable[[object, object], object]:
+    """Return an operator that raises `TypeError`.
+
+    Python would take ``a &= b`` for ``a = a & b`` if it is missing, and the name would no longer mean the store: every
+    write after it would go into a set or a dict, and be lost in silence.
+    """
+
+    def refuse(self: object, other: object) -> object:
+        advice = "it is read-only" if operator == "|=" else "use keys() for sets of keys"
+        raise TypeError(f"{operator} is not possible with a {type(self).__name__}: {advice}")
+
+    return refuse
+
+
 class OrderedMapping(Mapping[bytes, bytes]):
     """A mapping of bytes in key order, with scans."""
 
@@ -310,14 +336,15 @@ class OrderedMapping(Mapping[bytes, bytes]):
         return _Values(self)
 
     def __or__(self, other: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        return {**dict(self.items()), **other}
+        """Return a dict, in memory, of both; where a key is in both, the value on the right counts."""
+        return joined(self, other)
 
     def __ror__(self, other: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        return {**other, **dict(self.items())}
+        return joined(other, self)
+
+    if not TYPE_CHECKING:  # to a type checker there are none
+        __ior__ = refusing("|=")
+        __iand__, __isub__, __ixor__ = refusing("&="), refusing("-="), refusing("^=")
 
     def __eq__(self, other: object) -> bool:
         """Compare with any mapping; keys and values there must be bytes to be equal. Complexity: O(n)."""
