@@ -50,6 +50,7 @@ from .errors import (
     LimitError,
     ReentryError,
     StoreFailedError,
+    StoreIOError,
     SystemErrors,
 )
 from .gate import Gate
@@ -670,9 +671,22 @@ class Committer:
     def _make_room(self, size: int, *, only_deletes: bool) -> Writer:
         if size > MAX_BATCH_SIZE:
             raise LimitError(f"a batch of {size} bytes; the limit is {MAX_BATCH_SIZE}")
+        self.keydir.forget_index()
+        while True:
+            try:
+                writer = self._room_for(size, only_deletes=only_deletes)
+                break
+            except StoreIOError as error:
+                if not self.segments.let_go_for(error):  # what is open for reading, so that there is room to write
+                    raise
+        writer.open_room(fast=not self._always)
+        if self.drags and not self._always:
+            self._look_at_debt(writer)
+        return writer
+
+    def _room_for(self, size: int, *, only_deletes: bool) -> Writer:
         try:
             writer = self.segments.writer
-            self.keydir.forget_index()
             if writer is None or not writer.fits(size):
                 writer = self._roll()
             writer.make_room(size)
@@ -682,11 +696,8 @@ class Committer:
             if writer is None or not only_deletes:
                 raise
             writer.make_room(size, use_reserve=True)
-        # In this order: who writes without coming here must be sure that readers see the mapping.
+        # First, then `open_room`: who writes without coming here must be sure that readers see the mapping.
         self.segments.show_writer()
-        writer.open_room(fast=not self._always)
-        if self.drags and not self._always:
-            self._look_at_debt(writer)
         return writer
 
     def measure(self) -> int:

@@ -140,10 +140,7 @@ class SegmentManager:
             except StoreIOError as error:
                 if error.errno == errno.ENOENT and self._row(segment_id) is None:
                     raise KeyError(segment_id) from error  # retired since the row was found
-                # The application has taken the descriptors: do with fewer, down to this one alone.
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) or not self._evict(
-                    len(self.readers) // 2
-                ):
+                if not self.let_go_for(error):
                     raise
         # Somebody else may have been at it meanwhile. No lock keeps threads apart here, for a signal handler that waits
         # for the store's would keep it from whoever holds that one.
@@ -182,6 +179,13 @@ class SegmentManager:
             return self.open_view(descriptor, row.segment_id, row.length)
         finally:
             files.close(descriptor)
+
+    def let_go_for(self, error: StoreIOError) -> bool:
+        """Close half of what is open for reading if there was no descriptor or address space; False if that is no help.
+
+        The application has taken them, or may have no more: do with fewer, down to the one that is needed.
+        """
+        return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self._evict(len(self.readers) // 2)
 
     def _evict(self, keep: int) -> bool:
         """Drop the segments that have been open longest until ``keep`` are left; False if none was dropped."""

@@ -631,7 +631,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._check_open()
         self._upkeep.check_reentry("verify")
         self._commit.settle()
+        waiter: object = self._upkeep.hurry()
         with self._upkeep.compacting:
+            waiter = None  # noqa: F841
             if not self._readonly:
                 self._upkeep.compactor.finish(self._files.yield_cpu)
             report = self._verify(progress)

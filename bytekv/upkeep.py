@@ -43,6 +43,12 @@ _NO_THREAD: Final = (
 _NO_MEMORY: Final = "no memory for the work in the background"  # made beforehand: there is none to make it
 
 
+class _Waiter:
+    """Somebody who waits; who is interrupted while waiting waits no more."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Upkeep:
     """See to one store's durability and space."""
 
@@ -60,6 +66,7 @@ class Upkeep:
         self._pacer = Pacer(self._files, options.compact_rate_bytes_s)
         self._paced_bytes = 0
         self.compacting: Any = threading.RLock()
+        self._waiting: weakref.WeakSet[_Waiter] = weakref.WeakSet()
         self.refusal: Callable[[], BytekvError] | None = None  # closed, forked
         self.compactor = Compactor(committer)
         self.compactions = 0
@@ -78,6 +85,15 @@ class Upkeep:
         if self.compacting._is_owned():
             raise ReentryError(f"{call}() was called from a progress callback, a signal handler or a finaliser")
         self._committer.check_idle()
+
+    def hurry(self) -> _Waiter:
+        """Let work in the background go on without its rate limit for as long as the result is kept.
+
+        For whoever has to wait for `compacting`: the limit is for the disk's other users, not for this one.
+        """
+        waiter = _Waiter()
+        self._waiting.add(waiter)
+        return waiter
 
     def forget_after_fork(self) -> None:
         """In a child process: the thread that held the lock does not exist."""
@@ -183,7 +199,7 @@ class Upkeep:
 
     def _pause(self) -> None:
         read, self._paced_bytes = self.compactor.read_bytes - self._paced_bytes, self.compactor.read_bytes
-        while self._pacer.rest(read):
+        while self._pacer.rest(read, hurries=bool(self._waiting)):
             if self._worker.is_stopping:
                 raise StopWork
             self._sync_if_due()
@@ -241,7 +257,9 @@ class Upkeep:
         """Give back whatever is dead; what `Store.compact` promises."""
         self.check_reentry("compact")
         self._committer.settle()
+        waiter: object = self.hurry()
         with self.compacting:
+            waiter = None  # noqa: F841
             result = self._compact_all(progress)
         self._committer.flush_notes()
         log.info("compacted %s: %d bytes reclaimed", self._path, result.reclaimed_bytes)

@@ -125,14 +125,14 @@ class Pacer:
         self._files, self._rate_bytes_s = files, rate_bytes_s
         self._slice_ends = self._paid_until = 0.0
 
-    def rest(self, worked_bytes: int) -> bool:
+    def rest(self, worked_bytes: int, *, hurries: bool = False) -> bool:
         """Sleep if it is time to, and tell whether it was; to be asked until it was not, every few dozen µs of work.
 
-        ``worked_bytes`` since the last call count against the rate.
+        ``worked_bytes`` since the last call count against the rate, unless it ``hurries``: somebody waits for the work.
         """
         now = self._files.monotonic()
         ahead_s = 0.0
-        if self._rate_bytes_s is not None:
+        if self._rate_bytes_s is not None and not hurries:
             # Time is paid for with bytes; a tenth of a second may be paid in advance.
             self._paid_until = max(self._paid_until, now) + worked_bytes / self._rate_bytes_s
             ahead_s = self._paid_until - now - 0.1

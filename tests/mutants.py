@@ -474,6 +474,31 @@ MUTANTS = [
         "-k",
         "a_choice",
     ),
+    _mutant(
+        "a write finds no address space because of what is open for reading",
+        "commit",
+        "if not self.segments.let_go_for(error):",
+        "if True:",
+        "tests/test_memory_limits.py",
+    ),
+    _mutant(
+        "who waits for a compaction in the background waits for its rate limit",
+        "worker",
+        "if self._rate_bytes_s is not None and not hurries:",
+        "if self._rate_bytes_s is not None:",
+        "tests/test_background_compaction.py",
+        "-k",
+        "waits",
+    ),
+    _mutant(
+        "verify() does not say that it waits",
+        "store",
+        "waiter: object = self._upkeep.hurry()",
+        "waiter: object = None",
+        "tests/test_background_compaction.py",
+        "-k",
+        "waits",
+    ),
     # --- repair --------------------------------------------------------------------------------
     _mutant(
         "a repair throws away what it takes out",

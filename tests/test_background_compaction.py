@@ -303,6 +303,57 @@ def test_a_store_keeps_to_its_rate_and_syncs_in_between(by_hand) -> None:
     assert clock.now_s - began > 40
 
 
+def test_while_somebody_waits_a_rate_does_not_count(by_hand) -> None:
+    """verify() and compact() waited for a compaction in the background that slept for its rate: for a minute here."""
+    clock = Clock()
+    db = by_hand(files=clock, sync="os", compact_rate_bytes_s=2000)
+    overwrite(db, 1000)
+    began, waiters = clock.now_s, []
+
+    def begin_to_wait() -> None:
+        if clock.now_s > began + 5 and not waiters:
+            waiters.append(db._upkeep.hurry())
+
+    clock.meanwhile = begin_to_wait
+    db._work()
+    assert db.stats().compactions > 0
+    assert 5 < clock.now_s - began < 5.2
+    waiters.clear()
+    began = clock.now_s
+    overwrite(db, 1000)
+    clock.meanwhile = lambda: None
+    db._work()
+    assert clock.now_s - began > 20, "nobody waits any more"
+
+
+@pytest.mark.parametrize("call", ["verify", "compact"])
+def test_who_waits_for_a_compaction_says_so(by_hand, call: str) -> None:
+    db = by_hand(files=Clock(), compact_rate_bytes_s=2000)
+    overwrite(db, 100)
+    seen: list[bool] = []
+
+    class Watched:
+        """The lock, and whether the worker hurries for who takes it, and afterwards."""
+
+        def __init__(self, lock: Any) -> None:
+            self.lock = lock
+            self._is_owned = lock._is_owned
+
+        def __enter__(self) -> None:
+            seen.append(bool(db._upkeep._waiting))
+            self.lock.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            seen.append(bool(db._upkeep._waiting))
+            self.lock.release()
+
+    lock = db._upkeep.compacting
+    db._upkeep.compacting = Watched(lock)
+    getattr(db, call)()
+    db._upkeep.compacting = lock
+    assert seen == [True, False]
+
+
 @pytest.mark.usefixtures("in_small")
 def test_close_does_not_wait_for_a_compaction(begin, path) -> None:
     db = begin(compact_rate_bytes_s=1000, compact_dead_bytes=64, segment_size_bytes=4096)
