@@ -10,7 +10,7 @@ from types import TracebackType
 
 from .codec import MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes
 from .errors import BytekvError
-from .mapping import Bytes, Expiry, expiry_of, key_of, refusing, value_of
+from .mapping import Bytes, Expiry, Handle, expiry_of, key_of, refusing, value_of
 
 TYPE_CHECKING = False
 
@@ -20,7 +20,7 @@ __all__ = ["Batch", "Writes"]
 Writes = dict[bytes, bytes | tuple[bytes, Expiry] | None]
 
 
-class Batch:
+class Batch(Handle):
     """Collect puts and deletes; on leaving the ``with`` block they are carried out as one change.
 
     An exception inside the block discards it. Not for use by several threads at once.
@@ -33,6 +33,8 @@ class Batch:
     ...     dict(db)
     {b'from': b'90', b'to': b'110'}
     """
+
+    _instead = "make another with Store.batch()"
 
     def __init__(self, commit: Callable[[Writes], int | None]) -> None:
         self._commit = commit

@@ -931,6 +931,11 @@ class Committer:
         for say, text, values in notes:
             say(text, *values)
 
+    def replace_locks(self, replacement: Callable[[Any], Any]) -> None:
+        """Have both locks, which the caller holds, taken by way of their replacements from now on."""
+        self.lock, self.sync_lock = replacement(self.lock), replacement(self.sync_lock)
+        self._lock_is_owned, self._sync_lock_is_owned = _owned(self.lock), _owned(self.sync_lock)
+
     def forget_after_fork(self) -> None:
         """In a child process: the thread that held a lock does not exist, what it was at is the parent's to finish."""
         self.lock, self.sync_lock = threading.RLock(), threading.RLock()

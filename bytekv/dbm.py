@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 
 from .errors import BytekvError
-from .mapping import Bytes, joined, refusing, to_bytes
+from .mapping import Bytes, Handle, joined, refusing, to_bytes
 from .store import Store
 from .store import open as open_store
 
@@ -50,8 +50,10 @@ def _translated(call: Callable[[], T]) -> T:
         raise error(str(cause)) from cause
 
 
-class _Database(MutableMapping[bytes, bytes]):
+class _Database(Handle, MutableMapping[bytes, bytes]):
     """A store behind the methods that the modules of `dbm`, and bsddb before them, have in common."""
+
+    _instead = "threads may share the object itself, another process opens the path with flag 'r'"
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -6,6 +6,7 @@ owner weakly, and whoever waits looks now and then whether there still is one th
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 
@@ -45,10 +46,11 @@ class Gate:
         if self.owner is None:
             return False
         owner = self.owner()
-        if owner is None or owner.has_given_up:
-            self.owner = None  # dropped without an end, or with one that failed: rolled back
+        is_own = self._thread == threading.get_ident()
+        if owner is None or owner.has_given_up or (sys.is_finalizing() and not is_own):
+            self.owner = None  # dropped without an end, with one that failed, or with its thread: rolled back
             return False
-        if self._thread == threading.get_ident():
+        if is_own:
             raise ReentryError("this thread has a transaction open; write to the transaction, not to the store")
         return True
 

@@ -16,7 +16,7 @@ _NAME = "bytekv"
 
 def debug(text: str, *values: object) -> None:
     """Tell what a developer may want to know; free if nobody listens."""
-    if "logging" in sys.modules:
+    if sys.modules.get("logging"):  # None while the interpreter goes
         from logging import getLogger
 
         getLogger(_NAME).debug(text, *values, stacklevel=2)
@@ -24,7 +24,7 @@ def debug(text: str, *values: object) -> None:
 
 def info(text: str, *values: object) -> None:
     """Tell what an operator may want to know; free if nobody listens."""
-    if "logging" in sys.modules:
+    if sys.modules.get("logging"):  # None while the interpreter goes
         from logging import getLogger
 
         getLogger(_NAME).info(text, *values, stacklevel=2)
@@ -39,6 +39,9 @@ def warning(text: str, *values: object) -> None:
 
 def error(text: str, *values: object) -> None:
     """Tell what went wrong and has consequences; on standard error unless the application says otherwise."""
-    from logging import getLogger
-
+    try:
+        from logging import getLogger
+    except ImportError:  # while the interpreter goes, nothing can be imported
+        sys.stderr.write(f"{text % values}\n")
+        return
     getLogger(_NAME).error(text, *values, stacklevel=2)

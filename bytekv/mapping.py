@@ -15,7 +15,7 @@ from .record import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypeVar, overload
+    from typing import NoReturn, SupportsIndex, TypeVar, overload
 
     T = TypeVar("T")
 
@@ -23,6 +23,7 @@ __all__ = [
     "Bytes",
     "Entry",
     "Expiry",
+    "Handle",
     "OrderedMapping",
     "Range",
     "entry_of",
@@ -38,6 +39,17 @@ __all__ = [
 ]
 
 Bytes = bytes | bytearray | memoryview | str
+
+
+class Handle:
+    """What stands for something that is open: a copy would be a second owner of the same files and locks."""
+
+    __slots__ = ()
+
+    _instead = ""  # what to do
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__.lstrip('_')} cannot be copied or pickled; {self._instead}")
 
 
 class Entry(NamedTuple):
@@ -239,7 +251,7 @@ def refusing(operator: str) -> Callable[[object, object], object]:
     return refuse
 
 
-class OrderedMapping(Mapping[bytes, bytes]):
+class OrderedMapping(Handle, Mapping[bytes, bytes]):
     """A mapping of bytes in key order, with scans."""
 
     @abstractmethod

@@ -1,18 +1,21 @@
 """The open stores of this process: what its end and its forks mean for them.
 
-At the end they are closed, because many a script never does it. In a child they refuse everything, for the parent goes
-on writing, and has the lock and the threads. A store is held weakly: one that nobody uses any more closes itself.
+At the end each gets a clean end, because many a script never closes it, and stays open: an exit handler that was
+registered before bytekv was imported, or a finaliser of the main module, may be about to save something. In a child
+they refuse everything, for the parent goes on writing, and has the lock and the threads. A store is held weakly: one
+that nobody uses any more closes itself.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import sys
 import weakref
 
 from . import log
 from .directory import forget_locks_after_fork, go_on_after_fork, settle_locks_before_fork
-from .errors import BytekvError
+from .errors import BytekvError, StoreClosedError
 from .worker import start_no_more
 
 TYPE_CHECKING = False
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
         @property
         def path(self) -> str: ...
 
-        def close(self) -> None: ...
+        def _at_exit(self) -> None: ...
 
         def _after_fork(self) -> None: ...
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["register", "unregister"]
 
 _open_stores: dict[int, weakref.ref[OpenStore]] = {}
+_kept: list[OpenStore] = []  # once the process ends
 
 
 def register(store: OpenStore) -> None:
@@ -45,15 +49,36 @@ def unregister(store: OpenStore) -> None:
     _open_stores.pop(id(store), None)
 
 
-def _close_all() -> None:
+class _Last:
+    """What goes once the finalisers of the main module have run: the youngest of all that goes with the modules."""
+
+    def __init__(self) -> None:
+        self._itself = self  # so that it goes with the garbage, and not as soon as nobody refers to it
+
+    def __del__(self) -> None:
+        _end_all()
+        _kept.clear()
+
+
+def _end_all() -> None:
     start_no_more()
     for reference in list(_open_stores.values()):
         store = reference()
         if store is not None:
             try:
-                store.close()
+                store._at_exit()
+            except StoreClosedError:
+                pass  # a thread was stopped inside it; the next open recovers what there is
             except BytekvError as error:
                 log.error("%s could not be closed at exit: %s", store.path, str(error))
+            else:
+                # What belongs to an open store would otherwise be finalised in no order with what still writes to it.
+                _kept.append(store)
+
+
+def _at_exit() -> None:
+    _end_all()
+    sys.modules[__package__]._last = _Last()  # type: ignore[attr-defined]
 
 
 def _forked() -> None:
@@ -65,6 +90,6 @@ def _forked() -> None:
     _open_stores.clear()
 
 
-atexit.register(_close_all)
+atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=settle_locks_before_fork, after_in_parent=go_on_after_fork, after_in_child=_forked)

@@ -49,6 +49,9 @@ class _Gone:
     def __contains__(self, key: object) -> NoReturn:
         raise self._refuse()
 
+    def __len__(self) -> NoReturn:
+        raise self._refuse()
+
 
 class Reading:
     """Read one store. Without the lock."""

@@ -477,6 +477,7 @@ class SegmentManager:
             writer.sync()
             row = SegmentRow(writer.header.segment_id, writer.header.salt, writer.end, last_seq, ACTIVE)
             self.publish([*self.manifest.segments[:-1], row], last_seq=last_seq)
+            writer.dirty = False
         else:
             writer.trim()
 

@@ -33,6 +33,8 @@ class Snapshot(OrderedMapping):
     (b'old', b'new')
     """
 
+    _instead = "threads may share the object itself, dict(snapshot) holds the same"
+
     def __init__(self, reading: Reading, view: View) -> None:
         self._reading = reading
         self._view: View | None = view

@@ -69,7 +69,7 @@ from .pending import Operation, Puts
 from .reading import Reading
 from .recovery import Recovery
 from .upkeep import Upkeep
-from .worker import Worker
+from .worker import LastLock, Worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     b'blue'
     """
 
+    _instead = "threads may share the object itself, another process opens the path with flag 'r'; see also backup()"
+
     def __init__(self, path: str, flag: Flag, options: Options, files: Files) -> None:
         self._path = path
         self._options = options
@@ -122,7 +124,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._readonly = flag == "r"
         self._trusting = not options.verify_reads
         self._pid = os.getpid()
-        self._is_closed = False
+        self._is_shut = self._is_closed = False
         self._worker = Worker(self._work, self._work_failed, f"bytekv {os.path.basename(path)}")
         opened = open_directory(path, flag, options, files, self._worker.wake)
         commit = opened.committer
@@ -794,16 +796,24 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._worker.stop()
         try:
             with self._upkeep.compacting, commit.sync_lock, commit.lock, commit:
-                if not self._is_closed:
+                if not self._is_shut:
                     self._shut(commit)
         finally:
+            # Without the locks: whoever takes or gives back a directory may be waiting for them in a signal handler.
+            if self._is_shut:
+                self._directory.release()
+                self._is_closed = True
+                unregister(self)
             commit.flush_notes()
+
+    def _write_clean_end(self, commit: Committer) -> None:
+        if not self._readonly and commit.refusal is None:  # else an interrupted close() has been here
+            commit.close()
+            self._upkeep.build_hints()
 
     def _shut(self, commit: Committer) -> None:
         try:
-            if not self._readonly and commit.refusal is None:  # else an interrupted close() has been here
-                commit.close()
-                self._upkeep.build_hints()
+            self._write_clean_end(commit)
             self._segments.forget_pins()  # iterators and snapshots end with the store
             self._segments.remove(self._segments.release(()))
         finally:
@@ -811,9 +821,32 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             commit.refusal = self._upkeep.refusal = refuse
             self._locations = self._reading.shut(refuse)
             self._segments.drop()
-            self._directory.release()
-            self._is_closed = True
-            unregister(self)
+            self._is_shut = True
+
+    def _at_exit(self) -> None:
+        """Write a clean end, for the process is about to have one, and stay open for whoever writes even later.
+
+        Without the worker: each write makes itself durable where that was the worker's business. No lock is
+        waited for once the interpreter has stopped all other threads.
+        """
+        if self._is_closed or os.getpid() != self._pid:
+            return
+        commit, upkeep = self._commit, self._upkeep
+        upkeep.check_reentry("close")
+        self._worker.stop()
+        try:
+            with upkeep.compacting, commit.sync_lock, commit.lock, commit:
+                try:
+                    self._write_clean_end(commit)
+                finally:
+                    upkeep.compacting = LastLock(upkeep.compacting)
+                    commit.replace_locks(LastLock)
+                    commit.drags = False  # nobody compacts any more
+        except BaseException:
+            self.close()  # which tells the same once more, or has nothing to tell
+            raise
+        finally:
+            commit.flush_notes()
 
     def _after_fork(self) -> None:
         """In a child process: refuse everything and give up what was inherited, without unlocking."""
@@ -839,6 +872,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         if getattr(self, "_commit", None) is not None and not self._is_closed:
             try:
                 self.close()
+            except StoreClosedError:
+                pass  # the interpreter ends and has stopped a thread in here; the next open recovers what there is
             except BytekvError as error:
                 log.error("%s was dropped without close(), and closing it failed: %s", self._path, str(error))
 

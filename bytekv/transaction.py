@@ -90,6 +90,8 @@ class Transaction(OrderedMapping, MutableMapping[bytes, bytes]):
     {b'from': b'0', b'to': b'200'}
     """
 
+    _instead = "it belongs to the thread that began it"
+
     def __init__(
         self, store: Host, begin: Callable[[Transaction], None], end: Callable[[Transaction, Writes | None], int | None]
     ) -> None:

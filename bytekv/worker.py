@@ -2,7 +2,8 @@
 
 It starts at the first `wake`, so that a short script never has one, and holds its owner weakly, so
 that an owner that nobody uses any more can go. It knows nothing of what the method does, only how
-to do it in slices that nobody feels.
+to do it in slices that nobody feels. While the interpreter goes no thread can be started, and those there are stand
+still; who still writes then does so by himself.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
+from .errors import StoreClosedError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
     from .files import Files
 
-__all__ = ["Pacer", "StopWork", "Worker", "start_no_more"]
+__all__ = ["LastLock", "Pacer", "StopWork", "Worker", "start_no_more"]
 
 
 _SLICE_S: Final = 0.0006  # of work in one go: a put that waits for it stays below a millisecond
@@ -33,6 +36,28 @@ def start_no_more() -> None:
     """Start no thread from now on: the interpreter is about to end, and would freeze it in the middle."""
     global _at_exit
     _at_exit = True
+
+
+class LastLock:
+    """A lock that is not waited for while the interpreter goes: its other threads stand still, one perhaps inside."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+        self.release = lock.release
+        self._is_owned = lock._is_owned
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Do what `threading.RLock.acquire` does; `StoreClosedError` where it would wait for ever."""
+        if not sys.is_finalizing():
+            return self._lock.acquire(blocking, timeout)  # type: ignore[no-any-return]
+        if not self._lock.acquire(blocking=False):
+            raise StoreClosedError("the interpreter ends, and has stopped a thread inside a call of this store")
+        return True
+
+    __enter__ = acquire
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 class _Life:

@@ -46,6 +46,8 @@ METHODS = {
     "system_calls": Method(12, "test_faults:failed_calls"),
     "failed_syncs": Method(3, "test_failed_sync:failed_syncs"),
     "interrupts": Method(10, "test_interrupts:count_interrupts"),
+    "signals": Method(10, "test_handlers:count_signals"),
+    "finalisers": Method(6, "test_handlers:count_finalisers"),
     "memory_errors": Method(6, "test_memory_errors:count_memory_errors"),
     "lives": Method(6, "test_state_machine:lives"),
     "short_stories": Method(3, "test_second_crash:short_stories"),
@@ -55,7 +57,12 @@ METHODS = {
     "mutants": Method(12, "mutants:mutants_caught"),
 }
 #: These take a budget and a seed, and return (cases, violations, seed) at their end; no cases if they cannot be made.
-TALLIES = {"interrupts": "KeyboardInterrupt at each opcode", "memory_errors": "MemoryError at each allocation"}
+TALLIES = {
+    "interrupts": "KeyboardInterrupt at each opcode",
+    "signals": "signals at each opcode",
+    "finalisers": "finalisers at each opcode",
+    "memory_errors": "MemoryError at each allocation",
+}
 
 
 class Row(NamedTuple):

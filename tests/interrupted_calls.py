@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from mmap import mmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sortedcontainers import SortedList
 
@@ -260,7 +260,7 @@ def _work(store: Store) -> None:
 
 #: What the worker's thread does, where signal handlers never run.
 BACKGROUND: dict[str, Call] = {"work in the background": Call(_work)}
-_EVERY_CALL = CALLS | BACKGROUND
+EVERY_CALL = CALLS | BACKGROUND
 
 
 class Opening(NamedTuple):
@@ -417,11 +417,11 @@ def visible(store: Store) -> Content:
     return {key: (value, store.ttl(key) is not None) for key, value in store.items()}
 
 
-def _read_all(path: str) -> Files:
+def read_all(path: str) -> Files:
     return {file.name: Path(file).read_bytes() for file in os.scandir(path) if file.is_file()}
 
 
-def _write_all(path: str, files: Files | None) -> None:
+def write_all(path: str, files: Files | None) -> None:
     """Make a directory hold exactly these files; the zeros at their ends take no time."""
     shutil.rmtree(path, ignore_errors=True)
     if files is None:
@@ -450,10 +450,10 @@ class Bench:
         store = self._open(MODES[0], "c")
         fill(store)
         store.close()
-        self._found: dict[str, Files | None] = {"nothing": None, "closed": _read_all(self._path)}
+        self._found: dict[str, Files | None] = {"nothing": None, "closed": read_all(self._path)}
         with self._open(MODES[0]) as store:
             _warm(store)
-            killed = _read_all(self._path)
+            killed = read_all(self._path)
             newest, end = max(killed), store._segments.lengths()[max(store._segments.lengths())]
         newest = max(name for name in killed if name.endswith(".seg"))
         killed[newest] = killed[newest][:end] + b"torn" + killed[newest][end + 4 :]
@@ -485,10 +485,10 @@ class Bench:
 
         ``again``: carries out a write that follows, and that something may strike, too.
         """
-        act, arrange, _ = _EVERY_CALL[name]
+        act, arrange, _ = EVERY_CALL[name]
         if (name, mode) not in self._expected:
             self._expected[name, mode] = self._expect(name, mode)
-        _write_all(self._path, self._found["closed"])
+        write_all(self._path, self._found["closed"])
         store = self._open(mode)
         try:
             store = arrange(store) or store
@@ -502,9 +502,9 @@ class Bench:
         return struck
 
     def _expect(self, name: str, mode: Mode) -> list[Content]:
-        _write_all(self._path, self._found["closed"])
+        write_all(self._path, self._found["closed"])
         store = self._open(mode)
-        act, arrange, _ = _EVERY_CALL[name]
+        act, arrange, _ = EVERY_CALL[name]
         store = arrange(store) or store
         found = [visible(store)]
         act(store)
@@ -537,7 +537,7 @@ class Bench:
         state = name, mode, fingerprint(store)
         if state in self._judged:
             return
-        _expect_no_lock_held(store)
+        expect_no_lock_held(store)
         expected = self._expected[name, mode]
         if may_have_second:
             expected = [*expected, *(content | {b"second": (b"2", False)} for content in expected)]
@@ -573,7 +573,7 @@ class Bench:
             _back_up(store)
             with open_store(store.path + "-backup", "r", files=store._files) as backup:
                 assert visible(backup) == now
-        _expect_no_lock_held(store)
+        expect_no_lock_held(store)
         report = store.verify()
         assert report.ok, report
         assert visible(store) == now
@@ -583,13 +583,13 @@ class Bench:
         assert visible(store) in expected, f"neither caught up nor not: {visible(store)}"
         store.refresh()
         assert visible(store) == expected[1]
-        _expect_no_lock_held(store)
+        expect_no_lock_held(store)
         report = store.verify()
         assert report.ok, report
 
     def _after_a_kill(self, store: Store) -> Content:
         """Show what would be there if the process were killed now."""
-        _write_all(self._copy, _read_all(self._path))
+        write_all(self._copy, read_all(self._path))
         with open_store(self._copy, "w", files=store._files, sync="os") as other:
             return visible(other)
 
@@ -607,7 +607,7 @@ class Bench:
         flag, found = OPENINGS[name]
         if (name, mode) not in self._expected:
             self._expected[name, mode] = self._expect_of_opening(name, mode)
-        _write_all(self._path, self._found[found])
+        write_all(self._path, self._found[found])
         struck = carry_out(lambda: self._open(mode, flag).close())
         if struck:
             state = name, mode, hash((_is_held(self._path), *_disk(self._path)))
@@ -623,26 +623,29 @@ class Bench:
         flag, found = OPENINGS[name]
         expected = []
         for how in ("c", flag):
-            _write_all(self._path, self._found[found])
+            write_all(self._path, self._found[found])
             with self._open(mode, how) as store:
                 expected.append(visible(store))
         return expected
 
 
-def _expect_no_lock_held(store: Store) -> None:
+def expect_no_lock_held(store: Store) -> None:
     commit = store._commit
     locks = {"lock": commit.lock, "sync_lock": commit.sync_lock, "compacting": store._upkeep.compacting}
     for name, lock in locks.items():
         assert not lock._is_owned(), f"{name} was not given back"
 
 
+B = TypeVar("B", bound=Bench)
+
+
 @contextlib.contextmanager
-def a_bench() -> Iterator[Bench]:
+def a_bench(kind: type[B]) -> Iterator[B]:
     """Make a bench in a directory of its own, in memory where the machine has such."""
     with tempfile.TemporaryDirectory(
         prefix="bytekv-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     ) as folder:
-        bench = Bench(Path(folder))
+        bench = kind(Path(folder))
         try:
             yield bench
         finally:

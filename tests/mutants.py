@@ -217,6 +217,56 @@ MUTANTS = [
         "            pass\n",
         "tests/test_interrupts.py",
     ),
+    Mutant(
+        "a write from a handler is let into whatever holds the lock",
+        (
+            (
+                "commit",
+                'middle of something."""\n        if self.pending is None:\n            self.pending = _ENTERED\n',
+                'middle of something."""\n',
+            ),
+            (
+                "commit",
+                "        if self.pending is None:\n            self.pending = _ENTERED\n        if self.seg",
+                "        if self.seg",
+            ),
+        ),
+        ("tests/test_handlers.py",),
+    ),
+    _mutant(
+        "the end of the process closes the stores",
+        "open_stores",
+        "                store._at_exit()\n",
+        "                store.close()\n",
+        "tests/test_processes.py",
+        "-k",
+        "saved",
+    ),
+    _mutant(
+        "finalisers of the main module meet a store whose files were finalised before",
+        "open_stores",
+        "                _kept.append(store)\n",
+        "                pass\n",
+        "tests/test_processes.py",
+        "-k",
+        "saved",
+    ),
+    _mutant(
+        "at the end of the process a lock is waited for that nobody gives back",
+        "worker",
+        "        if not sys.is_finalizing():\n            return self._lock",
+        "        if True:\n            return self._lock",
+        "tests/test_processes.py",
+        "-k",
+        "saved",
+    ),
+    _mutant(
+        "a copy of a store is a second owner of its files",
+        "mapping",
+        "    def __reduce_ex__(self",
+        "    def _reduce_ex(self",
+        "tests/test_handles.py",
+    ),
     _mutant(
         "always: a handler's write in its own thread's sync is appended and then refused",
         "commit",
@@ -292,8 +342,8 @@ MUTANTS = [
     _mutant(
         "a transaction that cannot open its gate keeps it shut",
         "gate",
-        "owner is None or owner.has_given_up:",
-        "owner is None:",
+        "owner is None or owner.has_given_up or",
+        "owner is None or",
         "tests/test_transactions.py",
     ),
     _mutant(
@@ -757,7 +807,7 @@ MUTANTS = [
     _mutant(
         "a directory whose files are gone may still be written to by name",
         "directory",
-        "        if not is_network:\n            self.folder.sign(lock)\n",
+        "        self.folder.sign(lock)\n",
         "",
         _REPLACED,
     ),
@@ -771,7 +821,7 @@ MUTANTS = [
     _mutant(
         "the file that is locked may have lost its name before",
         "directory",
-        "            if is_network or files.has_name(descriptor, path):",
+        "            if files.has_name(descriptor, path):",
         "            if True:",
         _REPLACED,
     ),

@@ -6,16 +6,27 @@ waits for itself, and the store opens afterwards.
 
 from __future__ import annotations
 
+import dis
+import functools
+import math
 import os
-from collections.abc import Callable
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
 
 import pytest
 
 from bytekv.errors import ReentryError
 from bytekv.store import Store
+from tests.handled_calls import HANDLERS, HandlerBench
 from tests.harness import FakeFiles, open_store
+from tests.interrupted_calls import BACKGROUND, CALLS, EVERY_CALL, Mode, Tally, a_bench
+from tests.test_interrupts import SCOPE, InterruptAt, same_as_before
 
 
 class Struck(FakeFiles):
@@ -133,3 +144,149 @@ def test_an_error_out_of_a_handler_is_not_taken_for_the_systems(path: Path, call
             assert again.keys() - {b"mine"} == KEYS | {b"after"}
             assert again.verify().ok
             assert sorted(again._directory.segments_on_disk()) == sorted(again._segments.lengths())
+
+
+# --- at every opcode -----------------------------------------------------------------------------
+
+
+@functools.cache
+def _left_out(code: CodeType) -> frozenset[int] | None:
+    """Return the offsets in a function at which a handler would find what it finds one opcode before; None: all."""
+    if not code.co_filename.startswith(SCOPE):
+        return None
+    instructions = list(dis.get_instructions(code))
+    found = {*same_as_before(code, instructions)}
+    return frozenset(found)
+
+
+class _Dropped:
+    """Call a handler when it is dropped."""
+
+    def __init__(self, handler: Callable[[], object]) -> None:
+        self._handler = handler
+
+    def __del__(self) -> None:
+        self._handler()
+
+
+class HandlerAt(InterruptAt):
+    """Call a handler at the ``number``-th opcode, as a signal's or as a finaliser's; count the opcodes."""
+
+    left_out = staticmethod(_left_out)
+
+    def __init__(self, number: int, *, in_finaliser: bool = False) -> None:
+        super().__init__(number)
+        self._in_finaliser = in_finaliser
+        self.handler: Callable[[], object] = lambda: None
+
+    def strike(self, act: Callable[[], object], handler: Callable[[], object]) -> bool:
+        """Call ``act``, and ``handler`` in the middle of it; tell whether it has come to that."""
+        self.handler = handler
+        return self.carry_out(act)
+
+    def _pass(self, frame: FrameType) -> None:
+        self.count += 1
+        if self.count == self.number:
+            self.struck = self.lost = True
+            self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}, offset {frame.f_lasti}"
+            if self._in_finaliser:
+                _Dropped(self.handler)
+            else:
+                self.handler()
+
+
+class Case(NamedTuple):
+    """A call in one mode, and what is called in the middle of it."""
+
+    name: str
+    mode: Mode
+    handler: str
+
+    def __str__(self) -> str:
+        return f"{self.handler} in {self.name}, {self.mode}"
+
+    def strike(self, bench: HandlerBench, number: int, *, in_finaliser: bool = False) -> bool:
+        """Strike at one opcode and judge; False if there are fewer, as at times once something is cached."""
+        at = HandlerAt(number, in_finaliser=in_finaliser)
+        try:
+            return bench.handle(*self, at.strike)
+        except Exception as error:
+            error.add_note(f"{self}, opcode {number}: {at.where}")
+            raise
+
+    def count(self, bench: HandlerBench) -> int:
+        """Return how many opcodes there are to strike at."""
+        at = HandlerAt(0)
+        bench.handle(*self, at.strike)
+        return at.count
+
+
+def _strikes(case: Case, bench: HandlerBench, chance: random.Random) -> Iterator[tuple[Case, int]]:
+    """Yield every handler at every opcode of a call, in random order, without a list of them all."""
+    count = case.count(bench) * len(HANDLERS)
+    step = next(step for step in iter(lambda: chance.randrange(1, count), 0) if math.gcd(step, count) == 1)
+    at = chance.randrange(count)
+    for _ in range(count):
+        number, handler = divmod(at, len(HANDLERS))
+        yield case._replace(handler=[*HANDLERS][handler]), number + 1
+        at = (at + step) % count
+
+
+def _count(budget_s: float, seed: int, names: Iterable[str], *, in_finaliser: bool) -> Tally:
+    until = time.monotonic() + budget_s
+    cases, violations = 0, []
+    chance = random.Random(seed)
+    with a_bench(HandlerBench) as bench:
+        calls = [Case(name, mode, "get") for name in names for mode in EVERY_CALL[name].modes]
+        chance.shuffle(calls)
+        waiting = deque(_strikes(case, bench, chance) for case in calls)
+        while waiting and time.monotonic() < until:
+            strikes = waiting.popleft()
+            some = list(islice(strikes, 10))
+            for case, number in some:
+                cases += 1
+                try:
+                    case.strike(bench, number, in_finaliser=in_finaliser)
+                except Exception as error:
+                    violations.append(f"{error!r} {error.__notes__}")
+            if some:
+                waiting.append(strikes)
+    return Tally(cases, violations, seed)
+
+
+def count_signals(budget_s: float, seed: int, names: Iterable[str] = tuple(CALLS)) -> Tally:
+    """Call every handler at every opcode of every call, in random order, for as long as the budget lasts."""
+    return _count(budget_s, seed, names, in_finaliser=False)
+
+
+def count_finalisers(budget_s: float, seed: int, names: Iterable[str] = tuple(EVERY_CALL)) -> Tally:
+    """Do the same from finalisers, which run in the worker's thread, too."""
+    return _count(budget_s, seed, names, in_finaliser=True)
+
+
+@pytest.fixture
+def bench(path: Path) -> Iterator[HandlerBench]:
+    bench = HandlerBench(path.parent)
+    yield bench
+    bench.close_strays()
+
+
+@pytest.mark.parametrize("name", EVERY_CALL)
+def test_a_handler_at_some_opcodes(bench: HandlerBench, name: str) -> None:
+    chance = random.Random(name)
+    modes = EVERY_CALL[name].modes
+    case = Case(name, chance.choice(modes), "get")
+    count = case.count(bench)
+    assert count > 10
+    for handler in ("put", *chance.sample([*HANDLERS], 2)):
+        at = chance.randint(1, count)
+        case._replace(handler=handler).strike(bench, at, in_finaliser=name in BACKGROUND or chance.random() < 0.5)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", EVERY_CALL)
+def test_a_handler_at_every_opcode(name: str) -> None:
+    cases, violations, _ = _count(math.inf, 0, [name], in_finaliser=name in BACKGROUND)
+    print(f"{cases} cases")
+    assert not violations, violations[:10]
+    assert cases > 100

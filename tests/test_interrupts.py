@@ -59,7 +59,7 @@ _COMPUTES = {
     "survey",
     "survey.<locals>.<listcomp>",
 }
-_SCOPE = tuple(str(Path(module.__file__).parent) for module in (bytekv, sortedcontainers)) + (threading.__file__,)
+SCOPE = tuple(str(Path(module.__file__).parent) for module in (bytekv, sortedcontainers)) + (threading.__file__,)
 
 
 #: Opcodes that only put references on their frame's own stack, or look at what lies there.
@@ -71,10 +71,10 @@ _LOOKS = re.compile(
 @functools.cache
 def _left_out(code: CodeType) -> frozenset[int] | None:
     """Return the offsets in a function at which nothing strikes; None: nowhere in it."""
-    if not code.co_filename.startswith(_SCOPE) or code.co_filename in _COMPUTES or code.co_qualname in _COMPUTES:
+    if not code.co_filename.startswith(SCOPE) or code.co_filename in _COMPUTES or code.co_qualname in _COMPUTES:
         return None
     instructions = list(dis.get_instructions(code))
-    found = {*_with_protocol(instructions), *_same_as_before(code, instructions)}
+    found = {*_with_protocol(instructions), *same_as_before(code, instructions)}
     # They cannot fail, so Python has no handlers for them: not where a ``try`` begins, nor where an ``except`` ends.
     found.update(instruction.offset for instruction in instructions if instruction.opname in ("NOP", "POP_EXCEPT"))
     if code.co_qualname == "Transaction.__exit__":
@@ -97,7 +97,7 @@ def _with_protocol(instructions: list[dis.Instruction]) -> Iterator[int]:
                 yield from (part.offset for part in (*triple, *rest))
 
 
-def _same_as_before(code: CodeType, instructions: list[dis.Instruction]) -> Iterator[int]:
+def same_as_before(code: CodeType, instructions: list[dis.Instruction]) -> Iterator[int]:
     """Yield the offsets at which striking leaves what striking at the opcode before leaves.
 
     Nothing that outlives the frame has changed in between, and the same handler is reached; or none can be, for
@@ -130,6 +130,8 @@ def _in_finaliser(frame: FrameType | None) -> bool:
 
 class InterruptAt:
     """Let KeyboardInterrupt strike at the ``number``-th opcode; count them."""
+
+    left_out = staticmethod(_left_out)
 
     def __init__(self, number: int) -> None:
         self.number, self.count, self.struck, self.lost = number, 0, False, False
@@ -175,7 +177,7 @@ class InterruptAt:
             sys.settrace(self._tracer)
 
         def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-            left_out = _left_out(frame.f_code)
+            left_out = self.left_out(frame.f_code)
             if left_out is None:
                 return None
 
@@ -200,7 +202,7 @@ class InterruptAt:
             sys.monitoring.free_tool_id(sys.monitoring.DEBUGGER_ID)
 
         def _see(self, code: CodeType, offset: int) -> Any:
-            left_out = _left_out(code)
+            left_out = self.left_out(code)
             if left_out is None or offset in left_out:
                 return sys.monitoring.DISABLE
             if threading.get_ident() == self._thread:
@@ -259,7 +261,7 @@ def count_interrupts(budget_s: float, seed: int, names: Iterable[str] = NAMES) -
     """Strike at every opcode of every call in every mode, in random order, for as long as the budget lasts."""
     until = time.monotonic() + budget_s
     cases, violations = 0, []
-    with a_bench() as bench:
+    with a_bench(Bench) as bench:
         places = [(case, number) for case in _cases(names) for number in range(1, case.count(bench) + 1)]
         random.Random(seed).shuffle(places)
         for case, number in places:

@@ -133,7 +133,7 @@ def sweep(budget_s: float, seed: int, names: Iterable[str], limit: int) -> Tally
     """Strike at allocations in random order, in this process; at all if the budget and the limit allow."""
     until = time.monotonic() + budget_s
     cases, violations = 0, []
-    with a_bench() as bench:
+    with a_bench(Bench) as bench:
         places = [
             (case, number, width)
             for case in _cases(names)
