@@ -651,9 +651,11 @@ class Committer:
             self._recount()
 
     def _recount(self) -> None:
-        if not self._unseen.queue:  # what waits there is neither dead nor live; `_became_durable` comes back
-            self.keydir.recount(self.segments.lengths_of_entries(), self.size_of)
-            self._uncounted = False
+        entry_bytes = self.segments.lengths_of_entries()
+        for change in self._unseen.queue:  # what waits there is neither dead nor live
+            entry_bytes[change.writer.header.segment_id] -= change.end - change.offset
+        self.keydir.recount(entry_bytes, self.size_of)
+        self._uncounted = False
 
     def size_of(self, location: int | None) -> int:
         """Return the bytes that an entry takes, 0 for None and for one that cannot be read."""
@@ -885,8 +887,8 @@ class Committer:
             unseen.remove_first()
         if not unseen.queue:
             unseen.overlay.clear()
-            if self._uncounted:
-                self._recount()
+        if self._uncounted:
+            self._recount()
         self.durable_seq = max(self.durable_seq, seq)
         if self.durable_seq == self.seq:
             self.dirty_since = None

@@ -19,6 +19,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Container, Iterator
 from itertools import islice
+from operator import rshift
 
 from .codec import OVERHEAD, SEGMENT_SHIFT, SIZE_MASK, Summary
 from .deadlines import Deadlines
@@ -36,6 +37,8 @@ SizeOf = Callable[[int], int]
 
 #: Above this share of changed keys a fresh sort (timsort finds the sorted runs) beats single insertions.
 _RESORT = 0.1
+
+_FEW_CHANGES: Final = 1000  # that an index is brought up to date with before it is handed on
 
 PURGED_AT_ONCE: Final = 200  # expired keys, less than half a millisecond
 
@@ -74,6 +77,7 @@ class View:
 
     __slots__ = (
         "__weakref__",
+        "_fresh",
         "_keydir",
         "_mortal",
         "_noted",
@@ -93,24 +97,42 @@ class View:
         self.number = number
         self.seq = seq
         self.count = len(keydir.locations)
-        self._noted: dict[bytes, tuple[int, int] | None] = {}  # key -> (location, expires_ms); None: was not there
+        self._noted: dict[bytes, int | None] = {}  # key -> location; None: was not there
         self.undo: Any = self._noted  # for readers; it ends with `close`, while a writer may be noting something
         self.segments: set[int] = set()  # into which undo points
         self.read_ahead: list[tuple[bytes, bytes]] = []  # what a scan has read and perhaps not yet given out
-        self._vanished: SortedList = sorted_list()  # keys in undo that were there
+        self._vanished: SortedList = sorted_list()  # keys in undo that were there, and perhaps some that were not
+        self._fresh: list[bytes] = []  # those of them that are still to be sorted in, by who reads: writers do not wait
         self._mortal: dict[bytes, int] = {}  # and those of them that were to expire
 
     def note(self, key: bytes, location: int | None, expires_ms: int) -> None:
         """Remember what a key was, unless it has changed before. Under the lock."""
         if key not in self._noted:
-            if location is None:
-                self._noted[key] = None
-            else:
-                self._vanished.add(key)
+            if location is not None:
+                self._fresh.append(key)
                 if expires_ms:
                     self._mortal[key] = expires_ms
                 self.segments.add(location >> SEGMENT_SHIFT)  # first: who finds the location may need the file
-                self._noted[key] = location, expires_ms
+            self._noted[key] = location
+
+    def note_all(
+        self, locations: dict[bytes, int], expires: dict[bytes, int], segments: set[int], index: SortedList | None
+    ) -> None:
+        """Do what `note` does for all keys. Under the lock; repeatable.
+
+        ``segments``: into which ``locations`` point; ``index``: a sorted list of all keys that nobody else needs.
+        """
+        noted = self._noted
+        missing = {key: location for key, location in locations.items() if key not in noted} if noted else locations
+        if index is None:
+            self._fresh += missing
+        elif self._vanished is not index:
+            index.update(key for key in self._vanished if key not in index)
+            self._vanished = index
+        if expires:
+            self._mortal.update({key: when for key, when in expires.items() if key in missing})
+        self.segments |= segments
+        noted.update(missing)
 
     def count_out(self, key: bytes) -> None:
         """Do not count a key any more that has expired; one that has changed before counts by what it was."""
@@ -126,9 +148,9 @@ class View:
         found: Any = self.undo.get(key, _UNCHANGED)
         if found is _UNCHANGED:
             return location
-        if found is None or 0 < found[1] <= now_ms:
+        if found is None or 0 < self._mortal.get(key, 0) <= now_ms:
             return None
-        return found[0]  # type: ignore[no-any-return]
+        return found  # type: ignore[no-any-return]
 
     def select(
         self,
@@ -141,6 +163,10 @@ class View:
     ) -> list[bytes]:
         """Return the first ``count`` keys of a range that may have been there; `locate` knows. Under the lock."""
         keys = self._keydir.select(start, stop, include_start, include_stop, reverse, count)
+        if self._fresh:
+            # An interrupted call may have left a key twice.
+            self._vanished.update({key for key in self._fresh if key not in self._vanished})
+            self._fresh = []
         if self._vanished:
             gone = islice(self._vanished.irange(start, stop, (include_start, include_stop), reverse), count)
             keys = sorted({*keys, *gone}, reverse=reverse)[:count]
@@ -294,8 +320,7 @@ class Keydir:
     def clear(self) -> None:
         """Forget every key; `recount` is due afterwards."""
         if self.views:
-            for key in self.locations:
-                self._note(key)
+            self._note_all()
         self.locations.clear()
         self.expires.clear()
         self.expired.clear()
@@ -346,6 +371,14 @@ class Keydir:
         location = self.locations.get(key)
         for view in self._open_views():
             view.note(key, location, self.expires.get(key, 0) if location is not None else 0)
+
+    def _note_all(self) -> None:
+        segments = set(map(rshift, self.locations.values(), itertools.repeat(SEGMENT_SHIFT)))
+        # The index is of no use any more here. What a view cannot have of it, whoever reads there has to sort.
+        index = self.index() if self.changed is not None and len(self.changed) < _FEW_CHANGES else None
+        for view in self._open_views():
+            view.note_all(self.locations, self.expires, segments, index)
+            index = None
 
     # --- time ----------------------------------------------------------------------------------
 

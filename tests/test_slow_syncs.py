@@ -24,11 +24,12 @@ class SlowDisk(QuickFiles):
 
     def __init__(self) -> None:
         super().__init__()
-        self.syncs = 0
+        self.begun = self.syncs = 0
         self.may_end: Callable[[], bool] = lambda: True
 
     def sync(self, descriptor: int, path: str) -> None:
         if path.endswith(".seg"):
+            self.begun += 1
             while not self.may_end():
                 os.sched_yield()
         super().sync(descriptor, path)
@@ -150,3 +151,28 @@ def test_a_leader_syncs_nothing_that_is_durable_already(tmp_path: Path, patience
         assert not writer.is_alive()
         assert disk.syncs - before == 1
         assert not commit._group._leading, "the next may lead"
+
+
+def test_what_a_clear_has_made_dead_is_counted_though_others_wait(tmp_path: Path) -> None:
+    """Counting was put off until nobody waited for a sync: until then `stats` told of what had gone as if it lived."""
+    disk = SlowDisk()
+    with patched(NO_WORKER), open_store(tmp_path, files=disk, sync="always") as store:
+        store.update({b"%d" % number: bytes(100) for number in range(100)})
+        commit, seq, before = store._commit, store.last_seq, disk.syncs
+        # The clear's sync ends once the put has been appended; that of the put does not end.
+        disk.may_end = lambda: disk.syncs == before and commit.seq == seq + 2
+        clear = threading.Thread(target=store.clear, daemon=True)
+        put = threading.Thread(target=store.put, args=("a", bytes(100)), daemon=True)
+        try:
+            begun = disk.begun
+            clear.start()
+            while disk.begun == begun:
+                os.sched_yield()
+            put.start()
+            clear.join(20)
+            assert (commit.durable_seq, commit.has_waiting) == (seq + 1, True)
+            assert (store.stats().keys, store.stats().live_bytes < 150) == (0, True)
+        finally:
+            disk.may_end = lambda: True
+        put.join(20)
+        assert 100 < store.stats().live_bytes < 300
