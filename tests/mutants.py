@@ -936,6 +936,25 @@ MUTANTS = [
         "        check_sizes(key, value)",
         _REPLACED,
     ),
+    _mutant(
+        "a delete before 1970 is refused",
+        "commit",
+        "            except StructError:  # a clock before 1970, which the long way knows to write\n"
+        "                if self.pending is not _ENTERED:\n"
+        "                    self.interrupted = True\n"
+        "                    raise\n"
+        "            except BaseException:\n"
+        "                self.interrupted = True\n"
+        "                raise\n"
+        "            self.pending = None\n"
+        "        check_sizes(key)\n        existed",
+        "            except BaseException:\n"
+        "                self.interrupted = True\n"
+        "                raise\n"
+        "            self.pending = None\n"
+        "        check_sizes(key)\n        existed",
+        _REPLACED,
+    ),
     # --- signal handlers' errors -----------------------------------------------------------------
     _mutant(
         "an error without a number is the system's",

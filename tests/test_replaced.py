@@ -7,6 +7,7 @@ other processes. A cleaner of old files took LOCK away, a second writer came in,
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import shutil
@@ -31,6 +32,7 @@ from bytekv.errors import (
 )
 from bytekv.files import Files
 from bytekv.store import Store
+from tests.fault_files import SystemCalls
 from tests.harness import NO_WORKER, FakeFiles, damage, hints_from, open_store, patched, segment_files, snapshot_of
 
 SMALL: dict[str, Any] = {"segment_size_bytes": 2000}
@@ -661,9 +663,14 @@ def test_a_clock_before_1970_counts_as_1970(sync: str, path: Path) -> None:
     clock = FakeFiles(-86_400.0)
     with patched(NO_WORKER):
         with open_store(path, files=clock, sync=sync) as db:
-            assert db.put("a", "1") == 1
-            assert db.put("b", "2", ttl=5) == 2
-            assert db.delete("a")
+            for number in range(1, 4):  # the first goes the long way, the others the flat one
+                db[b"a%d" % number] = b"1"
+                assert db.last_seq == number
+            assert db.delete("a1")
+            assert db.delete("a2")
+            assert db["a3"] == b"1"
+            assert db.put("b", "2", ttl=5) == 6
+            assert db.delete("a3")
             db.update({"c": "3", "d": "4"})
             with db.batch() as batch:
                 batch["e"] = "5"
@@ -695,6 +702,53 @@ def test_without_a_thread_every_write_is_a_sync(path: Path) -> None:
 
 
 # --- descriptors ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["open", "duplicate"])
+@pytest.mark.parametrize("sync", ["os", "always"])
+def test_a_process_that_has_no_descriptor_left_is_told_so_and_goes_on_later(kind: str, sync: str, path: Path) -> None:
+    """That a directory could not be opened to be synced passed for a failed sync, which is for good."""
+    with patched(NO_WORKER), SystemCalls() as calls:
+        db = open_store(path, sync=sync, **SMALL)
+        _fill(db, OLD)
+        written = dict(OLD)
+        for call in (lambda: _puts(db), db.compact, lambda: db.backup(path.with_name("copy")), lambda: db.verify()):
+            calls.fail(kind, 1, errno.EMFILE, for_ever=True)
+            try:
+                call()
+            except StoreIOError as error:
+                assert error.errno == errno.EMFILE  # noqa: PT017
+            calls.lift()
+            assert db.failure is None
+            db[b"more/%d" % len(written)] = b"1"
+            written[b"more/%d" % len(written)] = b"1"
+        assert written.items() <= dict(db).items()
+        assert db.verify().ok
+        db.close()
+        with open_store(path, "r") as again:
+            assert written.items() <= dict(again).items()
+
+
+@pytest.mark.parametrize("flag", ["r", "w", "c", "n"])
+def test_an_opening_without_descriptors_says_so_and_leaves_nothing_behind(flag: str, path: Path) -> None:
+    with patched(NO_WORKER), SystemCalls() as calls:
+        with open_store(path, **SMALL) as db:
+            _fill(db, OLD)
+        number = refused = 0
+        while True:
+            number += 1
+            calls.fail("open", number, errno.EMFILE, for_ever=True)
+            try:
+                open_store(path, flag, **SMALL).close()
+            except StoreIOError as error:
+                assert error.errno == errno.EMFILE  # noqa: PT017
+                refused += 1
+            calls.lift()
+            if not calls.struck:
+                break
+        assert refused > 3
+        with open_store(path) as db:
+            assert dict(db) == OLD or flag == "n"
 
 
 def test_the_names_are_looked_up_in_the_directory_and_nowhere_else(path: Path) -> None:
