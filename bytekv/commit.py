@@ -906,7 +906,8 @@ class Committer:
         try:
             writer.write(writer.end, mark)
         except SystemErrors:
-            writer.take_back(writer.end, mark)
+            with suppress(*SystemErrors):  # a disk that refuses everything: the next append goes over what is left
+                writer.take_back(writer.end, mark)
             return  # a full disk: without the mark damage is merely reported as a torn tail
         uncounted, self._uncounted = self._uncounted, True
         self.keydir.bury(writer.header.segment_id, OVERHEAD)
