@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import resource
 import socket
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -14,6 +16,7 @@ import pytest
 
 from bytekv import listening
 from bytekv.listening import Pace, Places, Seldom, connection_share, listen
+from tests import strangers
 
 
 class FakeGuest:
@@ -205,3 +208,18 @@ def test_without_descriptors_accepting_goes_on_later_and_says_so_in_a_line(monke
 
     asyncio.run(run())
     assert [record.getMessage() for record in caplog.records] == ["no connection can be accepted: Too many open files"]
+
+
+@pytest.mark.deep
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory and descriptors are read from /proc")
+@pytest.mark.parametrize("name", strangers.ATTACKS)
+def test_strangers_cost_nothing(name):
+    """For a minute at both doors, if asked to; the latencies are printed, because they are the machine's, too."""
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed")
+    figures = strangers.measure(name, float(os.environ.get("BYTEKV_DEEP_SECONDS", "5")))
+    print(figures)
+    assert figures.requests > 0
+    assert figures.refused == 0
+    assert figures.memory_mib < 200
+    assert figures.files < strangers.FILES // 2
+    assert figures.log_bytes < 20_000
