@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +48,8 @@ class Figures(NamedTuple):
     attacked_ms: tuple[float, float]
     quiet_http_ms: tuple[float, float]
     attacked_http_ms: tuple[float, float]
+    quiet_cpu_ms: float  # of the server, for a request at each door and what else it did meanwhile
+    attacked_cpu_ms: float
     requests: int
     refused: int
     strangers: int
@@ -134,6 +136,16 @@ class Holder:
             time.sleep(0.005)
         return over_resp, over_http, refused
 
+    def close(self) -> None:
+        """End."""
+        self._resp.close()
+        self._http.close()
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 
 def _percentiles(seconds: list[float]) -> tuple[float, float]:
     found = sorted(seconds)
@@ -160,10 +172,14 @@ def _server(place: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, int, Pa
 
 def measure(name: str, seconds: float) -> Figures:
     """Carry out an attack for some seconds, with the client beside it."""
-    with tempfile.TemporaryDirectory() as place, _server(Path(place)) as (process, resp, http_, log):
-        holder = Holder(resp, http_)
+    with ExitStack() as stack:
+        place = stack.enter_context(tempfile.TemporaryDirectory())
+        process, resp, http_, log = stack.enter_context(_server(Path(place)))
+        holder = stack.enter_context(closing(Holder(resp, http_)))
         holder.ask(min(1.0, seconds))
+        began = _cpu_s(process.pid)
         quiet = holder.ask(seconds)
+        quiet_cpu_s = _cpu_s(process.pid) - began
         said_before = log.stat().st_size
         attackers = [sys.executable, "-m", "tests.strangers", name, str(resp), str(http_), str(seconds + 1)]
         attacking = subprocess.Popen(attackers, stdout=subprocess.PIPE)
@@ -179,7 +195,9 @@ def measure(name: str, seconds: float) -> Figures:
         watching.start()
         try:
             time.sleep(0.5)
+            began = _cpu_s(process.pid)
             attacked = holder.ask(seconds)
+            attacked_cpu_s = _cpu_s(process.pid) - began
         finally:
             done.set()
             watching.join()
@@ -192,6 +210,8 @@ def measure(name: str, seconds: float) -> Figures:
             _percentiles(attacked[0]),
             _percentiles(quiet[1]),
             _percentiles(attacked[1]),
+            quiet_cpu_s / len(quiet[0]) * 1000,
+            attacked_cpu_s / len(attacked[0]) * 1000,
             2 * len(attacked[0]),
             attacked[2],
             int(strangers),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("target", help="entry, header, hint, manifest, segment, directory, source or lines")
+    parser.add_argument("target", help="entry, header, hint, manifest, segment, directory, source, lines, resp or http")
     parser.add_argument("--seconds", type=int, default=60, help="how long (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations; 0: a new one each time")
     parser.add_argument("--corpus", type=Path, help="inputs to begin with, and where new ones are kept")

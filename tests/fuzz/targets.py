@@ -26,6 +26,8 @@ from bytekv.migrate import SourceError, read_source
 from bytekv.segment import Scan, Search, find_sync_mark, summarise
 from tests import harness
 from tests.forge import with_crc
+from tests.fuzz import doors
+from tests.fuzz.doors import http, resp
 from tests.harness import QuickFiles
 from tests.independent_reader import read_store
 
@@ -342,9 +344,11 @@ def corpus(target: str) -> list[bytes]:
     bodies = [_with_entry_crcs(raw[SEGMENT_HEADER_SIZE:].rstrip(b"\0"))[: 16 << 10] for raw in segments]
     if target == "segment":
         return bodies
+    if target in ("resp", "http"):
+        return doors.corpus(target)
     return [part for body in bodies for *_, part in Scan(_reading(body), 0, len(body), SEED, None)][:200]
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (entry, header, hint, manifest, segment, directory, source, lines)
+    target.__name__: target for target in (entry, header, hint, manifest, segment, directory, source, lines, resp, http)
 }
