@@ -7,8 +7,9 @@ done to deserve its place, and what is served, is not known here.
 process together hold fewer connections than it may open files (`Places`), and take them in one by one (`accepting`).
 Clients that have not shown the secret have a small part of the places; when another one comes, the one that has waited
 longest goes. So strangers disturb strangers only, and somebody who has the secret has the time of some hundred others'
-arrivals to show it. Where strangers crowd in, they are taken in, and answered, so many a second and no more (`Pace`):
-the processor is for the others.
+arrivals to show it. The processor is for the others, too: strangers have a tenth of it. What they use is charged
+(`Places.charge`), and while they have used too much no connection is accepted; what one asks for after the other is
+done at a pace (`Pace`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ __all__ = ["Guest", "Pace", "Places", "Seldom", "accepting", "connection_share",
 
 _BACKLOG: Final = 511  # connections that the operating system holds until they are accepted
 _PACE_S: Final = 0.01  # between two things that are done for strangers where there are many
+_STRANGERS_SHARE: Final = 0.1  # of the processor, once they have used up their credit
+_CREDIT_S: Final = 0.5
+_ACCEPT_COST_S: Final = 0.0005  # about what a connection costs that comes and goes
 _RETRY_S: Final = 0.5  # after which a connection is accepted that there was no descriptor for
 _MOST_STRANGERS: Final = 256
 _STORE_DESCRIPTORS: Final = 4096  # at most, or half of what there is
@@ -79,6 +83,9 @@ async def accepting(
     """
     loop = asyncio.get_running_loop()
     while True:
+        while (debt_s := places.debt_s) > 0:
+            seldom.warn("many clients come and do not show the secret; new ones have to wait")
+            await asyncio.sleep(min(debt_s, 1.0))
         try:
             connection, _ = await loop.sock_accept(listener)
         except ConnectionError:
@@ -92,8 +99,6 @@ async def accepting(
         except Exception as error:  # whatever it is, the next one shall be accepted
             connection.close()
             seldom.warn("a connection failed as it began", repr(error))
-        if places.are_crowded:
-            await asyncio.sleep(_PACE_S)
 
 
 # --- descriptors -------------------------------------------------------------------------------
@@ -136,8 +141,10 @@ class Places:
     they have shown a secret.
     """
 
-    def __init__(self, most: int, *, guarded: bool) -> None:
+    def __init__(self, most: int, *, guarded: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
+        self._clock = clock
+        self._paid_at = 0.0  # when strangers will have paid for what they have used
         #: Whether clients are strangers at first.
         self.guarded = guarded
         self._share = self._most_strangers = 0
@@ -167,19 +174,25 @@ class Places:
 
     def admit(self, guest: Guest) -> bool:
         """Give a connection a place, in exchange for that of a stranger if need be; tell whether there is one."""
-        if self.are_crowded:
+        if self.guarded and len(self._strangers) >= self._most_strangers:
             self._evict_one()
         while len(self) >= self._most or self._taken() >= self._share:
             if not self._strangers:
                 return False
             self._evict_one()
         (self._strangers if self.guarded else self._known)[guest] = None
+        self.charge(_ACCEPT_COST_S)
         return True
 
+    def charge(self, seconds: float) -> None:
+        """Charge strangers with time of the processor."""
+        if self.guarded:
+            self._paid_at = max(self._paid_at, self._clock()) + seconds / _STRANGERS_SHARE
+
     @property
-    def are_crowded(self) -> bool:
-        """Tell whether the next stranger takes the place of another."""
-        return self.guarded and len(self._strangers) >= self._most_strangers
+    def debt_s(self) -> float:
+        """Return for how long strangers have to wait, because they have used too much."""
+        return self._paid_at - self._clock() - _CREDIT_S
 
     def _evict_one(self) -> None:
         guest = next(iter(self._strangers))
@@ -195,6 +208,8 @@ class Places:
         if self.guarded and guest in (self._strangers if known else self._known):
             del (self._strangers if known else self._known)[guest]
             (self._known if known else self._strangers)[guest] = None
+            if known:
+                self.charge(-_ACCEPT_COST_S)  # clients that come often and show the secret need not wait
 
     def leave(self, guest: Guest) -> None:
         """Take a connection's place back; again does nothing."""

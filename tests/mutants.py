@@ -1085,6 +1085,27 @@ MUTANTS = [
         "tests/test_admission.py",
     ),
     _mutant(
+        "doors: clients that show the secret pay for having come",
+        "listening",
+        "                self.charge(-_ACCEPT_COST_S)",
+        "                pass",
+        "tests/test_admission.py",
+    ),
+    _mutant(
+        "doors: strangers are taken in as fast as they come",
+        "listening",
+        "while (debt_s := places.debt_s) > 0:",
+        "while (debt_s := places.debt_s) > 1e9:",
+        "tests/test_admission.py",
+    ),
+    _mutant(
+        "RESP: a pipeline of slow commands is carried out in one go",
+        "resp/connection",
+        "            if takes_long:\n                break\n",
+        "",
+        _RESP_SERVER,
+    ),
+    _mutant(
         "doors: the newest stranger goes",
         "listening",
         "guest = next(iter(self._strangers))",

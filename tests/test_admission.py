@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -11,6 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 
@@ -106,6 +108,56 @@ def test_without_a_secret_nobody_is_a_stranger(places):
     guests = [FakeGuest() for _ in range(4)]
     assert [door.admit(each) for each in guests] == [True, True, True, False]
     assert not any(each.is_evicted for each in guests)
+
+
+def test_strangers_have_a_tenth_of_the_processor_and_the_others_as_much_as_they_like():
+    now = 100.0
+    door = Places(1000, guarded=True, clock=lambda: now)
+    door.open()
+    try:
+        assert door.debt_s < 0
+        for _ in range(101):
+            guest = FakeGuest()
+            door.admit(guest)
+            door.leave(guest)
+        assert 0 < door.debt_s < 0.01, "the credit is used up"
+        door.charge(1.0)
+        assert 10 < door.debt_s < 10.01
+        now += 10.5
+        assert door.debt_s < 0
+        for _ in range(1000):
+            guest = FakeGuest()
+            door.admit(guest)
+            door.note(guest, known=True)
+            door.leave(guest)
+        assert door.debt_s < 0
+    finally:
+        door.close()
+    open_to_all = Places(1000, guarded=False, clock=lambda: now)
+    open_to_all.charge(1000.0)
+    assert open_to_all.debt_s < 0
+
+
+def test_while_strangers_have_used_too_much_no_connection_is_accepted(caplog):
+    now = 100.0
+    places = Places(10, guarded=True, clock=lambda: now)
+    places.charge(100.0)
+    asleep: list[float] = []
+
+    async def run() -> None:
+        async def sleep(seconds: float) -> None:
+            nonlocal now
+            asleep.append(seconds)
+            now += 400.0
+            if len(asleep) == 3:
+                raise asyncio.CancelledError
+
+        with mock.patch.object(listening.asyncio, "sleep", sleep), contextlib.suppress(asyncio.CancelledError):
+            await listening.accepting(None, asyncio.Protocol, places, Seldom(logging.getLogger("bytekv")))
+
+    asyncio.run(run())
+    assert asleep == [1.0, 1.0, 1.0]
+    assert len(caplog.records) == 1
 
 
 def test_all_doors_of_a_process_share_its_descriptors(places, limit):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.fuzz.targets import TARGETS, corpus, pack, unpack
 from tests.harness import WRONG, Case
 
-EXAMPLES = {"directory": 150}
+EXAMPLES = {"directory": 150, "resp": 60, "http": 60}
 CHUNK = 100
 
 

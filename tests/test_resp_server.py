@@ -20,6 +20,7 @@ import pytest
 import bytekv
 from bytekv.resp import Server, serve
 from bytekv.resp import connection as connection_module
+from bytekv.resp import executor as executor_module
 from bytekv.resp import server as server_module
 from bytekv.resp import session as session_module
 from bytekv.resp.commands import COMMANDS
@@ -232,6 +233,39 @@ def test_a_wrong_password_is_told_in_the_log(house, caplog):
     assert messages[0].startswith("a Redis client has shown a wrong password: 127.0.0.1:")
     assert len(messages) < 10
     assert "guess" not in "".join(messages)
+
+
+def test_requests_of_nothing_end_the_connection_of_a_stranger(house):
+    """64 KiB of line breaks took 50 ms, for each of which others waited, as often as a stranger liked."""
+    door = house(password="s3cret")
+    for nothing in (b"\r\n", b"*0\r\n", b"*-1\r\n"):
+        client = door.client()
+        client.send(nothing * 32 + request("AUTH", "s3cret") + nothing * 100 + request("PING"))
+        assert [client.reply(), client.reply()] == [OK, b"+PONG\r\n"]
+        client = door.client()
+        client.send(nothing * 33)
+        assert client.rest() == b"-ERR Protocol error: unauthenticated empty requests\r\n"
+
+
+def test_a_pipeline_of_slow_commands_lets_others_in_between(house, monkeypatch):
+    """A thousand KEYS over a large store in one packet kept everybody waiting until the last was done."""
+    monkeypatch.setattr(executor_module, "_SLOW_S", 0.0)
+    door = house()
+    client, other = door.client(), door.client()
+    order: list[bytes] = []
+    alone = door.server.executor.alone
+
+    def note(item: Any, resp3: bool) -> bytes:
+        order.append(item[1])
+        return alone(item, resp3)
+
+    monkeypatch.setattr(door.server.executor, "alone", note)
+    other.send(request("ECHO", "first"))
+    assert other.reply() == b"$5\r\nfirst\r\n"
+    door.on_loop(lambda: [client.send(request("ECHO", "slow") * 50), other.send(request("ECHO", "between"))])
+    assert other.reply() == b"$7\r\nbetween\r\n"
+    assert [client.reply() for _ in range(50)] == [b"$4\r\nslow\r\n"] * 50
+    assert order.index(b"between") < 50
 
 
 # --- deadlines ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, Final
@@ -29,6 +30,7 @@ _MAX_CONNECTIONS: Final = 1000
 _GRACE_S: Final = 10
 _SWEEP_S: Final = 1.0
 _LINGER_S: Final = 5.0  # for a client to take what it is still sent when its connection is closed
+_MAX_UNWANTED_BYTES: Final = 1024 * 1024  # that a client without a token sends after its reply
 _STRANGER_SEND_S: Final = 10.0  # for a client without a token to take the rest of its replies
 
 
@@ -208,6 +210,7 @@ def _protocol(head_timeout_s: float, send_timeout_s: float, places: Places, seld
         _is_known = not places.guarded  # has shown a token, or need not
         _untaken_since: float | None = None  # when there began to be bytes that the client does not take
         _closing_since: float | None = None
+        _unwanted_bytes = 0
 
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
@@ -255,7 +258,16 @@ def _protocol(head_timeout_s: float, send_timeout_s: float, places: Places, seld
                     self.transport.abort()
 
         def data_received(self, data: bytes) -> None:
-            super().data_received(data)
+            if self._is_known:
+                super().data_received(data)
+            else:
+                began = time.thread_time()
+                super().data_received(data)
+                places.charge(time.thread_time() - began)
+                if self.cycle is not None and self.cycle.response_complete:
+                    self._unwanted_bytes += len(data)  # of a body whose request is answered, or of the next requests
+                    if self._unwanted_bytes > _MAX_UNWANTED_BYTES:
+                        self.transport.close()
             self._watch()
 
         def connection_lost(self, exc: Exception | None) -> None:

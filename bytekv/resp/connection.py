@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from typing import Final, Protocol, cast
 
 from ..listening import Seldom
@@ -50,6 +51,9 @@ class Host(Protocol):
 
     def note(self, connection: Connection, *, known: bool) -> None:
         """Note whether a client has shown the password."""
+
+    def charge(self, seconds: float) -> None:
+        """Charge clients that have not shown the password with time of the processor."""
 
     def admit(self, connection: Connection, address: str, local_address: str) -> bytes | None:
         """Give a new connection its session; return what to tell it if there are too many."""
@@ -141,6 +145,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Look at what has arrived."""
+        if self._is_cautious:
+            began = time.thread_time()
+            self._look_at(nbytes)
+            if not self.session.is_authenticated:
+                self._server.charge(time.thread_time() - began)
+        else:
+            self._look_at(nbytes)
+
+    def _look_at(self, nbytes: int) -> None:
         self.active_at = self._server.now
         commands = self._parser.feed(self._view[:nbytes].tobytes())
         if self._is_waiting or self._is_choked:
@@ -206,7 +219,7 @@ class Connection(asyncio.BufferedProtocol):
         """Carry out commands and send the replies; return those that have to wait."""
         server, session = self._server, self.session
         replies: list[bytes] = []
-        add, ways, large, done = replies.append, self._ways, 0, 0
+        add, ways, large, done, takes_long = replies.append, self._ways, 0, 0, False
         waits: Run | Later | None = None
         for arguments in commands:
             done += 1
@@ -229,6 +242,7 @@ class Connection(asyncio.BufferedProtocol):
                 else:
                     reply = server.executor.alone(answer.item, session.resp3)
                     reply = b"" if session.is_silent else reply
+                    takes_long = server.executor.was_slow
                 ways = self._adapt()
                 if session.is_closing:
                     add(reply)
@@ -241,12 +255,18 @@ class Connection(asyncio.BufferedProtocol):
                 large += len(reply)
                 if large > WRITE_BYTES:
                     break
+            if takes_long:
+                break
         server.commands_processed += done
         if replies:
             self._send(b"".join(replies))
             if large > WRITE_BYTES:
                 self.flush()  # to know whether the client takes it
         rest = commands[done:]
+        if takes_long and not session.is_closing:
+            # Others first: a pipeline of slow commands must not keep them waiting for all of it.
+            self._is_waiting = True
+            server.loop.call_soon(self.answered, [], [])
         return rest if waits is None else self._wait_for(waits, rest)
 
     def _adapt(self) -> dict[bytes, Straight]:

@@ -97,6 +97,8 @@ class Executor:
         #: The commands that took longest, newest first.
         self.slow: deque[Slow] = deque(maxlen=_MAX_SLOW)
         self._slow_count = 0
+        #: Whether the item that was carried out alone last took long.
+        self.was_slow = False
 
     # --- one item --------------------------------------------------------------------------------
 
@@ -111,7 +113,8 @@ class Executor:
                 told = ReplyError(b"EXECABORT Transaction discarded because of: %b" % told.text.partition(b" ")[2])
             reply = encode(told, resp3)
         took = time.perf_counter() - began
-        if took > _SLOW_S:
+        self.was_slow = took > _SLOW_S
+        if self.was_slow:
             self._note_slow(item, took)
         return reply
 

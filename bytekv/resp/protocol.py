@@ -37,6 +37,7 @@ _CRLF: Final = b"\r\n"
 _STAR: Final = ord("*")
 _DOLLAR: Final = ord("$")
 _MAX_LINE_BYTES: Final = 64 * 1024  # of an inline command, as in Redis
+_MAX_EMPTY: Final = 32  # requests of nothing that are taken from a client without password
 _ARGUMENT_COST: Final = 64  # bytes that an argument costs beside its own
 
 # What `_parse_whole` looks for: small arrays of short strings.
@@ -89,7 +90,18 @@ class Parser:
     [[b'PING']]
     """
 
-    __slots__ = ("_arguments", "_buffer", "_bulk", "_missing", "_searched", "_size", "error", "is_partial", "limits")
+    __slots__ = (
+        "_arguments",
+        "_buffer",
+        "_bulk",
+        "_empty",
+        "_missing",
+        "_searched",
+        "_size",
+        "error",
+        "is_partial",
+        "limits",
+    )
 
     def __init__(self, limits: Limits) -> None:
         #: May be replaced between two calls. With `UNTRUSTED`, `feed` returns one command at a time, because the
@@ -101,6 +113,7 @@ class Parser:
         self.is_partial = False
         self._buffer = bytearray()  # what has arrived and is not parsed
         self._arguments: list[bytes] | None = None  # of the request under way
+        self._empty = 0  # requests of nothing
         self._missing = 0  # its arguments that are still to come
         self._bulk = -1  # announced size of the next one, -1 while that is not known
         self._size = 0  # bytes that it costs so far
@@ -161,6 +174,7 @@ class Parser:
                         raise _Wrong(b"too many arguments")
                     if words:
                         return words
+                    self._count_empty()
                     continue  # redis-cli --pipe sends empty lines
                 line = self._line(_CRLF, b"too big mbulk count string")
                 if line is None:
@@ -171,6 +185,7 @@ class Parser:
                 if count > self.limits.arguments:
                     raise _Wrong(self._too_much + b" multibulk length")
                 if count <= 0:
+                    self._count_empty()
                     continue
                 self._arguments, self._missing, self._size = [], count, 0
             elif not self._take_argument(self._arguments):
@@ -179,6 +194,12 @@ class Parser:
                 command, self._arguments, self._size = self._arguments, None, 0
                 return command
         return None
+
+    def _count_empty(self) -> None:
+        """Count a request of nothing: to look at many of them takes time, which is not for those without password."""
+        self._empty += 1
+        if self._empty > _MAX_EMPTY and self.limits is UNTRUSTED:
+            raise _Wrong(b"unauthenticated empty requests")
 
     def _take_argument(self, arguments: list[bytes]) -> bool:
         buffer, size = self._buffer, self._bulk

@@ -284,6 +284,10 @@ class Server:
         """Note whether a client has shown the password."""
         self._places.note(connection, known=known)
 
+    def charge(self, seconds: float) -> None:
+        """Charge clients that have not shown the password with time of the processor."""
+        self._places.charge(seconds)
+
     def flush_soon(self, connection: Connection) -> None:
         """Send a connection's replies at the end of this turn of the loop.
 

@@ -5,18 +5,21 @@ ours, and nothing takes long.
 from __future__ import annotations
 
 import asyncio
-import atexit
-import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import bytekv
 from bytekv.http import Application
 from bytekv.resp import Server, strings
 from bytekv.resp.connection import READ_BYTES, Connection
+from tests import harness
+from tests.harness import QuickFiles
 from tests.resp_harness import Argument, Commands, request
 
 SECONDS = 5.0  # that no input may take
@@ -52,20 +55,13 @@ def corpus(target: str) -> list[bytes]:
     return made
 
 
-_store: bytekv.Store | None = None
-
-
-def _empty_store() -> bytekv.Store:
-    global _store
-    if _store is None:
-        place = tempfile.mkdtemp(prefix="bytekv-doors-")
-        _store = bytekv.open(place, sync="os", auto_compact=False, segment_size_bytes=1 << 20)
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
-        strings._MAX_VALUE_BYTES = 1 << 20  # type: ignore[misc] - half a gigabyte of zeros finds nothing
-    _store.clear()
-    if _store.last_seq % 4096 == 0:
-        _store.compact()
-    return _store
+@contextmanager
+def _empty_store() -> Iterator[bytekv.Store]:
+    with (
+        tempfile.TemporaryDirectory(prefix="bytekv-doors-") as place,
+        harness.open_store(Path(place) / "store", files=QuickFiles(), sync="os", auto_compact=False) as store,
+    ):
+        yield store
 
 
 # --- Redis ---------------------------------------------------------------------------------------
@@ -80,16 +76,17 @@ class _Loop:
     def call_soon(self, call: Callable[..., object], *arguments: object) -> None:
         self.calls.append(lambda: call(*arguments))
 
-    def create_task(self, task: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+    def create_task(self, task: Coroutine[Any, Any, None]) -> _Never:
         task.close()  # a compaction, a sync, an end: not here
-        return asyncio.Future(loop=_FUTURES)
+        return _Never()
 
     def turn(self) -> None:
         while self.calls:
             self.calls.popleft()()
 
 
-_FUTURES = asyncio.new_event_loop()
+class _Never:
+    def add_done_callback(self, call: object) -> None: ...
 
 
 class _Transport:
@@ -130,32 +127,34 @@ class _Socket:
 def resp(data: bytes) -> None:
     """Let bytes arrive at the door of Redis clients; the first says whether it has a password, and how they are cut."""
     how, data = (data[0], data[1:]) if data else (0, b"")
-    server = Server(_empty_store(), password="x" if how & 1 else None)
-    loop = _Loop()
-    server.loop = loop  # type: ignore[assignment]
-    server._shares_buffer = True
-    server.address = ("127.0.0.1", 1)
-    server._places.open()
     began = time.monotonic()
-    try:
-        transport = _Transport()
-        connection = Connection(server)
-        connection.connection_made(transport)  # type: ignore[arg-type]
-        size = min(READ_BYTES, 1 + (how >> 1) * 97)
-        for at in range(0, len(data), size):
-            if transport.is_closed or connection._is_waiting:
-                break
-            piece = data[at : at + size]
-            connection.get_buffer(len(piece))[: len(piece)] = piece
-            connection.buffer_updated(len(piece))
-            loop.turn()
-        connection.eof_received()
-        loop.turn()
-        connection.connection_lost(None)
-    finally:
-        server._places.close()
+    with _empty_store() as store, mock.patch.object(strings, "_MAX_VALUE_BYTES", 1 << 20):  # more zeros find nothing
+        server = Server(store, password="x" if how & 1 else None)
+        loop, transport = _Loop(), _Transport()
+        server.loop = loop  # type: ignore[assignment]
+        server._shares_buffer = True
+        server.address = ("127.0.0.1", 1)
+        server._places.open()
+        try:
+            _arrive(Connection(server), transport, loop, data, min(READ_BYTES, 1 + (how >> 1) * 97))
+        finally:
+            server._places.close()
     assert b"internal error" not in transport.sent, bytes(transport.sent[-300:])
     assert time.monotonic() - began < SECONDS
+
+
+def _arrive(connection: Connection, transport: _Transport, loop: _Loop, data: bytes, size: int) -> None:
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    for at in range(0, len(data), size):
+        if transport.is_closed or connection._is_waiting:
+            break
+        piece = data[at : at + size]
+        connection.get_buffer(len(piece))[: len(piece)] = piece
+        connection.buffer_updated(len(piece))
+        loop.turn()
+    connection.eof_received()
+    loop.turn()
+    connection.connection_lost(None)
 
 
 # --- HTTP ----------------------------------------------------------------------------------------
@@ -170,14 +169,14 @@ def http(data: bytes) -> None:
     headers = [
         (name.lower(), value.strip()) for name, colon, value in (line.partition(b":") for line in lines) if colon
     ]
+    tokens = {"t": "read"} if b"Bearer" in head else None
     began = time.monotonic()
-    application = Application(
-        _empty_store(), tokens={"t": "read"} if b"Bearer" in head else None, max_body_bytes=1 << 16
-    )
-    try:
-        status = asyncio.run(_ask(application, method, path, query, headers, body))
-    finally:
-        application.close()
+    with _empty_store() as store:
+        application = Application(store, tokens=tokens, max_body_bytes=1 << 16)
+        try:
+            status = asyncio.run(_ask(application, method, path, query, headers, body))
+        finally:
+            application.close()
     assert status not in (500, 503), status
     assert time.monotonic() - began < SECONDS
 
