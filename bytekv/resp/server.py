@@ -193,12 +193,12 @@ class Server:
         self._sweeping.cancel()
         for accepting_ in self._accepting:
             accepting_.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for connection in list(self._connections.values()):
+            connection.stop()
+        await asyncio.gather(*self._accepting, return_exceptions=True)  # after the others, who must begin nothing more
         for listener in self._listeners:
             listener.close()
         self._places.close()
-        for connection in list(self._connections.values()):
-            connection.stop()
         # 1. what is being carried out is finished and answered, 2. the answers leave, 3. nothing runs any more
         while self._under_way:
             await asyncio.wait(self._under_way)
