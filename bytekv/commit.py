@@ -80,7 +80,7 @@ _ENTERED: Final = ()  # a thread is inside the lock, and nothing is to be carrie
 _REENTRY: Final = "a signal handler, a finaliser or a callback called a store in the middle of its own thread's call"
 _PATIENCE_S: Final = 0.1  # after this long a waiter looks whether there still is a leader, then less and less often
 _LONGEST_PATIENCE_S: Final = 1.0
-_PURGED_BY_A_PUT: Final = 8  # expired keys, 10 µs
+_PURGED_BY_A_PUT: Final = 2  # expired keys, 4 µs
 _JOIN_ALL_BELOW: Final = 64 * 1024 * 1024  # a batch that is joined is in memory three times
 
 _pack_entry = ENTRY.pack
@@ -193,6 +193,8 @@ class Committer:
                         locations = keydir.locations
                         if keydir.expires or keydir.expired or keydir.views:
                             keydir.put(key, location, 0, self.size_of(keydir.newest(key)))
+                            if keydir.is_behind:
+                                self.purge_some(_PURGED_BY_A_PUT)
                         else:
                             if keydir.changed is not None and key not in locations:
                                 keydir.changed.add(key)
@@ -618,18 +620,19 @@ class Committer:
 
     def purge(self, pause: Callable[[], object]) -> None:
         """Take every key out of the keydir whose time has come, some at a time, with a ``pause`` between them."""
-        while self._purge_under_lock():
+        while self.purge_slice(PURGED_AT_ONCE):
             pause()
 
-    def _purge_under_lock(self) -> bool:
+    def purge_slice(self, count: int) -> bool:
+        """Take the lock and do what `purge_some` does."""
         self.check_reentry()
         with self.lock, self:
-            return self.purge_some()
+            return self.purge_some(count)
 
     def purge_some(self, count: int = PURGED_AT_ONCE) -> bool:
-        """Take some keys out of the keydir whose time has come; tell whether there may be more.
+        """Take ``count`` keys at most out of the keydir whose time has come; tell whether there may be more.
 
-        Under the lock, which is said to be held: for less than half a millisecond.
+        Under the lock, which is said to be held. Complexity: about 1.5 µs a key.
         """
         uncounted, self._uncounted = self._uncounted, True
         is_more = self.keydir.purge_some(self._files.now_ms(), self.size_of, count)

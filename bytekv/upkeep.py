@@ -40,6 +40,11 @@ _NO_THREAD: Final = (
     "no thread can be started: every write with sync='interval' is a sync, nothing is compacted unless compact() is "
     "called, and a reader follows only when refresh() is called"
 )
+_FEW_EXPIRED: Final = 32  # keys, 50 µs
+_MANY_EXPIRED: Final = 300  # 0.5 ms
+_BREAK_S: Final = 0.00005  # the shortest sleep that another thread can use
+_LONG_BREAK_S: Final = 0.1  # while others get more done than this thread would
+_BUSY_S: Final = 0.002  # when it takes so much longer, another thread was busy
 _NO_MEMORY: Final = "no memory for the work in the background"  # made beforehand: there is none to make it
 
 
@@ -105,7 +110,7 @@ class Upkeep:
         """Catch up with the writer; what goes wrong is in `background_error`, and `refresh` raises it."""
         try:
             self.refresh()
-            self._committer.purge(self._pause)
+            self._purge()
             self.background_error = None
         except (StopWork, StoreClosedError):
             return None
@@ -127,7 +132,7 @@ class Upkeep:
             return self._follow()
         try:
             self._sync_if_due()
-            self._committer.purge(self._pause)
+            self._purge()
             try:
                 while self._compact_a_run() or self._build_a_hint():
                     self.background_error = None
@@ -177,6 +182,24 @@ class Upkeep:
             return rest
         self._committer.make_durable(self._committer.seq)
         return self._options.sync_interval_s
+
+    def _purge(self) -> None:
+        """Take out what has expired, so that nobody feels it.
+
+        A writer who comes now and then waits for a slice, so it is short. One who is always busy has the interpreter
+        for milliseconds and feels each turn of another thread, but his puts take out some, too, and there need be few.
+        """
+        expires, count = self._keydir.expires, _FEW_EXPIRED
+        rest_s = _BREAK_S
+        while self._committer.purge_slice(count):
+            if self._worker.is_stopping:
+                raise StopWork
+            self._sync_if_due()
+            left, began = len(expires), self._files.monotonic()
+            self._files.pause(rest_s)
+            is_busy = self._files.monotonic() - began > rest_s + _BUSY_S
+            count = _MANY_EXPIRED if is_busy else _FEW_EXPIRED
+            rest_s = _LONG_BREAK_S if left - len(expires) > _MANY_EXPIRED else _BREAK_S
 
     def _build_a_hint(self) -> bool:
         with self.compacting:  # so that no segment is retired meanwhile

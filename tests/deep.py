@@ -51,6 +51,7 @@ METHODS = {
     "memory_errors": Method(6, "test_memory_errors:count_memory_errors"),
     "lives": Method(6, "test_state_machine:lives"),
     "short_stories": Method(3, "test_second_crash:short_stories"),
+    "expiry_stories": Method(3, "test_expiry:expiry_stories"),
     "repairs": Method(6, "test_repair_model:repairs"),
     "hostile": Method(4, "hostile:hostile_directories"),
     "fuzz": Method(3, "test_fuzz:fuzz_cases"),

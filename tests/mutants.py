@@ -457,8 +457,15 @@ MUTANTS = [
     _mutant(
         "all keys that are due are taken out under one lock",
         "keydir",
-        "_AT_ONCE: Final = 200",
-        "_AT_ONCE: Final = 10**9",
+        "PURGED_AT_ONCE: Final = 100",
+        "PURGED_AT_ONCE: Final = 10**9",
+        _EXPIRY,
+    ),
+    _mutant(
+        "puts leave what has expired to others",
+        "commit",
+        "                            if keydir.is_behind:\n",
+        "                            if False:\n",
         _EXPIRY,
     ),
     _mutant(

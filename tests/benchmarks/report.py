@@ -164,15 +164,17 @@ def space(results: Results, size: Size) -> Table | None:
 
 
 def stalls(results: Results) -> Table | None:
-    """What an application feels of a background compaction."""
+    """What an application feels of what happens in the background."""
     rows = []
     shown = ("p50", "p99", "p999", "max")
-    for size in results.sizes(["put_while_compacting", "gil_while_compacting"]):
+    for size in results.sizes(["put_while_compacting", "gil_while_compacting", "put_while_expiring"]):
         for workload, prefix, text in (
             ("put_while_compacting", "without_", "put without compaction"),
             ("put_while_compacting", "", "put while compacting"),
             ("gil_while_compacting", "", "GIL held in one go"),
             ("gil_while_compacting", "outside_", "another thread waits for the GIL"),
+            ("put_while_expiring", "without_", "put without expiry"),
+            ("put_while_expiring", "", "put while as many keys expire"),
         ):
             figures = results.figures(workload, "bytekv", size)
             if figures:

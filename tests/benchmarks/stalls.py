@@ -1,4 +1,4 @@
-"""What an application feels of bytekv's background compaction: two workloads.
+"""What an application feels of what bytekv does in the background: three workloads.
 
 Only bytekv has these: it compacts in a thread of Python, which competes with the application for the GIL.
 
@@ -15,11 +15,16 @@ CPU time that it uses from one sleep or system call, in which Python gives the G
 through one object. From outside: another thread reads the clock as fast as it can. When it cannot for a while, and
 the compaction thread used the CPU meanwhile (the lesser of the two counts, so that other processes do not), it had to
 wait for that long. That is more, if the compaction has slept and come back before the other thread was woken up.
+
+*put while expiring*: a store is loaded with keys that all expire at one moment, and a thread puts, each put timed, from
+before that moment until all of them have been taken out; then the same beside as many keys that do not expire, for as
+long. What the process holds is measured once they are loaded and at the end.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import threading
 import time
@@ -194,3 +199,55 @@ def gil_while_compacting(session: Session) -> Figures:
     gc.unfreeze()
     prepared.remove()
     return figures
+
+
+def _resident_bytes() -> int:
+    """Return what the process holds in memory, 0 where nobody tells."""
+    gc.collect()
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+@workload("put_while_expiring")
+def put_while_expiring(session: Session) -> Figures:
+    figures: Figures = {}
+    rates = {}
+    seconds = session.seconds
+    for expiring in (True, False):
+        data = session.scratch_data()
+        others = DataSet(10_000, session.data.value_size, session.data.seed + 1)
+        path = session.scratch_path()
+        engine = Bytekv(path, data.value_size, expiry_grace_s=0.0)
+        try:
+            empty = _resident_bytes()
+            # So many are loaded a second at least, also beside other work.
+            moment = time.time() + 1 + data.count / 20_000
+            for chunk in session.chunks(range(data.count)):
+                with engine.db.batch() as batch:
+                    for number in chunk:
+                        batch.put(data.keys[number], b"", expires=moment if expiring else None)
+            full = _resident_bytes()
+            keydir = engine.db._keydir
+            began = time.perf_counter()
+            end = began + seconds if not expiring else began + _PATIENCE_S
+            time.sleep(max(0.0, moment - time.time() - session.seconds) if expiring else 0)
+
+            def until(expiring: bool = expiring, end: float = end, keydir: Any = keydir) -> bool:
+                return time.perf_counter() > end or (expiring and not keydir.expires)
+
+            began = time.perf_counter()
+            times, seconds = _put_until(engine, others, until)[0], time.perf_counter() - began
+            rates[expiring] = len(times) / seconds
+            figures |= {("" if expiring else "without_") + name: figure for name, figure in spread(times).items()}
+            if expiring:
+                figures["finished"] = float(not keydir.expires and len(engine.db) <= others.count)
+                figures["loaded_bytes"] = max(0, full - empty) / data.count  # with the pages of the mapped files
+                figures["held_bytes"] = max(0, _resident_bytes() - empty) / data.count
+            others.check_values(range(others.count), engine.get_each(others.keys))
+        finally:
+            engine.close()
+            shutil.rmtree(path)
+    return figures | {"throughput": rates[True] / rates[False]}

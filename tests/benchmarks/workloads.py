@@ -99,6 +99,11 @@ WORKLOADS: Final[dict[str, About]] = {
     "gil_while_compacting": About(
         "stall", "GIL while compacting", "how long the compaction thread holds the GIL in one go"
     ),
+    "put_while_expiring": About(
+        "stall",
+        "put while expiring",
+        "puts beside as many keys that expire together, and what of those stays in memory",
+    ),
     "segments_1": About(
         "µs", "1 segment", "random gets from a store of so many segments; also puts into it, and opening it"
     ),
