@@ -25,6 +25,7 @@ from .codec import (
     LOG,
     MAX_NUMBER,
     MAX_SEGMENT_SIZE,
+    MAX_SEGMENTS,
     MIN_ENTRY_SIZE,
     OUTPUT,
     SEGMENT_HEADER_SIZE,
@@ -41,7 +42,7 @@ from .codec import (
 )
 from .compactor import Progress
 from .directory import Directory
-from .errors import BytekvError, CorruptionError
+from .errors import BytekvError, CorruptionError, LimitError, StoreNotFoundError
 from .keydir import Keydir
 from .output import Output
 from .record import NamedTuple
@@ -193,10 +194,11 @@ class _Walk:
         """Tell whether a crash alone may have ended the log here."""
         if scan.end < self._known.durable_end or last < self.durable_seq:
             return False
-        if not self._nothing_durable_follows:
+        if self._damaged and not self._nothing_durable_follows:  # blocks may have changed places
             seqs = range(self._known.lowest + 1, self.durable_seq + 1)
             self._nothing_durable_follows = self._search.find_entry(scan.end, seqs, marks=False) is None
-        return self._nothing_durable_follows
+            return self._nothing_durable_follows
+        return True
 
     def _following(self, start: int) -> int | None:
         """Return the offset of the next whole entry or sync mark."""
@@ -441,6 +443,8 @@ class _Replacements:
     def publish(self, manifest: Manifest, removed: list[int]) -> None:
         """Let a manifest with the new segments count, and remove those that it has no more."""
         directory = self.directory
+        if len(manifest.segments) > MAX_SEGMENTS:
+            raise LimitError(f"{directory.path}: more than {MAX_SEGMENTS} segments; use a larger segment_size_bytes")
         directory.sync()
         for segment_id in removed:
             self.keep(directory.segment_path(segment_id), f"{segment_id:010d}.damaged")
@@ -454,8 +458,8 @@ class _Replacements:
         files = self.directory.files
         try:
             descriptor = files.open(path)
-        except BytekvError:
-            return  # missing: nothing to keep
+        except StoreNotFoundError:
+            return  # nothing to keep; any other error, and it must not be removed
         try:
             size = min(files.size(descriptor, path), MAX_SEGMENT_SIZE)
             kept = self.directory.quarantine_file(descriptor, path, name, size, self._kept)
@@ -538,7 +542,7 @@ def _read_listed(directory: Directory, manifest: Manifest, number: int, newest: 
         report.damage.append(Damage(error.path, error.offset, error.reason))
         try:
             descriptor = files.open(path)  # the salt of its entries is in the manifest, too
-        except BytekvError:
+        except StoreNotFoundError:
             return row.last_seq
     try:
         size = files.size(descriptor, path)

@@ -490,6 +490,7 @@ class Directory:
             for name in reversed(made):
                 with suppress(BytekvError):  # harmless, if it stays
                     if name:
+                        self.files.unlink(folder.place(name + ".new"))
                         self.files.unlink(folder.place(name))
                     else:
                         self.files.remove_directory(place)
@@ -511,7 +512,9 @@ class Directory:
                     torn = folder.place(name)
                     try:
                         descriptor = self.files.open(torn)
-                    except BytekvError:
+                    except StoreIOError as error:
+                        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                            raise
                         continue  # something else of that name
                     try:
                         yield int(offset), self.files.read(descriptor, _SMALL, 0, torn)

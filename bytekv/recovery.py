@@ -125,7 +125,9 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Reco
                 raise CorruptionError(
                     path, 0, f"begins after seq {header.previous_seq}, but the segment before ends at {last_seq}"
                 )
-            summaries, torn, surplus = _read_segment(directory, descriptor, header, row, report, readonly=readonly)
+            summaries, torn, surplus = _read_segment(
+                directory, descriptor, header, row, manifest.last_seq, report, readonly=readonly
+            )
             if surplus:
                 too_long.append(row)
             segments.hinted[row.segment_id] = summaries[0].length if report.hints_used > hints_used else 0
@@ -168,6 +170,7 @@ def _read_segment(
     descriptor: int,
     header: SegmentHeader,
     row: SegmentRow,
+    written_seq: int,
     report: Recovery,
     *,
     readonly: bool,
@@ -192,7 +195,7 @@ def _read_segment(
         start, seq = hint.length, hint.last_seq
     if not whole:
         report.clean = False
-        torn = _Torn(directory, descriptor, header, row, size, start, seq)
+        torn = _Torn(directory, descriptor, header, row, size, start, seq, written_seq)
         if not readonly:
             torn.set_aside(report)
         report.bytes_scanned += torn.summary.length - start
@@ -222,6 +225,7 @@ class _Torn:
         size: int,
         start: int,
         seq: int,
+        written_seq: int,
     ) -> None:
         self._directory, self._descriptor, self._size = directory, descriptor, size
         self.row = row
@@ -231,7 +235,7 @@ class _Torn:
         self.summary = summarise(scan)
         self.reason = scan.damage
         self.durable_seq = scan.durable_seq
-        if scan.end < row.length or scan.last_seq < row.last_seq:
+        if scan.end < row.length or scan.last_seq < max(row.last_seq, written_seq):
             raise scan.corruption(path, " in data that was durable")
         scan.check_torn(path)
 
@@ -245,11 +249,21 @@ class _Torn:
                 last = offset + len(window.rstrip(b"\0"))
         if last == end:
             return
-        pieces = (self._read(min(_WINDOW, last - offset), offset) for offset in range(end, last, _WINDOW))
-        name = f"{self.row.segment_id:010d}-{end}.torn"
-        report.quarantined.append(self._directory.quarantine(name, pieces))
+        try:
+            kept = self._keep(end, last)
+        except DiskFullError:  # the blocks behind it, which hold nothing, are enough for a few bytes
+            files = self._directory.files
+            if files.has_other_names(self._descriptor, self.path):
+                raise
+            files.truncate(self._descriptor, last, self.path)
+            kept = self._keep(end, last)
+        report.quarantined.append(kept)
         report.torn_bytes = last - end
         report.torn_reason = self.reason or "zeros before later entries"
+
+    def _keep(self, end: int, last: int) -> str:
+        pieces = (self._read(min(_WINDOW, last - offset), offset) for offset in range(end, last, _WINDOW))
+        return self._directory.quarantine(f"{self.row.segment_id:010d}-{end}.torn", pieces)
 
 
 def _seal(segments: SegmentManager, torn: _Torn, last_seq: int, *, readonly: bool) -> None:

@@ -70,8 +70,15 @@ MUTANTS = [
     _mutant(
         "a torn tail is cut off and not kept",
         "recovery",
-        "report.quarantined.append(self._directory.quarantine(name, pieces))",
-        "report.quarantined.append(name)",
+        "            kept = self._keep(end, last)\n        except",
+        "            kept = self.path\n        except",
+    ),
+    _mutant(
+        "on a full disk a torn tail keeps the store from being opened",
+        "recovery",
+        "        except DiskFullError:  # the blocks behind it",
+        "        except ZeroDivisionError:  # the blocks behind it",
+        "tests/test_disk_full.py",
     ),
     _mutant(
         "damage below a sync mark is taken for a torn tail",

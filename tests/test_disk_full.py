@@ -158,6 +158,29 @@ def tenant(path: Path) -> Any:
             store[b"room"] = b"again"
 
 
+@pytest.mark.parametrize("free", [0, BLOCK])
+def test_what_a_kill_tore_is_set_aside_on_a_full_disk(path: Path, free: int):
+    """The store could not be opened for writing, so that nothing could be deleted either."""
+    disk = SmallDisk(path, 1 << 30)
+    db = open_store(path, files=disk)
+    db["whole"] = b"1"
+    db.update({"torn": b"2" * 20_000, "in the middle": b"3"})
+    crash(db)
+    (file,) = segment_files(path)
+    at = file.read_bytes().index(b"in the middle")
+    with open(file, "r+b") as rewritten:
+        rewritten.seek(at)
+        rewritten.write(bytes(30))
+    disk.fill_up(free)
+    with open_store(path, files=disk) as db:
+        assert dict(db) == {b"whole": b"1"}
+        assert db.recovery.torn_bytes > 20_000
+        assert len(Path(db.recovery.quarantined[0]).read_bytes()) == db.recovery.torn_bytes
+        del db["whole"]
+    with open_store(path, files=disk) as db:
+        assert not db
+
+
 @segments
 @ios
 def test_a_put_that_does_not_fit_has_no_effect(tenant: Any, io: str, segment_size_bytes: int) -> None:
