@@ -229,7 +229,7 @@ class Keydir:
             self.expires[key] = expires_ms
         else:
             self.locations[key] = location
-            if self.expires:
+            if key in self.expires:
                 self._expire_never(key)
         if old is not None and old != location:
             self.bury(old >> SEGMENT_SHIFT, old_size)
