@@ -81,6 +81,7 @@ _REENTRY: Final = "a signal handler, a finaliser or a callback called a store in
 _PATIENCE_S: Final = 0.1  # after this long a waiter looks whether there still is a leader, then less and less often
 _LONGEST_PATIENCE_S: Final = 1.0
 _PURGED_BY_A_PUT: Final = 2  # expired keys, 4 µs
+_PREPARE_FROM: Final = 1024 * 1024  # bytes of a segment that is worth preparing the next for
 _JOIN_ALL_BELOW: Final = 64 * 1024 * 1024  # a batch that is joined is in memory three times
 
 _pack_entry = ENTRY.pack
@@ -119,6 +120,7 @@ class Committer:
         "segments",
         "seq",
         "sync_lock",
+        "wants_next",
         "wants_worker",
     )
 
@@ -148,6 +150,7 @@ class Committer:
         self.failure: StoreFailedError | None = None
         self.refusal: Callable[[], BytekvError] | None = None  # closed, read-only, forked
         self.dirty_since: float | None = None  # when the oldest operation that is not durable was appended
+        self.wants_next = False  # the next segment is to be made, for this one is soon full
         self.wants_worker = False  # a segment was sealed: hints and a compaction may be due
         self.drags = False  # a worker compacts, and writers that outrun it are slowed down
         self.is_due: Callable[[], bool] = lambda: False  # tells whether a compaction is, that gives something back
@@ -685,9 +688,31 @@ class Committer:
                 if not self.segments.let_go_for(error):  # what is open for reading, so that there is room to write
                     raise
         writer.open_room(fast=not self._always)
+        if self.segments.prepared is None and writer.limit >= _PREPARE_FROM and writer.end >= writer.limit * 5 // 8:
+            self.wants_next = self.wants_worker = True
         if self.drags and not self._always:
             self._look_at_debt(writer)
         return writer
+
+    def prepare_next(self) -> None:
+        """Make the next segment's file, and durable what this one holds, so that the roll has little to wait for.
+
+        For the worker. What goes wrong here is met again, and told, by the roll.
+        """
+        with self.lock, self:
+            self.wants_next = False
+            if self.refusal is not None or self.failure is not None or self.segments.prepared is not None:
+                return
+            segment_id, seq = self.segments.reserve_ids(1), self.seq
+        try:
+            new = self.segments.create_writer(segment_id, (0, seq))
+        except BytekvError:
+            return
+        with self.lock, self:
+            self.segments.prepared = new
+        if not self._always:
+            for _ in range(2):  # the second is short, and leaves next to nothing
+                self.make_durable(self.seq)
 
     def _room_for(self, size: int, *, only_deletes: bool) -> Writer:
         try:

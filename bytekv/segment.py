@@ -580,6 +580,14 @@ class Writer:
             raise
         return writer
 
+    def begin(self, previous: tuple[int, int], limit: int) -> None:
+        """Let a segment that was made beforehand, and is listed nowhere yet, follow this one; durable on return."""
+        assert self._descriptor is not None
+        self.limit = limit
+        self.header = self.header._replace(previous_id=previous[0], previous_seq=previous[1])
+        self._files.write(self._descriptor, encode_segment_header(self.header), 0, self.path)
+        self._files.sync(self._descriptor, self.path)
+
     @classmethod
     def resume(
         cls, directory: Directory, segment_id: int, end: int, limit: int, *, mapped: bool, reserves: bool = False

@@ -80,6 +80,7 @@ class SegmentManager:
         #: Preallocate, with blocks kept back for deletes, even where `pwrite` fills them.
         self._reserves = directory.files.maps_safely(directory.folder)
         self.writer: Writer | None = None
+        self.prepared: Writer | None = None  # what `roll` will begin: made beforehand, durable, listed nowhere
         self.readers: dict[int, tuple[View, int]] = {}
         self.retiring: dict[int, SegmentRow] = {}
         self._retired: list[int] = []  # listed no more, and no key points there; the files are still there
@@ -181,10 +182,14 @@ class SegmentManager:
             files.close(descriptor)
 
     def let_go_for(self, error: StoreIOError) -> bool:
-        """Close half of what is open for reading if there was no descriptor or address space; False if that is no help.
+        """Give back what another way can do without: blocks, descriptors, address space; False if that is no help.
+
+        Of a full disk, the file that was made for the next roll. Else half of what is open for reading.
 
         The application has taken them, or may have no more: do with fewer, down to the one that is needed.
         """
+        if isinstance(error, DiskFullError):
+            return self.discard_prepared()
         return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self._evict(len(self.readers) // 2)
 
     def _evict(self, keep: int) -> bool:
@@ -270,19 +275,46 @@ class SegmentManager:
     def roll(self, last_seq: int) -> None:
         """Seal the active segment, if there is one, and begin the next.
 
-        Order: (1) the new file, header and name durable; (2) the old file durable, else a crash could
-        keep the new one's entries and lose older ones (D2); (3) the manifest; (4) the old file trimmed,
-        which only now no reader of the published length can notice. `DiskFullError` changes nothing.
+        Order: (1) the new file, header and name durable, most of which a worker may have seen to; (2) the old file
+        durable, else a crash could keep the new one's entries and lose older ones (D2); (3) the manifest; (4) the
+        old file trimmed, which only now no reader of the published length can notice. `DiskFullError` changes nothing.
         """
         old, rows = self.writer, list(self.manifest.segments)
-        segment_id = self.manifest.next_id
         previous = (rows[-1].segment_id if rows else 0, last_seq)
-        header = header_for(self.directory, self.manifest.store_uuid, segment_id, LOG, previous)
-        new = Writer.create(self.directory, header, self.sizes.segment, mapped=self.mapped, reserves=self._reserves)
+        new = self._begin_prepared(previous) or self.create_writer(self.manifest.next_id, previous)
         if old is not None:
             rows = self._sealed_rows(old, last_seq)
-        rows.append(SegmentRow(segment_id, header.salt, SEGMENT_HEADER_SIZE, last_seq, ACTIVE))
+        rows.append(SegmentRow(new.header.segment_id, new.header.salt, SEGMENT_HEADER_SIZE, last_seq, ACTIVE))
         self._change_writer(old, new, rows, last_seq)
+
+    def create_writer(self, segment_id: int, previous: tuple[int, int]) -> Writer:
+        """Make a segment's file, durable with its name; it is no part of the store until a manifest lists it."""
+        header = header_for(self.directory, self.manifest.store_uuid, segment_id, LOG, previous)
+        return Writer.create(self.directory, header, self.sizes.segment, mapped=self.mapped, reserves=self._reserves)
+
+    def _begin_prepared(self, previous: tuple[int, int]) -> Writer | None:
+        new = self.prepared
+        if new is None:
+            return None
+        self.prepared = None
+        try:
+            new.begin(previous, self.sizes.segment)
+        except BaseException:
+            self._unmake(new)
+            raise
+        return new
+
+    def _unmake(self, writer: Writer) -> None:
+        writer.close()
+        with suppress(BytekvError):  # else it is a leftover; `Files.open_new` or the next open removes it
+            self.directory.files.unlink(writer.path)
+
+    def discard_prepared(self) -> bool:
+        """Remove the file that was made for the next roll; False if there is none."""
+        writer, self.prepared = self.prepared, None
+        if writer is not None:
+            self._unmake(writer)
+        return writer is not None
 
     def seal(self, last_seq: int) -> None:
         """Seal the active segment and begin none; the next write does."""
@@ -303,7 +335,7 @@ class SegmentManager:
         try:
             if old is not None:
                 old.sync()
-            next_id = self.manifest.next_id + (new is not None)
+            next_id = self.manifest.next_id if new is None else max(self.manifest.next_id, new.header.segment_id + 1)
             try:
                 self.publish(rows, next_id=next_id, last_seq=last_seq)
             except DiskFullError:
@@ -339,9 +371,7 @@ class SegmentManager:
     def _writer_kept(self, new: Writer | None) -> None:
         self.changing = None
         if new is not None:
-            new.close()
-            with suppress(BytekvError):  # else it is a leftover; `Files.open_new` or the next open removes it
-                self.directory.files.unlink(new.path)
+            self._unmake(new)
 
     @property
     def is_unsettled(self) -> bool:
@@ -469,6 +499,7 @@ class SegmentManager:
         Order: (1) bytes durable; (2) trimmed; (3) the manifest says that length. A file of exactly the
         published length was closed cleanly; a kill before (3) leaves a longer one, which is recovered.
         """
+        self.discard_prepared()
         writer = self.writer
         if writer is None:
             return
@@ -487,6 +518,9 @@ class SegmentManager:
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+        if self.prepared is not None:
+            self.prepared.close()
+            self.prepared = None
         self.readers.clear()
         self.manifest = self.manifest._replace(segments=())  # so that no late reader opens a file again
 

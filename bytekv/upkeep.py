@@ -132,6 +132,7 @@ class Upkeep:
             return self._follow()
         try:
             self._sync_if_due()
+            self._prepare_if_wanted()
             self._purge()
             try:
                 while self._compact_a_run() or self._build_a_hint():
@@ -195,11 +196,16 @@ class Upkeep:
             if self._worker.is_stopping:
                 raise StopWork
             self._sync_if_due()
+            self._prepare_if_wanted()
             left, began = len(expires), self._files.monotonic()
             self._files.pause(rest_s)
             is_busy = self._files.monotonic() - began > rest_s + _BUSY_S
             count = _MANY_EXPIRED if is_busy else _FEW_EXPIRED
             rest_s = _LONG_BREAK_S if left - len(expires) > _MANY_EXPIRED else _BREAK_S
+
+    def _prepare_if_wanted(self) -> None:
+        if self._committer.wants_next:
+            self._committer.prepare_next()
 
     def _build_a_hint(self) -> bool:
         with self.compacting:  # so that no segment is retired meanwhile
@@ -226,6 +232,7 @@ class Upkeep:
             if self._worker.is_stopping:
                 raise StopWork
             self._sync_if_due()
+            self._prepare_if_wanted()
             read = 0
 
     def refresh(self) -> bool:

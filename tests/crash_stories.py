@@ -125,6 +125,7 @@ def batch(*writes: tuple[bytes, bytes | None]) -> Step:
 
 OPEN, SYNC, SEAL, WORK, KILL, SNAPSHOT = map(Step, ("open", "sync", "seal", "work", "kill", "snapshot"))
 CLEAR = Step("write")
+PREPARE = Step("prepare")  # what the worker does when the active segment is soon full
 CLOSE, RENEW = Step("close"), Step("renew")  # and open again; "renew": as a new and empty store
 #: Of everything, of the oldest segment alone, of all but the oldest; the latter two as the worker does, which must
 #: keep deletes for what lies outside.
@@ -163,6 +164,8 @@ def carry_out(db: Store, step: Step) -> None:
         db._commit.seal()
     elif step.verb == "work":
         db._work()
+    elif step.verb == "prepare":
+        db._commit.prepare_next()
     elif step.verb == "compact":
         db.compact()
     else:

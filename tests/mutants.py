@@ -395,6 +395,34 @@ MUTANTS = [
         "Directory] = {}",
         "tests/test_directory.py",
     ),
+    _mutant(
+        "a segment that was prepared is listed before its header is durable",
+        "segment",
+        "encode_segment_header(self.header), 0, self.path)\n        self._files.sync(self._descriptor, self.path)",
+        "encode_segment_header(self.header), 0, self.path)",
+        "tests/test_prepared_segments.py",
+    ),
+    _mutant(
+        "a segment that was prepared says that it follows what was there when it was made",
+        "segment",
+        "self.header._replace(previous_id=previous[0], previous_seq=previous[1])",
+        "self.header",
+        "tests/test_prepared_segments.py",
+    ),
+    _mutant(
+        "a clean end leaves the file that was made for the next roll",
+        "segment_manager",
+        "        self.discard_prepared()\n        writer = self.writer",
+        "        writer = self.writer",
+        "tests/test_prepared_segments.py",
+    ),
+    _mutant(
+        "a full disk does not get the file back that was made for the next roll",
+        "segment_manager",
+        "            return self.discard_prepared()",
+        "            return False",
+        "tests/test_prepared_segments.py",
+    ),
     # --- compaction ----------------------------------------------------------------------------
     _mutant(
         "the outputs of a compaction are not synced",

@@ -147,7 +147,7 @@ def test_a_store_of_large_segments_shrinks_to_the_rule(path: Path) -> None:
 @pytest.mark.usefixtures("to_scale")
 def test_the_active_segment_shrinks_with_the_store(path: Path) -> None:
     """After a clear() the next segment was as large as suited what had been there before."""
-    with patched(harness.NO_WORKER), harness.open_store(path, auto_compact=True) as db:
+    with patched(harness.NO_WORKER), harness.open_store(path, auto_compact=True, files=Patient()) as db:
         number = 0
         while db._segments.sizes.segment < 6 * MIB // SCALE or db._segments.writer.end > 100_000:
             db[b"%d" % (number := number + 1)] = b"." * 1000
