@@ -394,6 +394,39 @@ def test_who_does_not_take_replies_is_disconnected(open_store, monkeypatch, capl
 
 
 @needs_uvicorn
+@pytest.mark.parametrize("token", ["s3cret", "wrong"])
+def test_a_long_head_is_understood_however_it_is_cut(open_store, token):
+    """One of more than 16 KiB was, if it came in one piece."""
+
+    def ask_in_pieces(url: str) -> None:
+        head = b"GET /v1/kv/%b HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\n\r\n"
+        whole = head % (b"k" * 60_000, token.encode())
+        with socket.create_connection(("127.0.0.1", port_of(url)), timeout=TIMEOUT_S) as client:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for at in range(0, len(whole), 7000):
+                client.sendall(whole[at : at + 7000])
+            assert status_of(client, b"") == (404 if token == "s3cret" else 401)
+            assert status_of(client, GET_STATS) == 200
+
+    asyncio.run(with_server(open_store(), ask_in_pieces, tokens="s3cret"))
+
+
+@needs_uvicorn
+def test_who_goes_on_sending_after_a_refusal_is_cut_off(open_store, monkeypatch):
+    monkeypatch.setattr(server_module, "_MAX_UNWANTED_BYTES", 100_000)
+
+    def send_without_end(url: str) -> None:
+        with socket.create_connection(("127.0.0.1", port_of(url)), timeout=TIMEOUT_S) as client:
+            head = b"PUT /v1/kv/k HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+            assert status_of(client, head) == 401
+            with pytest.raises((ConnectionResetError, BrokenPipeError)):
+                while True:
+                    client.sendall(b"1000\r\n" + bytes(4096) + b"\r\n")
+
+    asyncio.run(with_server(open_store(), send_without_end, tokens="s3cret"))
+
+
+@needs_uvicorn
 def test_nonsense_does_not_fill_the_log(open_store, caplog):
     def send_nonsense(url: str) -> None:
         for _ in range(50):

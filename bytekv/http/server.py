@@ -31,6 +31,8 @@ _GRACE_S: Final = 10
 _SWEEP_S: Final = 1.0
 _LINGER_S: Final = 5.0  # for a client to take what it is still sent when its connection is closed
 _MAX_UNWANTED_BYTES: Final = 1024 * 1024  # that a client without a token sends after its reply
+_MAX_HEAD_BYTES: Final = 64 * 1024
+_STRANGER_READ_BYTES: Final = 8 * 1024  # in one go: one-byte chunks take 8 µs each
 _STRANGER_SEND_S: Final = 10.0  # for a client without a token to take the rest of its replies
 
 
@@ -69,6 +71,7 @@ async def serve(
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
             timeout_graceful_shutdown=_GRACE_S,
         )
         server = uvicorn.Server(config)
@@ -221,9 +224,14 @@ def _protocol(head_timeout_s: float, send_timeout_s: float, places: Places, seld
             if not self._is_known:
                 self._is_known = True
                 places.note(self, known=True)
+                self.transport.max_size = self._usual_size
+                self.flow.resume_reading()
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._usual_size = getattr(transport, "max_size", 0)
+            if not self._is_known:
+                transport.max_size = _STRANGER_READ_BYTES  # asyncio's; where it means nothing it does no harm
             if not places.admit(self):
                 seldom.warn("an HTTP client was refused: there are too many")
                 transport.write(_REFUSAL)
@@ -264,6 +272,9 @@ def _protocol(head_timeout_s: float, send_timeout_s: float, places: Places, seld
                 began = time.thread_time()
                 super().data_received(data)
                 places.charge(time.thread_time() - began)
+                if (debt_s := places.debt_s) > 0:
+                    self.flow.pause_reading()  # what was read is taken in, in case it shows a token
+                    self.loop.call_later(min(debt_s, 1.0), self.flow.resume_reading)
                 if self.cycle is not None and self.cycle.response_complete:
                     self._unwanted_bytes += len(data)  # of a body whose request is answered, or of the next requests
                     if self._unwanted_bytes > _MAX_UNWANTED_BYTES:
