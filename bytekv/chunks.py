@@ -148,7 +148,8 @@ def _one_by_one(
         offset = location >> OFFSET_SHIFT & OFFSET_MASK
         size = location & SIZE_MASK
         raw = view[offset : offset + size]
-        if raw and (trusting or checksum(raw, seed) == RESIDUE):
+        # Unchecked it may be cut short: the file has grown beyond the mapping since that was looked up.
+        if raw and (len(raw) == size if trusting else checksum(raw, seed) == RESIDUE):
             flags, key_size = prefix_of(raw)
             end = 23 + key_size
             if flags & 0xDF == PUT and raw[23:end] == key:

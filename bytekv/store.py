@@ -198,7 +198,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             view, seed = reader
             offset = location >> 13 & 0x7FFFFFFF
             raw = view[offset : offset + (location & 8191)]
-            if raw and (self._trusting or checksum(raw, seed) == RESIDUE):
+            if raw and (len(raw) == location & 8191 if self._trusting else checksum(raw, seed) == RESIDUE):
                 flags, size = _prefix_of(raw)
                 end = 23 + size
                 if flags & 0xDF == PUT and raw[23:end] == key:

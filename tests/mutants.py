@@ -720,6 +720,20 @@ MUTANTS = [
         *_RUNS,
     ),
     _mutant(
+        "an unchecked value may be cut short",
+        "chunks",
+        "len(raw) == size if trusting else",
+        "trusting or",
+        _AGREEMENT,
+    ),
+    _mutant(
+        "an unchecked get may be cut short",
+        "store",
+        "len(raw) == location & 8191 if self._trusting else",
+        "self._trusting or",
+        _AGREEMENT,
+    ),
+    _mutant(
         "a segment of which nothing is known is whole",
         "keydir",
         "return self.dead.get(segment, 1) == 0",

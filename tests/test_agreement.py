@@ -329,3 +329,41 @@ def test_a_reader_knows_what_is_dead_without_counting_anew(path: Path) -> None:
             assert all(reader._reading._is_whole(row.segment_id) for row in reader._segments.manifest.segments)
             assert reader.verify().ok
             assert reader._keydir.recounts == recounts
+
+
+@pytest.mark.parametrize("kind", ["get", "get_many", "items", "reader"])
+def test_an_entry_beyond_what_was_mapped_is_never_cut_short(path: Path, kind: str) -> None:
+    """Without a checksum only its length says so: the file has grown since the mapping was looked up."""
+    value = bytes(5000)
+    with open_store(path, verify_reads=False) as db, open_store(path, "r", verify_reads=False) as reader:
+        db[b"a"] = b"1"
+        reader.refresh()
+        found = reader if kind == "reader" else db
+        before = dict(found._readers)  # who has looked there already, and comes late
+        mapped = len(before[1][0])
+
+        def grow() -> None:
+            writer: Any = db._segments.writer
+            while writer.end < mapped - 3000:
+                db[b"a"] = bytes(500)
+            db[b"b"] = value
+            assert writer.end > mapped
+            db[b"a"] = b"2"
+            reader.refresh()
+
+        class Late(dict[int, Any]):
+            def get(self, segment: int, default: Any = None) -> Any:
+                return before.get(segment, default)
+
+        if kind == "get":
+            grow()
+            db._readers = Late()
+            assert db.get(b"b") == value
+        elif kind == "items":
+            grow()
+            db._reading._readers = Late()
+            assert dict(db.items()) == {b"a": b"2", b"b": value}
+        else:
+            found._reading._locations = _Looks(found._locations, grow, 5, before=True)
+            found._reading._readers = Late()
+            assert found.get_many([b"a", b"c", b"b"]) == {b"a": b"1", b"b": value}
