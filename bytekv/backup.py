@@ -52,6 +52,7 @@ class Moment(NamedTuple):
     """What is to be copied: rows with the lengths that count, and which of them are sealed on disk."""
 
     store_uuid: bytes
+    compat_flags: int
     next_id: int
     seq: int
     rows: list[SegmentRow]
@@ -77,7 +78,7 @@ def moment_of(committer: Committer, release: Callable[[], None], *, readonly: bo
         seq, manifest, pin = committer.seq, segments.manifest, segments.pin(release, is_call=True)
     rows = _rows_of(pin.rows, pin.lengths, seq)
     listed = {row.segment_id for row in rows if (row.segment_id, row.length) in sealed}
-    return pin, Moment(manifest.store_uuid, manifest.next_id, seq, rows, listed)
+    return pin, Moment(manifest.store_uuid, manifest.compat_flags, manifest.next_id, seq, rows, listed)
 
 
 def _sealed(rows: Iterable[SegmentRow]) -> set[tuple[int, int]]:
@@ -93,8 +94,9 @@ def back_up(
     `StoreNotFoundError` if a file of the source has vanished; the earlier backup is as before then.
     """
     try:
-        is_first = target.make_for_backup()
+        target.make_for_backup()
         target.acquire(network_allowed=True)
+        is_first = target.begin_backup()
         old = Manifest(moment.store_uuid, 1, 0)
         if not is_first:
             old = target.load(for_writing=True)
@@ -115,7 +117,12 @@ def back_up(
             _tell(progress, done, total)
         target.sync()
         manifest = Manifest(
-            moment.store_uuid, moment.next_id, moment.seq, old.generation + 1, tuple(moment.rows), compat_flags=BACKUP
+            moment.store_uuid,
+            moment.next_id,
+            moment.seq,
+            old.generation + 1,
+            tuple(moment.rows),
+            moment.compat_flags | BACKUP,
         )
         target.save(manifest)
         target.finish_backup()

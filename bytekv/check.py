@@ -34,6 +34,7 @@ from .codec import (
     Manifest,
     SegmentHeader,
     SegmentRow,
+    another_history,
     decode_entry,
     is_zero,
     measure_entry,
@@ -448,7 +449,9 @@ class _Replacements:
         directory.sync()
         for segment_id in removed:
             self.keep(directory.segment_path(segment_id), f"{segment_id:010d}.damaged")
-        self._manifest = manifest
+        # What a reader has seen may be gone, and what it has overwritten may be back.
+        flags = another_history(manifest.compat_flags, directory.files.random(4))
+        self._manifest = manifest = manifest._replace(compat_flags=flags)
         directory.save(manifest)
         directory.remove_segments(removed)
         directory.sync()

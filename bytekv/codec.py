@@ -299,6 +299,8 @@ MANIFEST_ROW: Final = Struct("<QQQQI")  # 8+8+8+8+4 = 36
 SEALED: Final = 0
 ACTIVE: Final = 1
 BACKUP: Final = 1  # a compatible flag: made by a backup, and not written to since
+HISTORY_SHIFT: Final = 8  # the compatible flags above are the number of a history; see `another_history`
+HISTORY: Final = 0xFFFFFF << HISTORY_SHIFT
 
 
 class SegmentRow(NamedTuple):
@@ -364,7 +366,15 @@ def decode_manifest(data: bytes, path: str, *, for_writing: bool = False) -> Man
         or max(next_id, last_seq, generation, *seqs[-1:]) > MAX_NUMBER
     ):
         raise CorruptionError(path, MANIFEST_HEADER.size, "manifest rows contradict each other")
-    return Manifest(uuid, next_id, last_seq, generation, rows, flags & BACKUP)
+    return Manifest(uuid, next_id, last_seq, generation, rows, flags & (BACKUP | HISTORY))
+
+
+def another_history(flags: int, random: bytes) -> int:
+    """Return compatible flags with another number, where what follows is no continuation of what a reader has seen.
+
+    Its 24 bits are few and enough: a number only has to differ from that of another history in the same directory.
+    """
+    return flags ^ (1 + int.from_bytes(random, "little") % 0xFFFFFF) << HISTORY_SHIFT
 
 
 # --- the hint file -----------------------------------------------------------------------------

@@ -184,10 +184,22 @@ class Directory:
             )
         return True
 
-    def make_for_backup(self) -> bool:
-        """Check that a backup may be written here, mark the directory if it is the first; True if it is."""
+    def make_for_backup(self) -> None:
+        """Check that a backup may be written here, before anything is made but the directory."""
         if self.files.make_directory(self.path):
             self._sync_parent()
+        self._is_without_backup()
+
+    def begin_backup(self) -> bool:
+        """Mark the directory if a backup here is the first; True if it is. Under the lock: another may just have been
+        made."""
+        is_first = self._is_without_backup()
+        if is_first:
+            self.files.close(self.files.open_new(self.folder.place(_UNFINISHED)))
+            self.sync()
+        return is_first
+
+    def _is_without_backup(self) -> bool:
         names = set(self.files.list(self.folder))
         if _MANIFEST in names:
             return False
@@ -198,8 +210,6 @@ class Directory:
             raise NotAStoreError(
                 f"{self.path}: a directory with other files ({min(strangers)!r}); use an empty or new one for a backup"
             )
-        self.files.close(self.files.open_new(self.folder.place(_UNFINISHED)))
-        self.sync()
         return True
 
     def finish_backup(self) -> None:

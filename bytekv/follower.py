@@ -157,6 +157,9 @@ class Follower:
         known = {row.segment_id: row for row in mine_all}
         if manifest.store_uuid != self._segments.manifest.store_uuid:
             raise self._stale("another store has taken this one's place")
+        mine = self._segments.manifest
+        if manifest.compat_flags != mine.compat_flags or manifest.generation < mine.generation:
+            raise self._stale("the store was repaired, or a copy of it was put in its place or written to")
         listed = {row.segment_id for row in manifest.segments}
         last = mine_all[-1].segment_id if mine_all else 0
         # Compacted away, it may be; but perhaps only what had been left of it when its end was lost.
@@ -166,16 +169,17 @@ class Follower:
         plan = _Plan(manifest, manifest.last_seq, max(self._committer.seq, manifest.last_seq))
         rows: list[SegmentRow] = []
         for row in manifest.segments:
-            mine = known.get(row.segment_id)
-            if mine is not None and row.state == SEALED and (row.salt, row.length) == (mine.salt, mine.length):
+            seen = known.get(row.segment_id)
+            if seen is not None and row.state == SEALED and (row.salt, row.length) == (seen.salt, seen.length):
                 rows.append(row)
                 continue
-            found = self._read_segment(row, mine, plan)
+            found = self._read_segment(row, seen, plan)
             if found.length > SEGMENT_HEADER_SIZE:
                 rows.append(found)
-        plan.manifest = Manifest(
-            manifest.store_uuid, manifest.next_id, manifest.last_seq, manifest.generation, tuple(rows)
-        )
+        # Whatever took its place: the log of a store never ends before what was seen of it.
+        if max([manifest.last_seq, *(row.last_seq for row in rows)]) < self._committer.seq:
+            raise self._stale(_LOST)
+        plan.manifest = manifest._replace(segments=tuple(rows))
         plan.gone = known.keys() - {row.segment_id for row in rows}
         return plan
 

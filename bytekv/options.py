@@ -113,7 +113,9 @@ class Options:
     #: so that a clock set wrong for a moment destroys nothing.
     expiry_grace_s: float = 60.0
 
-    #: Sealed segments kept open at most; None: a share of the process's limit on open files.
+    #: Sealed segments kept open at most; None: half of the process's limit on open files, at most 4,096. A reader (flag
+    #: "r") of more segments than that may need one that the writer has compacted away: the read then raises
+    #: ``StoreIOError`` (ENOENT), and works again after ``refresh()``, for a reader does not move by itself.
     max_open_segments: int | None = None
 
     #: What ``open`` does about damage to what was durable. "strict": raise ``CorruptionError``.

@@ -2,7 +2,8 @@
 
 Where a key's entry lies is one look-up, the entry one slice of a mapping; in between a compaction may have retired the
 segment, then the key is looked up again, for it has been moved before. A follower's segment may have been compacted
-away by the writer; then it catches up first. Whoever meets what has expired takes it out of the keydir, and some more.
+away by the writer; then that is said, for a follower moves only when it is told. Whoever meets what has expired takes
+it out of the keydir, and some more.
 
 One moment is a view of the keydir. It is walked through in chunks, under the lock only for as long as it takes to
 select their keys. Nothing refers to the store from here, lest it could not be dropped; an open view does, so that
@@ -11,18 +12,16 @@ whoever iterates keeps it open.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Iterator
 from itertools import chain
 
 from .chunks import pairs_of
 from .codec import Entry, decode_entry
 from .commit import Committer
-from .errors import BytekvError, CorruptionError, StoreIOError
+from .errors import BytekvError, CorruptionError
 from .keydir import View
 from .mapping import Range
 from .options import Options
-from .upkeep import Upkeep
 from .worker import Pacer
 
 TYPE_CHECKING = False
@@ -56,12 +55,11 @@ class _Gone:
 class Reading:
     """Read one store. Without the lock."""
 
-    def __init__(self, committer: Committer, options: Options, upkeep: Upkeep) -> None:
+    def __init__(self, committer: Committer, options: Options) -> None:
         self._committer = committer
         self._segments = committer.segments
         self._keydir = committer.keydir
         self._now_ms = committer.keydir.now_ms
-        self._upkeep = upkeep
         self._trusting = not options.verify_reads
         self._locations: Any = committer.keydir.locations
         self._readers: Any = committer.segments.readers
@@ -94,10 +92,6 @@ class Reading:
                 return None if 0 < found.expires_ms <= now_ms else found
             except KeyError:
                 continue  # retired by a compaction, which has moved the key before
-            except StoreIOError as error:
-                # More segments than may be open at once, and the writer has compacted this one away.
-                if error.errno != errno.ENOENT or not self._upkeep.refresh():
-                    raise
 
     def find_many(self, keys: list[bytes]) -> dict[bytes, bytes]:
         """Return the values of those keys that exist, each as of its own moment."""

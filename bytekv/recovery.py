@@ -26,7 +26,6 @@ from .codec import (
     LOG,
     SEALED,
     SEGMENT_HEADER_SIZE,
-    Manifest,
     SegmentHeader,
     SegmentRow,
     Summary,
@@ -274,9 +273,7 @@ def _seal(segments: SegmentManager, torn: _Torn, last_seq: int, *, readonly: boo
     empty = row.length == SEGMENT_HEADER_SIZE
     rows = manifest.segments[:-1] if empty else (*manifest.segments[:-1], row)
     if readonly:
-        segments.manifest = Manifest(
-            manifest.store_uuid, manifest.next_id, manifest.last_seq, manifest.generation, tuple(rows)
-        )
+        segments.manifest = manifest._replace(segments=tuple(rows))
         return
     try:
         segments.publish(rows, last_seq=last_seq)

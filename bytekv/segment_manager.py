@@ -18,6 +18,7 @@ from contextlib import suppress
 
 from .codec import (
     ACTIVE,
+    BACKUP,
     LOG,
     MAX_SEGMENT_SIZE,
     MAX_SEGMENTS,
@@ -27,6 +28,7 @@ from .codec import (
     Manifest,
     SegmentHeader,
     SegmentRow,
+    another_history,
     decode_entry,
     measure_entry,
     seed_of,
@@ -133,7 +135,6 @@ class SegmentManager:
         row = self._row(segment_id)
         if row is None:
             raise KeyError(segment_id)
-        self._evict(self.max_open - 1)
         while True:
             try:
                 found = self._view(row), seed_of(row.salt)
@@ -145,6 +146,7 @@ class SegmentManager:
                     raise
         # Somebody else may have been at it meanwhile. No lock keeps threads apart here, for a signal handler that waits
         # for the store's would keep it from whoever holds that one.
+        self._evict(self.max_open - 1)  # not before: for a reader that is in vain if the file is gone from the disk
         found = self.readers.setdefault(segment_id, found)
         if self._row(segment_id) is None:  # asked after: `release` takes the row away before it looks here
             self.readers.pop(segment_id, None)
@@ -164,8 +166,14 @@ class SegmentManager:
 
     @staticmethod
     def reaches(view: View, length: int) -> bool:
-        """Tell whether a view shows the first ``length`` bytes of its segment as that is now."""
-        return isinstance(view, FileView) or len(view) >= length
+        """Tell whether a view shows the first ``length`` bytes of its segment as that is now.
+
+        A file grows under its view; one that has been replaced under its name does not.
+        """
+        try:
+            return (view.size() if isinstance(view, FileView) else len(view)) >= length
+        except BytekvError:
+            return False
 
     def _view(self, row: SegmentRow) -> View:
         path, files = self.directory.segment_path(row.segment_id), self.directory.files
@@ -174,7 +182,10 @@ class SegmentManager:
         except StoreNotFoundError as error:
             self.directory.check_there()
             raise StoreIOError(
-                errno.ENOENT, "was compacted away by the writer; close this view, refresh() and look again", path
+                errno.ENOENT,
+                "was compacted away by the writer, and this reader had more segments than it may hold open "
+                "(max_open_segments); close snapshots and scans, refresh() and look again",
+                path,
             ) from error
         try:
             return self.open_view(descriptor, row.segment_id, row.length)
@@ -195,10 +206,11 @@ class SegmentManager:
     def _evict(self, keep: int) -> bool:
         """Drop the segments that have been open longest until ``keep`` are left; False if none was dropped."""
         active = self.writer.header.segment_id if self.writer is not None else 0
-        # Replaced in place: the hot path holds this very dict.
-        dropped = [segment_id for segment_id in list(self.readers) if segment_id != active][
-            : max(0, len(self.readers) - keep)
-        ]
+        # Replaced in place: the hot path holds this very dict. Those that may be gone from the disk come last.
+        sealed = sorted(
+            (segment_id for segment_id in list(self.readers) if segment_id != active), key=self.retiring.__contains__
+        )
+        dropped = sealed[: max(0, len(self.readers) - keep)]
         for segment_id in dropped:
             self.readers.pop(segment_id, None)
         return bool(dropped)
@@ -233,7 +245,7 @@ class SegmentManager:
             generation=old.generation + 1,
             next_id=old.next_id if next_id is None else next_id,
             last_seq=old.last_seq if last_seq is None else max(last_seq, old.last_seq),
-            compat_flags=0,  # whoever writes makes a store of its own of a backup
+            compat_flags=self._flags_of_writer(),
         )
         if len(manifest.segments) > MAX_SEGMENTS:
             raise LimitError(
@@ -246,6 +258,12 @@ class SegmentManager:
         self.directory.save(manifest)
         self.manifest = manifest
         self.publishing = None
+
+    def _flags_of_writer(self) -> int:
+        flags = self.manifest.compat_flags
+        if flags & BACKUP:  # whoever writes makes a store of its own of it, which goes on otherwise than the first
+            return another_history(flags & ~BACKUP, self.directory.files.random(4))
+        return flags
 
     def resume(self) -> None:
         """Continue the active segment of a store that was closed cleanly.
@@ -423,7 +441,10 @@ class SegmentManager:
         """See the set as another process has published it. For a follower; repeatable."""
         self.retiring.update({row.segment_id: row for row in self.manifest.segments if row.segment_id in gone})
         self.readers.update(views)
+        lengths = self.lengths()
         for row in manifest.segments:
+            if lengths.get(row.segment_id) == row.length:
+                continue
             found = self.readers.get(row.segment_id)
             if found is not None and not self.reaches(found[0], row.length):
                 self.readers.pop(row.segment_id, None)

@@ -8,7 +8,6 @@ written out here once more.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import (
     Callable,
@@ -44,7 +43,6 @@ from .errors import (
     ForkedStoreError,
     LimitError,
     StoreClosedError,
-    StoreIOError,
     StoreNotFoundError,
     translated,
 )
@@ -142,7 +140,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
             follower = Follower(commit)
         self._upkeep = Upkeep(commit, options, self._worker, follower)
-        self._reading = Reading(commit, options, self._upkeep)
+        self._reading = Reading(commit, options)
         self._commit = commit  # from now on there is something to close
         register(self)
         if os.getpid() != self._pid:  # a signal handler has forked meanwhile, and this is the child
@@ -535,13 +533,6 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 from .changes import ChangeLog
 
             changes = self._changes = ChangeLog(self._commit)
-        for _ in range(2):
-            try:
-                return changes.feed(since_seq, self._reading.release, self._check_open)
-            except StoreIOError as error:
-                # Beside a writer that has compacted a segment away: the feed of now may reach far enough.
-                if not self._readonly or error.errno != errno.ENOENT or not self.refresh():
-                    raise
         return changes.feed(since_seq, self._reading.release, self._check_open)
 
     def batch(self) -> Batch:
@@ -722,8 +713,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         less than before. Snapshots and scans that are under way do not change. A store that is open for
         writing is always up to date.
 
-        Raises `StoreIOError` with errno ESTALE if the directory holds another store now, or if operations
-        seen here were lost in a power cut; nothing has changed then. Complexity: 30 µs, and O(what was
+        Raises `StoreIOError` with errno ESTALE if the directory holds another store now, a repaired one or a backup
+        that was put in its place or written to, or if operations seen here were lost in a power cut; nothing has
+        changed then. Complexity: 30 µs, and O(what was
         written since); O(number of keys) after a compaction.
 
         >>> import bytekv, tempfile

@@ -14,6 +14,7 @@ import pytest
 
 import bytekv
 from bytekv.compactor import Progress
+from bytekv.directory import Directory
 from bytekv.errors import (
     BytekvError,
     CorruptionError,
@@ -624,3 +625,27 @@ def test_nothing_is_pinned_afterwards(open_store: Callable[..., Any], path: Path
     db.backup(dest)
     db.compact()
     assert db.stats().pinned_bytes == 0
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_two_first_backups_into_one_place(path: Path, monkeypatch: pytest.MonkeyPatch, same: bool) -> None:
+    """The second has looked and found nothing; before it has the lock, the first begins and ends. It is no first one
+    any more then, and what the first has made is not in its way to be swept."""
+    place, acquire = path.with_name("backup"), Directory.acquire
+    with open_store(path) as db, open_store(path.with_name("other")) as other:
+        db["a"], other["a"] = "1", "other"
+        late = db if same else other
+
+        def overtaken(directory: Directory, **arguments: Any) -> None:
+            monkeypatch.setattr(Directory, "acquire", acquire)
+            db.backup(place)
+            acquire(directory, **arguments)
+
+        monkeypatch.setattr(Directory, "acquire", overtaken)
+        if same:
+            assert late.backup(place).kept == 1
+        else:
+            with pytest.raises(NotAStoreError, match="another store"):
+                late.backup(place)
+    with open_store(place, "r") as copy:
+        assert dict(copy) == {b"a": b"1"}

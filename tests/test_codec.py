@@ -455,7 +455,11 @@ def test_unknown_features(word, what):
             with pytest.raises(UnsupportedFormatError, match="newer bytekv"):
                 decode(newer, "p")
         else:
-            assert decode(newer, "p") == decode(raw, "p")
+            found = decode(newer, "p")
+            if (word, what) == ("compat", "manifest"):  # from the second byte on the number of a history
+                assert found.compat_flags == (0x40 << 8 * byte if byte else 0)
+                found = found._replace(compat_flags=0)
+            assert found == decode(raw, "p")
         if word == "compat":
             decode(newer, "p", for_writing=True)
         else:

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import bytekv
-from bytekv.codec import SEGMENT_HEADER_SIZE
+from bytekv.codec import SEGMENT_HEADER_SIZE, encode_manifest
 from bytekv.errors import CorruptionError, StoreClosedError, StoreIOError
 from bytekv.store import Store
 from tests.harness import FakeFiles, crash, damage, open_store, segment_files, snapshot_of
@@ -345,19 +345,162 @@ def test_a_snapshot_of_a_reader_outlives_the_files(path: Path) -> None:
     writer.close()
 
 
-def test_a_reader_with_few_files_moves_on_when_one_is_gone(path: Path) -> None:
-    """More segments than may be open at once: what was compacted away is read where it is now."""
+def test_a_reader_with_few_files_does_not_move_by_itself(path: Path) -> None:
+    """More segments than may be open at once: what was compacted away cannot be read any more, and the reader says so
+    instead of showing another moment than it did before the call."""
     writer = open_store(path, segment_size_bytes=400)
     for number in range(30):
         writer[b"%d" % number] = b"x" * 300
     reader = open_store(path, "r", max_open_segments=3)
+    moment = reader.last_seq
     for number in range(0, 30, 2):
         writer[b"%d" % number] = b"y" * 300
     writer.compact()
+    reads: list[Callable[[], object]] = [
+        lambda: reader[b"28"],
+        lambda: reader.get_many([b"28"]),
+        lambda: list(reader.items()),
+        lambda: reader.entry(b"28"),
+        lambda: list(reader.changes()),
+    ]
+    for read in reads:
+        with pytest.raises(StoreIOError, match=r"max_open_segments.*refresh") as caught:
+            read()
+        assert caught.value.errno == errno.ENOENT
+        assert reader.last_seq == moment
+        if read is reads[0]:
+            kept = [reader[b"%d" % number][:1] for number in range(3)]
+            assert kept == [b"x"] * 3, "what was open is not closed for it"
+    assert reader.refresh()
     assert {reader[b"%d" % number][:1] for number in range(1, 30, 2)} == {b"x"}
     assert {reader[b"%d" % number][:1] for number in range(0, 30, 2)} == {b"y"}
     reader.close()
     writer.close()
+
+
+# --- another history under the same name -------------------------------------------------------------
+
+
+def expect_stale(reader: Store, content: dict[bytes, bytes]) -> None:
+    """The reader says that it cannot go on, and shows what it did."""
+    for _ in range(2):
+        with pytest.raises(StoreIOError) as caught:
+            reader.refresh()
+        assert caught.value.errno == errno.ESTALE
+        assert dict(reader) == content
+
+
+def test_a_reader_across_a_repair_is_told(path: Path) -> None:
+    """What was damaged is gone or as it was before; for the reader that would be a deletion, or a step backwards."""
+    with open_store(path) as writer:
+        writer.update({"a": "1", "b": "1"})
+        writer._commit.seal()
+        writer["b"] = "2"
+        writer._commit.seal()
+        writer["c"] = "2"
+    reader = open_store(path, "r")
+    keys = list(reader)
+    damage(segment_files(path)[1], -10)
+    assert not bytekv.repair(path).ok
+    with open_store(path, "w") as repaired:
+        assert repaired["b"] == b"1"
+        repaired["d"] = "3"
+        for _ in range(2):
+            with pytest.raises(StoreIOError, match="repaired") as caught:
+                reader.refresh()
+            assert caught.value.errno == errno.ESTALE
+            assert list(reader) == keys
+        reader.close()
+        with open_store(path, "r") as reader:
+            repaired["d"] = "4"
+            assert reader.refresh(), "the next history goes on as any does"
+            assert reader["d"] == b"4"
+
+
+@pytest.mark.parametrize("written", ["", "written", "written and compacted"])
+def test_a_reader_across_a_restore_is_told(path: Path, written: str) -> None:
+    """A backup was put in the store's place, in the same directory, and perhaps written to: its operations have the
+    same numbers, its segments may have the same names, and none of it is what the reader has seen."""
+    backup = path.with_name("backup")
+    with open_store(path) as writer:
+        writer["a"] = "1"
+        writer._commit.seal()
+        writer.backup(backup)
+        writer.update({"b": "2", "c": "2"})
+        reader = open_store(path, "r")
+        content = dict(reader)
+    for file in [*path.glob("*.seg"), *path.glob("*.hint")]:
+        file.unlink()
+    for file in backup.iterdir():
+        if file.name != "LOCK":
+            (path / file.name).write_bytes(file.read_bytes())
+    if written:
+        with open_store(path) as restored:
+            for number in range(9):
+                restored[b"%d" % number] = "other"
+                restored._commit.seal()
+            if "compacted" in written:
+                restored.compact()  # no segment that is left bears a name or a salt that the reader knows
+            expect_stale(reader, content)
+    expect_stale(reader, content)
+    reader.close()
+
+
+def test_a_reader_of_a_backup_that_becomes_a_store_is_told(path: Path) -> None:
+    """What is written to it is no continuation of what the next backup would have brought."""
+    backup = path.with_name("backup")
+    with open_store(path) as writer:
+        writer["a"] = "1"
+        writer.backup(backup)
+        with open_store(backup, "r") as reader:
+            writer["b"] = "2"
+            writer.backup(backup)
+            assert reader.refresh()
+            content = dict(reader)
+            with open_store(backup) as other:
+                other["c"] = "3"
+                expect_stale(reader, content)
+            with open_store(backup, "r") as second, open_store(backup) as other:
+                other["d"] = "4"
+                assert second.refresh(), "once a store of its own, it is followed as any is"
+                assert second["d"] == b"4"
+
+
+def test_a_reader_of_a_log_that_ends_before_what_it_has_seen_is_told(path: Path) -> None:
+    """By a power cut of a disk that lied, say: no header tells, for what is left is a compaction's."""
+    writer = open_store(path)
+    writer.update({"a": "1", "b": "1"})
+    writer.compact()
+    writer["a"] = "2"
+    writer.compact()
+    reader = open_store(path, "r")
+    content, manifest = dict(reader), writer._directory.load(for_writing=True)
+    writer.close()
+    rows = [row._replace(last_seq=2) for row in manifest.segments]
+    older = manifest._replace(segments=tuple(rows), last_seq=2, generation=manifest.generation + 9)
+    (path / "MANIFEST").write_bytes(encode_manifest(older))
+    expect_stale(reader, content)
+    reader.close()
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+def test_a_reader_of_a_backup_that_is_brought_up_to_date(path: Path, io: str) -> None:
+    """The copy of the active segment is replaced under its name by a longer one: the reader had the old file open, and
+    took every new key in it for damaged, for good."""
+    backup = path.with_name("backup")
+    with open_store(path, io=io) as writer:
+        writer["a"] = "1"
+        writer.backup(backup)
+        with open_store(backup, "r", io=io) as reader:
+            assert reader["a"] == b"1"
+            for number in range(5):
+                if number == 3:
+                    writer._commit.seal()
+                writer[b"%d" % number] = b"x" * number * 100
+                writer.backup(backup)
+                assert reader.refresh()
+                assert dict(reader) == dict(writer)
+                assert reader.get_many(list(writer)) == dict(writer)
 
 
 def test_a_snapshot_of_a_reader_with_few_files_follows_what_only_moved(path: Path) -> None:
