@@ -102,6 +102,7 @@ class Committer:
         "_lock_is_owned",
         "_mode",
         "_options",
+        "_showing",
         "_sync_lock_is_owned",
         "_uncounted",
         "_unseen",
@@ -157,6 +158,7 @@ class Committer:
         self._debt = Debt()
         self.notes: list[tuple[Callable[..., None], str, tuple[object, ...]]] = []  # to be logged once the lock is free
         self._unseen = Unseen()
+        self._showing = 0  # seq of a durable change that is being shown, or was when a call was interrupted
         self._uncounted = False  # a call was interrupted between a location and the count of dead bytes
         self._group = Group()
         self.measure()
@@ -661,7 +663,7 @@ class Committer:
         for change in self._unseen.queue:  # what waits there is neither dead nor live
             entry_bytes[change.writer.header.segment_id] -= change.end - change.offset
         self.keydir.recount(entry_bytes, self.size_of)
-        self._uncounted = False
+        self._uncounted = self._showing != 0  # half of a change is counted as not there: once more when it is
 
     def size_of(self, location: int | None) -> int:
         """Return the bytes that an entry takes, 0 for None and for one that cannot be read."""
@@ -910,9 +912,11 @@ class Committer:
         unseen = self._unseen
         while unseen.queue and unseen.queue[0].seq <= seq:
             change = unseen.queue[0]
+            self._showing = change.seq
             if not self._show_put(change):
                 self._show(change)
             unseen.remove_first()
+            self._showing = 0
         if not unseen.queue:
             unseen.overlay.clear()
         if self._uncounted:
