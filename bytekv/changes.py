@@ -27,7 +27,7 @@ from .codec import (
 from .commit import Committer
 from .errors import BytekvError, ChangesLostError, LimitError
 from .record import NamedTuple
-from .segment import Scan
+from .segment import Scan, View
 from .segment_manager import Pin
 
 TYPE_CHECKING = False
@@ -78,24 +78,32 @@ class ChangeLog:
         """
         self._committer.settle()
         with self._committer.lock, self._committer:
+            check_open()
             last_seq = self._committer.visible_seq
             pin = self._segments.pin(release, is_call=False)
         try:
             if not 0 <= since_seq <= last_seq:
                 raise LimitError(f"since_seq must lie between 0 and {last_seq}, the last seq, not {since_seq}")
-            return self._walk(pin, self._parts(pin, since_seq, last_seq), since_seq, last_seq, check_open)
+            return self._walk(pin, self._parts(pin, since_seq, last_seq, check_open), since_seq, last_seq, check_open)
         except BytekvError:
             pin.close()
             raise
 
-    def _parts(self, pin: Pin, since_seq: int, last_seq: int) -> list[_Part]:
+    def _view(self, segment_id: int, check_open: Callable[[], None]) -> View:
+        try:
+            return self._segments.view(segment_id)[0]
+        except KeyError:
+            check_open()  # it was closed meanwhile
+            raise
+
+    def _parts(self, pin: Pin, since_seq: int, last_seq: int, check_open: Callable[[], None]) -> list[_Part]:
         """Find the segments whose operations follow upon ``since_seq`` without a gap."""
         parts: list[_Part] = []
         reached = since_seq
         for row, length in zip(pin.rows, pin.lengths, strict=True):
             if row.last_seq <= since_seq and length == row.length:
                 continue
-            view, _ = self._segments.view(row.segment_id)
+            view = self._view(row.segment_id, check_open)
             path = self._segments.directory.segment_path(row.segment_id)
             header = decode_segment_header(view[0:SEGMENT_HEADER_SIZE], path)
             if header.kind != LOG or header.previous_seq > reached:
@@ -150,7 +158,7 @@ class ChangeLog:
 
         def read(size: int, at: int) -> bytes:
             check_open()
-            view, _ = self._segments.view(segment_id)  # not kept: a feed that is left must not keep the file open
+            view = self._view(segment_id, check_open)  # not kept: a feed that is left must not keep the file open
             return view[at : at + size]
 
         return Scan(read, start, part.stop, seed_of(part.row.salt), seq)

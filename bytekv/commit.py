@@ -10,7 +10,7 @@ end, that seq), and whoever comes next carries it out once more before doing any
 *Handlers.* A signal handler or a finaliser runs in the middle of whatever its thread is doing, and the
 lock lets its own thread in once more. So whoever takes the lock says so, ``with lock, committer:`` instead of
 ``with lock:``: then `pending` is set for as long, and a write in between is refused before it begins. Whoever takes the
-lock, the sync lock or `compacting` for a call of the user's asks `check_reentry` (or `check_idle`) first.
+lock, the sync lock or `compacting` for a call of the user's asks first: `check_reentry`, `check_write`, `check_idle`.
 
 *Durability.* ``interval`` and ``os`` show a change at once; a worker, or the operating system, makes it
 durable later. ``always`` shows it only after the sync: until then it waits in `Unseen`, where writers, who
@@ -225,7 +225,7 @@ class Committer:
 
     def _put_durably(self, key: bytes, value: bytes) -> int:
         """Append one put and wait until it is durable and visible; `append` flattened: half of a durable put's time."""
-        self.check_reentry()
+        self.check_write()
         try:
             with self.lock:
                 self.enter()
@@ -332,7 +332,7 @@ class Committer:
         even a change that changes nothing or is refused waits for that. ``gate_owner`` passes the gate that
         it has shut and leaves it open.
         """
-        self.check_reentry()
+        self.check_write()
         refusal: Exception | None = None
         try:
             with self.lock, self:
@@ -379,10 +379,12 @@ class Committer:
             self.pending = None
 
     def check_reentry(self) -> None:
-        """Raise `ReentryError` if this thread is in the middle of something; the first thing a write does.
+        """Raise `ReentryError` if this thread holds the lock; the first thing of whatever takes it."""
+        if self._lock_is_owned():
+            raise ReentryError(_REENTRY)
 
-        With ``sync="always"`` its own sync is such, for the write would have to wait for another.
-        """
+    def check_write(self) -> None:
+        """Raise `ReentryError` if this thread may not write, be it that it would have to wait for its own sync."""
         if self._lock_is_owned() or (self._always and self._sync_lock_is_owned()):
             raise ReentryError(_REENTRY)
 
@@ -414,7 +416,7 @@ class Committer:
 
     def shut_gate(self, owner: object) -> None:
         """Let no other writer in until `open_gate`, or until ``owner`` is gone; wait for a turn."""
-        self.check_reentry()
+        self.check_write()
         with self.lock, self:
             self.enter()
             self._gate.shut(owner)

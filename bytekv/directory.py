@@ -307,9 +307,9 @@ class Directory:
         self._forget_lock()
 
     def _forget_lock(self) -> None:
-        if self._identity is not None and _held.get(self._identity) is self:
-            del _held[self._identity]
-        self._identity = None
+        identity, self._identity = self._identity, None  # at once: a handler in here may do the same
+        if identity is not None and _held.get(identity) is self:
+            del _held[identity]
         if self._lock is not None:
             self.files.disown(self._lock)
 

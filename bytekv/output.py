@@ -31,7 +31,7 @@ from .codec import (
     seed_of,
 )
 from .directory import Directory
-from .errors import BytekvError
+from .errors import SystemErrors
 from .record import NamedTuple
 from .recovery import HINT_FROM
 from .segment import header_for, save_hint
@@ -170,7 +170,7 @@ class Output:
                 self._live_bytes,
                 self.tombstone_bytes,
             )
-            with suppress(BytekvError):  # only a cache
+            with suppress(*SystemErrors):  # only a cache
                 save_hint(self._directory, self.header, summary, pause)
         return SegmentRow(self.header.segment_id, self.header.salt, self.end, last_seq, SEALED)
 
@@ -192,6 +192,6 @@ class Output:
     def discard(self) -> None:
         """Remove the file."""
         self.close()
-        with suppress(BytekvError):  # listed nowhere: the next open sweeps what is left
+        with suppress(*SystemErrors):  # listed nowhere: the next open sweeps what is left
             self._files.unlink(self.path)
             self._files.unlink(self._directory.hint_path(self.header.segment_id))

@@ -32,7 +32,7 @@ from .codec import (
     is_zero,
 )
 from .directory import Directory
-from .errors import BytekvError, CorruptionError, DiskFullError
+from .errors import CorruptionError, DiskFullError, SystemErrors
 from .keydir import Keydir
 from .segment import Read, load_hint, save_hint, scan_segment, summarise
 from .segment_manager import SegmentManager, header_of, size_of
@@ -312,6 +312,6 @@ def build_hint(segments: SegmentManager, row: SegmentRow, pause: Callable[[], No
     finally:
         directory.files.close(descriptor)
     if scan.end == row.length:  # else it is damaged: reading and the next open say so, a hint must not hide it
-        with suppress(BytekvError):  # a full disk, say; the hint only saves time
+        with suppress(*SystemErrors):  # a full disk, say; the hint only saves time
             save_hint(directory, header, summary, pause)
     segments.hinted[row.segment_id] = row.length

@@ -43,6 +43,7 @@ from .errors import (
     StoreFailedError,
     StoreIOError,
     StoreNotFoundError,
+    SystemErrors,
 )
 from .options import Options
 from .segment import FileView, View, Writer, header_for, open_segment
@@ -324,7 +325,7 @@ class SegmentManager:
 
     def _unmake(self, writer: Writer) -> None:
         writer.close()
-        with suppress(BytekvError):  # else it is a leftover; `Files.open_new` or the next open removes it
+        with suppress(*SystemErrors):  # else it is a leftover; `Files.open_new` or the next open removes it
             self.directory.files.unlink(writer.path)
 
     def discard_prepared(self) -> bool:
@@ -379,10 +380,10 @@ class SegmentManager:
         if old is not None:
             self.readers.pop(old.header.segment_id, None)
             # The descriptor closes with its last user: a sync of the same file may be under way.
-            with suppress(BytekvError):  # sealed at its length all the same; the next open trims what is too long
+            with suppress(*SystemErrors):  # sealed at its length all the same; the next open trims what is too long
                 old.trim()
             if old.end == SEGMENT_HEADER_SIZE:
-                with suppress(BytekvError):  # listed nowhere; the next open sweeps it
+                with suppress(*SystemErrors):  # listed nowhere; the next open sweeps it
                     self.directory.files.unlink(old.path)
         self.changing = None
 
@@ -497,7 +498,7 @@ class SegmentManager:
         What cannot be removed now waits for the next call.
         """
         for segment_id in free:
-            with suppress(BytekvError):  # it is listed nowhere; at the latest the next open sweeps it
+            with suppress(*SystemErrors):  # it is listed nowhere; at the latest the next open sweeps it
                 if not self._readonly:
                     self.directory.remove_segments([segment_id])
                 with suppress(ValueError):  # another thread was at it, too

@@ -22,7 +22,15 @@ from contextlib import suppress
 from . import log, recovery
 from .commit import Committer
 from .compactor import Compaction, Compactor, Progress
-from .errors import BytekvError, CorruptionError, DiskFullError, ReentryError, StoreClosedError, StoreFailedError
+from .errors import (
+    BytekvError,
+    CorruptionError,
+    DiskFullError,
+    ReentryError,
+    StoreClosedError,
+    StoreFailedError,
+    SystemErrors,
+)
 from .options import Options
 from .victims import Use, choose, choose_all, choose_small, survey
 from .worker import Pacer, StopWork, Worker
@@ -340,7 +348,7 @@ class Upkeep:
 
     def build_hints(self) -> None:
         """Build the hint files that are missing, at the end of a store. Under all locks."""
-        with suppress(BytekvError):  # only hints
+        with suppress(CorruptionError, *SystemErrors):  # only hints
             for row in self._segments.manifest.segments:
                 if recovery.needs_hint(self._segments, row):
                     recovery.build_hint(self._segments, row, lambda: None)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bytekv.errors import BytekvError, ReadOnlyError, ReentryError, StoreClosedError
+from bytekv.errors import BytekvError, ChangesLostError, ReadOnlyError, ReentryError, StoreClosedError
 from bytekv.snapshot import Snapshot
 from bytekv.store import Store
 from tests import interrupted_calls
@@ -116,7 +116,8 @@ class HandlerBench(Bench):
                 store._worker._life.idents.add(threading.get_ident())
                 store._worker._life.taken.acquire()
             found = False
-            with contextlib.suppress(StoreClosedError):
+            # A feed that has not begun yet is lost by a compaction.
+            with contextlib.suppress(StoreClosedError, *[ChangesLostError] * (handler == "compact")):
                 found = strike(lambda: act(store), lambda: struck.append(self._call(handler, store)))
                 ended = True
             if struck:
@@ -173,7 +174,7 @@ class HandlerBench(Bench):
             assert store.closed
             self._expect_on_disk([after] if ended else [before, after], store._files)
             return
-        assert ended, "the call has met a closed store"
+        assert ended or handler == "compact", "the call has met a closed store"
         expected = [after] if struck.is_refused else self._orders[name, mode, handler]
         state = name, mode, hash((handler, struck.is_refused, fingerprint(store)))
         if state in self._judged:

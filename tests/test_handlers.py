@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import dis
 import functools
+import itertools
 import math
 import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +25,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import bytekv
 from bytekv.errors import ReentryError
 from bytekv.store import Store
 from tests.handled_calls import HANDLERS, HandlerBench
@@ -113,7 +118,7 @@ def test_a_write_of_a_handler_is_refused_or_kept(path: Path, call: str, name: st
         assert call in ("compact", "backup", "put", "verify"), f"{name} was called more often than expected"
 
 
-@pytest.mark.parametrize("name", ["replace", "sync_directory"])
+@pytest.mark.parametrize("name", ["replace", "sync_directory", "truncate"])
 @pytest.mark.parametrize("call", ["compact", "put"])
 def test_an_error_out_of_a_handler_is_not_taken_for_the_systems(path: Path, call: str, name: str) -> None:
     """Right behind the rename of the manifest it was read as "nothing has happened", and listed files were removed."""
@@ -121,15 +126,24 @@ def test_an_error_out_of_a_handler_is_not_taken_for_the_systems(path: Path, call
         files = Struck()
         home = path.parent / f"store-{number}"
         store = _filled(home, files)
-        files.handler, files.name, files.number = lambda store=store: store.put("mine", "1"), name, number  # type: ignore[misc]
+        refused: list[ReentryError] = []
+
+        def write(store: Store = store, refused: list[ReentryError] = refused) -> None:
+            try:
+                store["mine"] = b"1"
+            except ReentryError as error:
+                refused.append(error)
+                raise
+
+        files.handler, files.name, files.number = write, name, number
         try:
             if call == "compact":
                 store.compact()
             else:
                 for turn in range(200):
                     store[_key(turn)] = b"y" * 50
+            assert not refused, "the error of the handler was swallowed"
         except ReentryError:
-            files.name = ""
             killed = home.with_name(f"{number}-killed")
             os.system(f"cp -r {home} {killed}")
             with open_store(killed) as again:
@@ -290,3 +304,114 @@ def test_a_handler_at_every_opcode(name: str) -> None:
     print(f"{cases} cases")
     assert not violations, violations[:10]
     assert cases > 100
+
+
+# --- real signals --------------------------------------------------------------------------------
+
+#: A process that does one thing again and again; its handler of SIGTERM writes, and says whether it was refused.
+_PROGRAM = """
+import os, shutil, signal, sys
+import bytekv
+
+path, sync, does = sys.argv[1:]
+handled = 0
+is_over = False
+
+def say(what):
+    os.write(1, b"%s %d\\n" % (what, handled))
+
+def stop(*_):
+    global handled
+    handled += 1
+    try:
+        db[b"stopped-%d" % handled] = b"1"
+    except (bytekv.ReentryError, bytekv.StoreClosedError):
+        say(b"refused")
+    else:
+        say(b"kept")
+
+def end(*_):
+    global is_over
+    is_over = True
+
+def open_it():
+    return bytekv.open(path, sync=sync, sync_interval_s=0.01, segment_size_bytes=8192)
+
+db = open_it()
+db.update({b"k%d" % number: b"v" * 40 for number in range(300)})
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGUSR1, end)
+say(b"begun")
+turn = 0
+while not is_over:
+    turn += 1
+    try:
+        for number in range(0, 300, 7):
+            db[b"k%d" % number] = b"%d" % turn * 10
+        if does == "compact":
+            db.compact()
+        elif does == "sync":
+            db.sync()
+        elif does == "verify":
+            assert db.verify().ok
+        elif does == "backup":
+            db.backup(path + "-backup")
+        else:
+            db.close()
+            db = open_it()
+    except bytekv.StoreClosedError:
+        raise SystemExit("closed under its owner")
+db.close()
+"""
+
+
+def _terminate(path: Path, sync: str, does: str, signals: int, chance: random.Random, *, is_killed: bool) -> int:
+    """Send a process so many SIGTERMs at random moments and end it; return how many writes of its handler were kept."""
+    command = [sys.executable, "-c", _PROGRAM, str(path), sync, does]
+    environment = {**os.environ, "PYTHONPATH": str(Path(bytekv.__file__).parent.parent)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"begun 0\n"
+        kept = []
+        for number in range(1, signals + 1):
+            time.sleep(chance.random() * 0.02)
+            process.send_signal(signal.SIGTERM)
+            said, _, which = process.stdout.readline().decode().partition(" ")
+            assert said in ("kept", "refused"), process.communicate()[1].decode()
+            assert int(which) == number
+            if said == "kept":
+                kept.append(b"stopped-%d" % number)
+        process.send_signal(signal.SIGKILL if is_killed else signal.SIGUSR1)
+        err = process.communicate(timeout=60)[1].decode()
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == (-signal.SIGKILL if is_killed else 0), err
+    with open_store(path) as db:
+        assert {key for key in db if key.startswith(b"stopped-")} == set(kept), (
+            "acknowledged and lost, or refused and kept"
+        )
+        assert len(db) == 300 + len(kept)
+        assert db.verify().ok
+    return len(kept)
+
+
+_DOES = ["compact", "sync", "verify", "backup", "close"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="made of signals")
+@pytest.mark.parametrize("does", _DOES)
+def test_real_signals(path: Path, does: str) -> None:
+    _terminate(path, "interval", does, 5, random.Random(does), is_killed=True)
+
+
+@pytest.mark.deep
+@pytest.mark.skipif(sys.platform == "win32", reason="made of signals")
+def test_a_thousand_real_signals(path: Path) -> None:
+    chance = random.Random(0)
+    launches = list(itertools.product(_DOES, ("interval", "always"), (False, True)))
+    kept = 0
+    for number, (does, sync, is_killed) in enumerate(launches):
+        kept += _terminate(path.with_name(f"store-{number}"), sync, does, 50, chance, is_killed=is_killed)
+    print(f"\n{50 * len(launches)} SIGTERMs: {kept} writes kept, the others refused, none lost, every store opens")
