@@ -55,10 +55,11 @@ _LOST: Final = "operations that were seen here did not survive on disk"
 _TRIES: Final = 50  # a writer that seals every few milliseconds may take the ground away several times in a row
 
 
-def try_again(attempt: Callable[[], T], pause: Callable[[], None]) -> T:
+def try_again(attempt: Callable[[], T], pause: Callable[[], None], generation: Callable[[], int]) -> T:
     """Call ``attempt`` until it neither meets a file that has vanished nor an entry that is under way.
 
-    Both look like damage at first sight; real damage is still there after the last try, and is raised.
+    Both look like damage at first sight; real damage is still there after the last try, and is raised. What was met
+    beside a manifest whose ``generation`` went on meanwhile need not be any: that is `StoreIOError` (EAGAIN).
     """
     for _ in range(_TRIES - 1):
         try:
@@ -69,7 +70,18 @@ def try_again(attempt: Callable[[], T], pause: Callable[[], None]) -> T:
             if error.errno != errno.ENOENT:
                 raise
         pause()
-    return attempt()
+    before = generation()
+    try:
+        return attempt()
+    except (CorruptionError, StoreIOError) as error:
+        if isinstance(error, StoreIOError) and error.errno != errno.ENOENT:
+            raise
+        if generation() != before:
+            raise StoreIOError(
+                errno.EAGAIN,
+                f"the writer replaced its files faster than they could be read, {_TRIES} times; try again ({error})",
+            ) from error
+        raise
 
 
 class _News:
@@ -138,7 +150,8 @@ class Follower:
         seen here did not survive a power cut or a failed sync of the writer; `CorruptionError` if what is
         new is damaged. Nothing has changed then.
         """
-        return try_again(self._refresh, self._directory.files.yield_cpu)
+        directory = self._directory
+        return try_again(self._refresh, directory.files.yield_cpu, lambda: directory.load(for_writing=False).generation)
 
     def _refresh(self) -> bool:
         committer = self._committer

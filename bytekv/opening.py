@@ -19,7 +19,7 @@ from .files import Files
 from .keydir import Keydir
 from .options import Options
 from .record import NamedTuple
-from .recovery import Recovery
+from .recovery import Kept, Recovery
 from .segment_manager import SegmentManager
 
 TYPE_CHECKING = False
@@ -51,7 +51,14 @@ def open_directory(path: str, flag: Flag, options: Options, files: Files, wake: 
             with translated("bytekv.follower"):
                 from .follower import try_again
 
-            return try_again(partial(_recover, directory, options, wake, readonly=True), files.yield_cpu)
+            kept: Kept | None = None
+
+            def attempt() -> Opened:
+                nonlocal kept
+                known, kept = kept, {} if kept is None else kept  # the first try, mostly the last, keeps nothing
+                return _recover(directory, options, wake, readonly=True, kept=known)
+
+            return try_again(attempt, files.yield_cpu, lambda: directory.load(for_writing=False).generation)
         directory.acquire()
         if flag == "n" or (flag == "c" and directory.find_or_make(lost_manifest_allowed=True)):
             directory.create(_fresh_manifest(directory))
@@ -86,14 +93,16 @@ def _recover_or_salvage(directory: Directory, options: Options, wake: Callable[[
         return opened
 
 
-def _recover(directory: Directory, options: Options, wake: Callable[[], bool], *, readonly: bool) -> Opened:
+def _recover(
+    directory: Directory, options: Options, wake: Callable[[], bool], *, readonly: bool, kept: Kept | None = None
+) -> Opened:
     files = directory.files
     manifest = directory.load(for_writing=not readonly)
     mapped = options.io == "mmap" or (options.io == "auto" and files.maps_safely(directory.folder))
     keydir = Keydir(round(options.expiry_grace_s * 1000), files.now_ms)
     segments = SegmentManager(directory, manifest, options, mapped=mapped, readonly=readonly)
     try:
-        report = recovery.recover(segments, keydir, readonly=readonly)
+        report = recovery.recover(segments, keydir, readonly=readonly, kept=kept)
         committer = Committer(segments, keydir, options, report.last_seq, wake)
         if readonly:
             committer.only_read(report.durable_seq, partial(ReadOnlyError, f"{directory.path}: opened with flag 'r'"))

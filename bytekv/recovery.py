@@ -100,8 +100,13 @@ class Recovery:
         return text
 
 
-def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Recovery:
+Kept = dict[SegmentRow, "tuple[list[Summary], _Torn | None, bool]"]
+
+
+def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool, kept: Kept | None = None) -> Recovery:
     """Fill an empty keydir from the manifest's segments; return what was found and done.
+
+    ``kept``: what was read of sealed segments is kept there, and not read again.
 
     Raises `CorruptionError` if anything that was durable is missing or damaged; nothing is changed then.
     """
@@ -124,9 +129,12 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool) -> Reco
                 raise CorruptionError(
                     path, 0, f"begins after seq {header.previous_seq}, but the segment before ends at {last_seq}"
                 )
-            summaries, torn, surplus = _read_segment(
-                directory, descriptor, header, row, manifest.last_seq, report, readonly=readonly
-            )
+            found = kept.get(row) if kept is not None else None
+            if found is None:
+                found = _read_segment(directory, descriptor, header, row, manifest.last_seq, report, readonly=readonly)
+                if kept is not None and row.state == SEALED:
+                    kept[row] = found
+            summaries, torn, surplus = found
             if surplus:
                 too_long.append(row)
             segments.hinted[row.segment_id] = summaries[0].length if report.hints_used > hints_used else 0

@@ -826,6 +826,20 @@ MUTANTS = [
         _FOLLOWERS,
     ),
     _mutant(
+        "a reader that opens beside a compaction reads everything again",
+        "recovery",
+        "            found = kept.get(row) if kept is not None else None",
+        "            found = None",
+        _FOLLOWERS,
+    ),
+    _mutant(
+        "what a compaction takes away again and again passes for damage",
+        "follower",
+        "        if generation() != before:",
+        "        if False:",
+        _FOLLOWERS,
+    ),
+    _mutant(
         "a follower goes on across a repair",
         "check",
         "        self._manifest = manifest = manifest._replace(compat_flags=flags)\n",

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 import bytekv
+from bytekv import recovery
 from bytekv.codec import SEGMENT_HEADER_SIZE, encode_manifest
 from bytekv.errors import CorruptionError, StoreClosedError, StoreIOError
 from bytekv.store import Store
@@ -376,6 +377,45 @@ def test_a_reader_with_few_files_does_not_move_by_itself(path: Path) -> None:
     assert {reader[b"%d" % number][:1] for number in range(0, 30, 2)} == {b"y"}
     reader.close()
     writer.close()
+
+
+@pytest.mark.parametrize("times", [9, 1000])
+def test_opening_beside_a_writer_that_compacts_all_the_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """What has been read is not read again at the next try; and if there is no end to it, that is no damage."""
+    with open_store(path) as writer:
+        writer.update({b"large %d" % number: bytes(5000) for number in range(20)})
+        writer._commit.seal()
+        writer["a"] = "0"
+        read, scanned, left = recovery._read_segment, [], [times]
+
+        def overtaken(directory: Any, descriptor: int, header: Any, row: Any, *rest: Any, **more: Any) -> Any:
+            if more["readonly"]:
+                scanned.append(row.segment_id)
+            return read(directory, descriptor, header, row, *rest, **more)
+
+        header_of = recovery.header_of
+
+        def compacted(directory: Any, row: Any, *rest: Any, **more: Any) -> Any:
+            if row.segment_id > 1 and left[0]:
+                left[0] -= 1
+                writer["a"] = b"%d" % left[0]
+                writer._commit.seal()
+                uses = [use.segment_id for use in writer._upkeep.survey()]
+                writer._upkeep.compactor.run(uses[1:], lambda: None, lambda _: None)
+            return header_of(directory, row, *rest, **more)
+
+        monkeypatch.setattr(recovery, "_read_segment", overtaken)
+        monkeypatch.setattr(recovery, "header_of", compacted)
+        if times == 9:
+            with open_store(path, "r") as reader:
+                assert reader["a"] == b"0"
+        else:
+            with pytest.raises(StoreIOError, match="faster than they could be read") as caught:
+                open_store(path, "r")
+            assert caught.value.errno == errno.EAGAIN
+        assert scanned.count(1) == 2, "the first try keeps nothing, for mostly it is the last"
 
 
 # --- another history under the same name -------------------------------------------------------------
