@@ -494,7 +494,9 @@ class _Replacements:
 def _all_durable(header: SegmentHeader, length: int, highest: int, reached: int = 0) -> _Known:
     """Return what is known of a segment in which everything up to its length counts."""
     is_log = header.kind == LOG
-    return _Known(is_log, length, header.previous_seq, highest, length, MAX_NUMBER, reached if is_log else 0)
+    # Outputs of one compaction, or of one repair, share out the seqs of all of them.
+    lowest = header.previous_seq if is_log else 0
+    return _Known(is_log, length, lowest, highest, length, MAX_NUMBER, reached if is_log else 0)
 
 
 def _salvage_listed(new: _Replacements, manifest: Manifest, progress: Callable[[Progress], object] | None) -> None:
@@ -568,7 +570,9 @@ def _known_of_listed(manifest: Manifest, number: int, header: SegmentHeader | No
     """Return what manifest and header, which may be damaged, say of a segment whose file has this size."""
     row = manifest.segments[number]
     is_active = row.state == ACTIVE
-    before = manifest.segments[number - 1].last_seq if number else 0
+    lowest = manifest.segments[number - 1].last_seq if number and is_active else 0
+    if header is not None and header.kind == LOG:
+        lowest = header.previous_seq
     is_log = is_active or (header is not None and header.kind == LOG)
     # With an active segment, opening wants the log to reach the manifest's last seq.
     reached = max(row.last_seq, manifest.last_seq if is_active else 0) if is_log else 0
@@ -576,7 +580,7 @@ def _known_of_listed(manifest: Manifest, number: int, header: SegmentHeader | No
     return _Known(
         is_log=is_log,
         stop=size if is_torn else min(size, row.length),
-        lowest=before if header is None else header.previous_seq,
+        lowest=lowest,
         highest=MAX_NUMBER if is_torn else row.last_seq,
         durable_end=row.length,
         durable_seq=max(row.last_seq, reached),

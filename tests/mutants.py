@@ -705,6 +705,13 @@ MUTANTS = [
         "tests/test_repair.py",
     ),
     _mutant(
+        "a repair looks in an output for what is newer than the segment before it",
+        "check",
+        "    if header is not None and header.kind == LOG:\n        lowest",
+        "    if header is not None:\n        lowest",
+        "tests/test_repair.py",
+    ),
+    _mutant(
         "a repair writes over what an earlier one has kept",
         "directory",
         "            while files.exists(target):\n",

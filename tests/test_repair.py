@@ -11,10 +11,11 @@ import pytest
 
 import bytekv
 from bytekv import check
-from bytekv.codec import SEGMENT_HEADER_SIZE, seed_of
+from bytekv.codec import OUTPUT, SEGMENT_HEADER_SIZE, seed_of
 from bytekv.directory import Directory
 from bytekv.errors import StoreIOError
 from bytekv.segment import Scan
+from tests.forge import Entry, Segment, write_store
 from tests.harness import QuickFiles, crash, damage, open_store, segment_files, snapshot_of
 
 
@@ -606,6 +607,24 @@ def test_a_damaged_header_costs_no_entry(path: Path):
     with open_store(path) as db:
         assert dict(db) == content
         assert db.verify().ok
+
+
+@pytest.mark.parametrize("has_header", [True, False])
+def test_outputs_of_one_compaction_share_its_seqs(path: Path, has_header: bool):
+    """Those of the second were looked for above the last seq of the first, so behind damage nothing of it was found."""
+    first = Segment(1, (Entry(1, b"a"), Entry(4, b"b")), kind=OUTPUT, last_seq=6)
+    second = Segment(2, (Entry(2, b"c"), Entry(3, b"d"), Entry(5, b"e")), kind=OUTPUT, last_seq=6)
+    write_store(path, [first, second], last_seq=6)
+    left = [b"a", b"b", b"c", b"d", b"e"]
+    for lost in (b"c", b"d"):  # what a repair has made is repaired in the same way
+        file = segment_files(path)[-1]
+        flip(file, lost)
+        if not has_header:
+            damage(file, 30)
+        assert lost in [found.key for found in bytekv.repair(path).damage]
+        left.remove(lost)
+        with open_store(path, "r") as db:
+            assert list(db) == left
 
 
 def test_nothing_left_of_the_last_segment_leaves_no_gap(path: Path):
