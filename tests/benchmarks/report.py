@@ -186,6 +186,27 @@ def stalls(results: Results) -> Table | None:
     return Table("Background compaction [µs]", columns, rows) if rows else None
 
 
+def steady_space(results: Results) -> Table | None:
+    """How large a store is while it is overwritten for ever."""
+    rows = []
+    for size in results.sizes(["steady_space"]):
+        if figures := results.figures("steady_space", "bytekv", size):
+            rows.append(
+                [
+                    str(size),
+                    f"{figures['live_bytes'] / 2**20:.1f}",
+                    f"{figures['most']:.2f}",
+                    f"{figures['beyond_twice_bytes'] / 2**20:.1f}",
+                    f"{figures['at_end']:.2f}",
+                    *(f"{figures[name]:.2f}" for name in ("close_s", "open_s", "throttled_s")),
+                    f"{figures['throughput']:.0%}",
+                ]
+            )
+    columns = ["", "live [MiB]", "disk at most [×]", "beyond twice [MiB]", "at the end [×]"]
+    columns += ["close [s]", "open [s]", "throttled [s]", "throughput"]
+    return Table("Overwritten for ever", columns, rows) if rows else None
+
+
 def growth(results: Results) -> Table | None:
     """How times change with the number of keys."""
     sizes = [size for size in results.sizes(_GROWTH) if size.value_size == 100]
@@ -250,7 +271,7 @@ def tables(results: Results, clock: str) -> list[Table]:
         if size in RATIO_TARGET_SIZES or (len(results.sizes()) == 1 and size.value_size == 100):
             found.append(targets(results, size, clock))
         found += [latencies(results, size), space(results, size)]
-    found += [stalls(results), growth(results), segments(results), goals(results)]
+    found += [stalls(results), steady_space(results), growth(results), segments(results), goals(results)]
     return [table for table in found if table is not None]
 
 
@@ -293,7 +314,9 @@ def render_page(results: Results, stem: str, plots: Sequence[tuple[str, str]], r
         found = [times(results, size, "wall"), ratios(results, size), latencies(results, size), space(results, size)]
         parts += [table.as_markdown() for table in found if table is not None]
     parts += [
-        table.as_markdown() for table in (stalls(results), growth(results), segments(results)) if table is not None
+        table.as_markdown()
+        for table in (stalls(results), steady_space(results), growth(results), segments(results))
+        if table is not None
     ]
     parts.append("## The workloads")
     parts.append("\n".join(f"- *{entry.title}* (`{name}`): {entry.text}." for name, entry in WORKLOADS.items()))

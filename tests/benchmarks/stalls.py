@@ -1,4 +1,4 @@
-"""What an application feels of what bytekv does in the background: three workloads.
+"""What an application feels of what bytekv does in the background: four workloads.
 
 Only bytekv has these: it compacts in a thread of Python, which competes with the application for the GIL.
 
@@ -19,6 +19,10 @@ wait for that long. That is more, if the compaction has slept and come back befo
 *put while expiring*: a store is loaded with keys that all expire at one moment, and a thread puts, each put timed, from
 before that moment until all of them have been taken out; then the same beside as many keys that do not expire, for as
 long. What the process holds is measured once they are loaded and at the end.
+
+*steady space*: every key is overwritten in random order, eight times over; how much disk all files of the store take
+meanwhile at most, and at the end, how long closing and opening it take then, and how fast the writer is beside the same
+without compaction.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ import threading
 import time
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from .dataset import DataSet, WrongAnswerError
@@ -250,4 +254,51 @@ def put_while_expiring(session: Session) -> Figures:
         finally:
             engine.close()
             shutil.rmtree(path)
+    return figures | {"throughput": rates[True] / rates[False]}
+
+
+def _allocated(path: str) -> int:
+    total = 0
+    with os.scandir(path) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # compacted away meanwhile
+                total += entry.stat().st_blocks * 512
+    return total
+
+
+_OVERWRITTEN = 8  # times
+
+
+@workload("steady_space")
+def steady_space(session: Session) -> Figures:
+    rates: dict[bool, float] = {}
+    figures: Figures = {}
+    for compacting in (False, True):
+        data, path = session.scratch_data(), session.scratch_path()
+        engine = Bytekv(path, data.value_size, auto_compact=compacting)
+        for chunk in session.chunks(data.shuffled()):
+            engine.put_each(data.renew(chunk))
+        live, most, written_s = engine.db.stats().live_bytes, 0, 0.0
+        for _ in range(_OVERWRITTEN):
+            for chunk in session.chunks(data.shuffled()):
+                pairs = data.renew(chunk)
+                began = time.perf_counter()
+                engine.put_each(pairs)
+                written_s += time.perf_counter() - began
+                most = max(most, _allocated(path))
+        rates[compacting] = _OVERWRITTEN * data.count / written_s
+        if compacting:
+            figures["throttled_s"] = engine.db.stats().throttled_s
+            began = time.perf_counter()
+            engine.close()
+            figures["close_s"] = time.perf_counter() - began
+            figures["at_end"] = _allocated(path) / live
+            began = time.perf_counter()
+            engine = Bytekv(path, data.value_size, auto_compact=False)
+            figures["open_s"] = time.perf_counter() - began
+            figures |= {"live_bytes": live, "most": most / live, "beyond_twice_bytes": most - 2 * live}
+            for chunk in session.chunks(range(data.count)):
+                data.check_values(chunk, engine.get_each([data.keys[number] for number in chunk]))
+        engine.close()
+        shutil.rmtree(path)
     return figures | {"throughput": rates[True] / rates[False]}

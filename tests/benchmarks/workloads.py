@@ -104,6 +104,11 @@ WORKLOADS: Final[dict[str, About]] = {
         "put while expiring",
         "puts beside as many keys that expire together, and what of those stays in memory",
     ),
+    "steady_space": About(
+        "×",
+        "steady overwriting",
+        "bytes on disk for a live byte while every key is overwritten again and again, at most",
+    ),
     "segments_1": About(
         "µs", "1 segment", "random gets from a store of so many segments; also puts into it, and opening it"
     ),
