@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable, Container, Iterator
 from itertools import islice
 from operator import rshift
@@ -38,7 +39,8 @@ SizeOf = Callable[[int], int]
 #: Above this share of changed keys a fresh sort (timsort finds the sorted runs) beats single insertions.
 _RESORT = 0.1
 
-_FEW_CHANGES: Final = 1000  # that an index is brought up to date with before it is handed on
+_FEW_CHANGES: Final = 1000  # that an index is brought up to date with at once
+_SLICE: Final = 20_000  # keys that are sorted at once while others wait
 
 PURGED_AT_ONCE: Final = 100  # expired keys, less than a quarter of a millisecond
 
@@ -51,6 +53,26 @@ def sorted_list() -> SortedList:
     with translated("sortedcontainers"):  # no descriptor may be left to read the module with
         from sortedcontainers import SortedList
     return SortedList()
+
+
+def _sorted_in_slices(keys: list[bytes]) -> list[bytes]:
+    """Return keys in order without a call of C that keeps other threads out for longer than a slice takes, some 10 ms.
+
+    Slices are sorted, then cut at the same keys, and what lies between two cuts is sorted once more, from runs.
+    """
+    runs = [sorted(keys[at : at + _SLICE]) for at in range(0, len(keys), _SLICE)]
+    sample = sorted(key for run in runs for key in run[:: max(1, _SLICE // 32)])
+    cuts: list[bytes | None] = [*sample[:: max(1, len(sample) // len(runs))][1:], None] if runs else []
+    begins, ordered = [0] * len(runs), []
+    for cut in cuts:
+        piece: list[bytes] = []
+        for number, run in enumerate(runs):
+            end = len(run) if cut is None else bisect_left(run, cut, begins[number])
+            piece += run[begins[number] : end]
+            begins[number] = end
+        piece.sort()
+        ordered += piece
+    return ordered
 
 
 class _Ended:
@@ -192,7 +214,8 @@ class Keydir:
         self.tombstones: dict[int, int] = {}  # segment -> bytes of tombstones
         self.lapsed: dict[int, int] = {}  # segment -> bytes of the tombstones that forgotten entries will become
         self.changed: set[bytes] | None = None  # None: there is no index yet
-        self._index: SortedList | None = None
+        self._index: SortedList | None = None  # None beside changed: it is being made
+        self._sorting: object = None  # who makes it
         self._due = Deadlines()  # of keys in locations: when they expire
         self._leaving = Deadlines()  # of keys in expired: when their grace is over
         self.grace_ms = grace_ms
@@ -327,7 +350,7 @@ class Keydir:
         self.expired.clear()
         self._due.clear()
         self._leaving.clear()
-        self.changed = None
+        self.changed = self._sorting = None
         self._index = None
 
     def locate(self, key: bytes, now_ms: int) -> int | None:
@@ -376,7 +399,8 @@ class Keydir:
     def _note_all(self) -> None:
         segments = set(map(rshift, self.locations.values(), itertools.repeat(SEGMENT_SHIFT)))
         # The index is of no use any more here. What a view cannot have of it, whoever reads there has to sort.
-        index = self.index() if self.changed is not None and len(self.changed) < _FEW_CHANGES else None
+        is_right = self.changed is not None and self._index is not None and len(self.changed) < _FEW_CHANGES
+        index = self.index() if is_right else None
         for view in self._open_views():
             view.note_all(self.locations, self.expires, segments, index)
             index = None
@@ -449,6 +473,7 @@ class Keydir:
         changed, locations = self.changed, self.locations
         index = self._index
         if index is None:
+            changed = self.changed = self._sorting = None
             index = self._index = sorted_list()
         if changed is None or len(changed) > _RESORT * len(index) + 16:
             self.changed = None  # until it is whole: an interrupt in the middle must not leave half of it
@@ -456,24 +481,69 @@ class Keydir:
             index.update(locations)
             self.changed = set()
         elif changed:
-            self.changed = None
-            for key in changed:
-                if key in locations:
-                    if key not in index:
-                        index.add(key)
-                else:
-                    index.discard(key)
-            self.changed = set()
+            self._apply(set(changed))
         return index
+
+    @property
+    def is_order_due(self) -> bool:
+        """Tell whether `index` would keep others waiting, so that the order is to be made before. Without the lock."""
+        changed, index = self.changed, self._index
+        if changed is None or index is None:
+            return len(self.locations) > _SLICE
+        return len(changed) > _FEW_CHANGES
+
+    def begin_order(self) -> tuple[object, list[bytes]] | None:
+        """Return what `ordered` makes a new index of, None if the old one is worth keeping up. Under the lock.
+
+        What changes from here on is in `changed` and left to `order_some` and `index`.
+        """
+        changed, index = self.changed, self._index
+        if index is not None and changed is not None and len(changed) <= _RESORT * len(index):
+            return None
+        keys = list(self.locations)
+        self._index, self._sorting = None, object()
+        self.changed = set()
+        return self._sorting, keys
+
+    @staticmethod
+    def ordered(keys: list[bytes]) -> SortedList:
+        """Return keys in order. Without the lock, and other threads are let in between."""
+        index = sorted_list()
+        index.update(_sorted_in_slices(keys))
+        return index
+
+    def end_order(self, order: object, index: SortedList) -> None:
+        """Take a new index over, unless it was needed, and made, before. Under the lock."""
+        if self._sorting is order:
+            self._index, self._sorting = index, None
+
+    def order_some(self) -> None:
+        """Bring the index up to date as far as some of the changed keys are concerned. Under the lock."""
+        if self.changed and self._index is not None:
+            self._apply(set(islice(self.changed, _FEW_CHANGES)))
+
+    def _apply(self, some: set[bytes]) -> None:
+        """Bring the index up to date as far as ``some`` of the changed keys are concerned."""
+        changed, index, locations = self.changed, self._index, self.locations
+        assert changed is not None
+        assert index is not None
+        self.changed = None  # until it is whole: an interrupt in the middle must not leave half of it
+        for key in some:
+            if key not in locations:
+                index.discard(key)
+            elif key not in index:
+                index.add(key)
+        changed -= some
+        self.changed = changed
 
     def is_ordered(self, worth: int) -> bool:
         """Tell whether there is an index, or so few keys, at most ``worth``, that it is soon made."""
-        return self.changed is not None or len(self.locations) <= worth
+        return (self.changed is not None and self._index is not None) or len(self.locations) <= worth
 
     def forget_index(self) -> None:
         """Drop the index if keeping it up has become dearer than sorting anew; called now and then."""
         if self.changed is not None and len(self.changed) > len(self.locations) + 1000:
-            self.changed = None
+            self.changed = self._sorting = None
             self._index = None
 
     def select(

@@ -12,6 +12,7 @@ whoever iterates keeps it open.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from itertools import chain
 
@@ -34,6 +35,7 @@ __all__ = ["Reading"]
 
 _FIRST_CHUNK: Final = 64
 _LAST_CHUNK: Final = 1024
+_MOST_SLICES: Final = 1000  # of changed keys, after which the index is brought up to date at once: writers are faster
 
 
 class _Gone:
@@ -60,6 +62,7 @@ class Reading:
         self._segments = committer.segments
         self._keydir = committer.keydir
         self._now_ms = committer.keydir.now_ms
+        self._ordering = threading.RLock()  # taken before the store's lock, never inside of it
         self._trusting = not options.verify_reads
         self._locations: Any = committer.keydir.locations
         self._readers: Any = committer.segments.readers
@@ -196,8 +199,29 @@ class Reading:
 
     def _select(self, view: View, range_: Range, count: int) -> list[bytes]:
         self._committer.check_reentry()
+        if self._keydir.is_order_due:
+            with self._ordering:  # others need the same order
+                self._order()
         with self._committer.lock, self._committer:
             return view.select(*range_, count)
+
+    def _order(self) -> None:
+        """Have the keydir bring its index up to date, and let writers in meanwhile."""
+        keydir, committer = self._keydir, self._committer
+        if not keydir.is_order_due:
+            return
+        with committer.lock, committer:
+            new = keydir.begin_order()
+        if new is not None:
+            order, keys = new
+            index = keydir.ordered(keys)
+            with committer.lock, committer:
+                keydir.end_order(order, index)
+        for _ in range(_MOST_SLICES):
+            if not keydir.is_order_due:
+                return
+            with committer.lock, committer:
+                keydir.order_some()
 
     def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]:
         """Walk through the keys of a range at the moment of a view."""

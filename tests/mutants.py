@@ -377,9 +377,31 @@ MUTANTS = [
     _mutant(
         "dead bytes are not counted as long as somebody waits for a sync",
         "commit",
-        "        if self._uncounted:\n            self._recount()\n        self.durable_seq",
-        "        if self._uncounted and not unseen.queue:\n            self._recount()\n        self.durable_seq",
+        "        entry_bytes = self.segments.lengths_of_entries()\n        for change in",
+        "        if self._unseen.queue:\n            return\n"
+        "        entry_bytes = self.segments.lengths_of_entries()\n        for change in",
         "tests/test_slow_syncs.py",
+    ),
+    _mutant(
+        "an index that was overtaken while it was made is taken all the same",
+        "keydir",
+        "        if self._sorting is order:\n",
+        "        if True:\n",
+        "tests/test_keydir.py",
+    ),
+    _mutant(
+        "what changes while an index is made is not in it",
+        "keydir",
+        "        self._index, self._sorting = None, object()\n        self.changed = set()\n",
+        "        self._index, self._sorting = None, object()\n        self.changed = None\n",
+        "tests/test_keydir.py",
+    ),
+    _mutant(
+        "keys are sorted while nobody else gets in",
+        "reading",
+        "        if self._keydir.is_order_due:\n            with",
+        "        if False:\n            with",
+        "tests/test_scan.py",
     ),
     _mutant(
         "a transaction that cannot open its gate keeps it shut",

@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from bytekv import keydir as keydir_module
 from bytekv.codec import SEGMENT_SHIFT, Summary, pack_place
 from bytekv.errors import StoreClosedError, StoreIOError
 from bytekv.keydir import Keydir, View
+from tests.harness import patched
 
 bounded = settings(derandomize=True, max_examples=150)
 
@@ -672,3 +674,56 @@ def test_a_clear_that_is_carried_out_once_more_leaves_a_view_as_it_is() -> None:
     keydir.clear()
     assert _selected(view) == names
     assert [view.locate(name, 0) is None for name in names] == [False] * 10
+
+
+@given(st.lists(st.binary(max_size=2), unique=True, max_size=60), st.integers(1, 20))
+def test_sorting_in_slices_is_sorting(names: list[bytes], size: int) -> None:
+    with patched({"bytekv.keydir._SLICE": size}):
+        assert keydir_module._sorted_in_slices(names) == sorted(names)
+
+
+def _keydir_of(names: list[bytes]) -> Keydir:
+    keydir = Keydir()
+    for number, name in enumerate(names):
+        keydir.put(name, 1 << SEGMENT_SHIFT | number << 13 | 50, 0, 0)
+    return keydir
+
+
+def test_what_changes_while_an_index_is_made_is_in_it() -> None:
+    keydir = _keydir_of([b"%03d" % (number * 37 % 100) for number in range(100)])
+    with patched({"bytekv.keydir._SLICE": 10, "bytekv.keydir._FEW_CHANGES": 2}):
+        assert keydir.is_order_due
+        new = keydir.begin_order()
+        assert new is not None
+        keydir.put(b"new", 2 << SEGMENT_SHIFT, 0, 0)
+        keydir.put(b"0", 2 << SEGMENT_SHIFT | 1, 0, 0)
+        keydir.remove(b"050", 50)
+        assert keydir.is_order_due
+        keydir.end_order(new[0], keydir.ordered(new[1]))
+        assert keydir.is_order_due, "three changes are more than two"
+        keydir.order_some()
+        assert not keydir.is_order_due
+        assert keydir.changed is not None
+        assert len(keydir.changed) == 1
+        assert [*keydir.index()] == sorted(keydir.locations)
+
+
+@pytest.mark.parametrize("meanwhile", ["index", "clear", "another"])
+def test_an_index_that_comes_too_late_is_not_taken(meanwhile: str) -> None:
+    keydir = _keydir_of([b"%03d" % number for number in range(100)])
+    with patched({"bytekv.keydir._SLICE": 10}):
+        new = keydir.begin_order()
+        assert new is not None
+        if meanwhile == "index":
+            keydir.index()
+        elif meanwhile == "clear":
+            keydir.clear()
+        else:
+            assert keydir.begin_order() is not None
+        keydir.remove(b"050", 50)
+        keydir.put(b"050", 2 << SEGMENT_SHIFT, 0, 0)
+        keydir.put(b"x", 2 << SEGMENT_SHIFT | 1, 0, 0)
+        keydir.end_order(new[0], keydir.ordered(new[1]))
+        keydir.remove(b"x", 0)
+        assert [*keydir.index()] == sorted(keydir.locations)
+        assert keydir.begin_order() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -384,3 +385,31 @@ def test_any_writes_during_a_scan(
             expected = sorted((item for item in content.items() if start is None or item[0] >= start), reverse=reverse)
             assert pairs == expected
         assert db.stats().open_views == 0
+
+
+def test_writers_come_in_while_keys_are_sorted(open_store, monkeypatch):
+    """The first ordered use of two million keys sorted them in one call, under the lock: nobody else got in for 3 s."""
+    from bytekv import keydir
+
+    monkeypatch.setattr("bytekv.keydir._SLICE", 10)
+    monkeypatch.setattr("bytekv.keydir._FEW_CHANGES", 5)
+    db = open_store(sync="os")
+    db.update({f"{number * 37 % 200:03}": "" for number in range(200)})
+    ordered, threads = keydir.Keydir.ordered, []
+
+    def ordered_beside_a_writer(keys):
+        writer = threading.Thread(target=lambda: (db.put("new", "1"), db.delete("050"), db.put("000", "2")))
+        writer.start()
+        writer.join(20)
+        threads.append(writer)
+        return ordered(keys)
+
+    monkeypatch.setattr(keydir.Keydir, "ordered", staticmethod(ordered_beside_a_writer))
+    with db.snapshot() as snap:
+        assert list(snap) == [b"%03d" % number for number in range(200)]
+    (writer,) = threads
+    assert not writer.is_alive()
+    assert list(db) == sorted([*(b"%03d" % number for number in range(200) if number != 50), b"new"])
+    db.update({f"y{number}": "" for number in range(12)})
+    assert list(db) == sorted(db._locations)
+    assert len(threads) == 1, "12 of 200: the index is kept up, a few at a time"
