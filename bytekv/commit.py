@@ -102,7 +102,6 @@ class Committer:
         "_lock_is_owned",
         "_mode",
         "_options",
-        "_showing",
         "_sync_lock_is_owned",
         "_uncounted",
         "_unseen",
@@ -158,7 +157,6 @@ class Committer:
         self._debt = Debt()
         self.notes: list[tuple[Callable[..., None], str, tuple[object, ...]]] = []  # to be logged once the lock is free
         self._unseen = Unseen()
-        self._showing = 0  # seq of a durable change that is being shown, or was when a call was interrupted
         self._uncounted = False  # a call was interrupted between a location and the count of dead bytes
         self._group = Group()
         self.measure()
@@ -661,11 +659,15 @@ class Committer:
             self._recount()
 
     def _recount(self) -> None:
+        if not self._unseen.queue:  # the first there may have been shown by half; `_became_durable` comes back
+            self._recount_what_is_shown()
+
+    def _recount_what_is_shown(self) -> None:
         entry_bytes = self.segments.lengths_of_entries()
-        for change in self._unseen.queue:  # what waits there is neither dead nor live
+        for change in self._unseen.queue:  # nothing of which has been shown: it is neither dead nor live
             entry_bytes[change.writer.header.segment_id] -= change.end - change.offset
         self.keydir.recount(entry_bytes, self.size_of)
-        self._uncounted = self._showing != 0  # half of a change is counted as not there: once more when it is
+        self._uncounted = False
 
     def size_of(self, location: int | None) -> int:
         """Return the bytes that an entry takes, 0 for None and for one that cannot be read."""
@@ -914,15 +916,13 @@ class Committer:
         unseen = self._unseen
         while unseen.queue and unseen.queue[0].seq <= seq:
             change = unseen.queue[0]
-            self._showing = change.seq
             if not self._show_put(change):
                 self._show(change)
             unseen.remove_first()
-            self._showing = 0
         if not unseen.queue:
             unseen.overlay.clear()
         if self._uncounted:
-            self._recount()
+            self._recount_what_is_shown()
         self.durable_seq = max(self.durable_seq, seq)
         if self.durable_seq == self.seq:
             self.dirty_since = None

@@ -714,6 +714,7 @@ def test_an_index_that_comes_too_late_is_not_taken(meanwhile: str) -> None:
     with patched({"bytekv.keydir._SLICE": 10}):
         new = keydir.begin_order()
         assert new is not None
+        keydir.put(b"early", 2 << SEGMENT_SHIFT | 2, 0, 0)  # in what overtakes, not in what comes too late
         if meanwhile == "index":
             keydir.index()
         elif meanwhile == "clear":
