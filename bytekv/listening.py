@@ -30,7 +30,7 @@ from .files import Files
 __all__ = ["Guest", "Pace", "Places", "Seldom", "accepting", "connection_share", "listen", "raise_descriptor_limit"]
 
 _BACKLOG: Final = 511  # connections that the operating system holds until they are accepted
-_PACE_S: Final = 0.01  # between two things that are done for strangers where there are many
+_PACE_S: Final = 0.02  # between two things that are done for strangers where there are many
 _STRANGERS_SHARE: Final = 0.1  # of the processor, once they have used up their credit
 _CREDIT_S: Final = 1.0
 _ACCEPT_COST_S: Final = 0.001  # more than what a connection costs that comes and goes
