@@ -618,8 +618,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def verify(self, *, progress: Callable[[Progress], object] | None = None) -> check.Report:
         """Read every byte of the store, check it against its CRC and the invariants; change nothing.
 
-        ``progress`` is called after each segment. Writers wait meanwhile. Complexity: O(bytes),
-        about 1 µs an entry.
+        ``progress`` is called after each segment. Writers wait meanwhile. A reader that finds something wrong
+        refreshes and looks again, for the writer may have compacted it away. Complexity: O(bytes), about 1 µs an entry.
         """
         self._check_open()
         self._upkeep.check_reentry("verify")
@@ -655,7 +655,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         ``dest``: a new or empty directory, or an earlier backup of this store, which is brought up to date: what it
         has is not copied again. The result is a store that opens by itself. On the same file system sealed
         segments are shared as hard links, which protects from whatever happens to the store, but not to the disk.
-        ``progress`` is called with a `Progress` now and then.
+        ``progress`` is called with a `Progress` now and then. A reader that meets a file which the writer has compacted
+        away refreshes and begins again.
 
         Raises `NotAStoreError` if ``dest`` holds anything else, or a backup that is newer than the store,
         `DiskFullError`, `StoreLockedError` while somebody writes to it; an earlier backup is as before then.
