@@ -431,6 +431,13 @@ MUTANTS = [
         "tests/test_prepared_segments.py",
     ),
     _mutant(
+        "each put asks anew for the next segment where it cannot be made",
+        "commit",
+        "and writer is not self._asked_for and",
+        "and",
+        "tests/test_prepared_segments.py",
+    ),
+    _mutant(
         "a clean end leaves the file that was made for the next roll",
         "segment_manager",
         "        self.discard_prepared()\n        writer = self.writer",
