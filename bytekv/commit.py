@@ -151,7 +151,7 @@ class Committer:
         self.failure: StoreFailedError | None = None
         self.refusal: Callable[[], BytekvError] | None = None  # closed, read-only, forked
         self.dirty_since: float | None = None  # when the oldest operation that is not durable was appended
-        self._asked_for: Writer | None = None  # the segment whose next was asked for; once, for it may be refused
+        self._asked_for = 0  # the base of the segment whose next was asked for; once, for it may be refused
         self.wants_next = False  # the next segment is to be made, for this one is soon full
         self.wants_worker = False  # a segment was sealed: hints and a compaction may be due
         self.drags = False  # a worker compacts, and writers that outrun it are slowed down
@@ -696,8 +696,8 @@ class Committer:
                 if not self.segments.let_go_for(error):  # what is open for reading, so that there is room to write
                     raise
         writer.open_room(fast=not self._always)
-        if writer.end >= writer.limit * 5 // 8 and writer is not self._asked_for and writer.limit >= _PREPARE_FROM:
-            self._asked_for = writer
+        if writer.end >= writer.limit * 5 // 8 and writer.base != self._asked_for and writer.limit >= _PREPARE_FROM:
+            self._asked_for = writer.base
             self.wants_next = self.wants_worker = True
         if self.drags and not self._always:
             self._look_at_debt(writer)

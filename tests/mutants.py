@@ -433,7 +433,7 @@ MUTANTS = [
     _mutant(
         "each put asks anew for the next segment where it cannot be made",
         "commit",
-        "and writer is not self._asked_for and",
+        "and writer.base != self._asked_for and",
         "and",
         "tests/test_prepared_segments.py",
     ),
