@@ -266,17 +266,19 @@ class Directory:
     def _lock_file(self, path: str) -> None:
         """Take the lock of the file that bears the name ``LOCK``; it may be removed while it is taken."""
         files = self.files
+        is_network = files.is_network(self.folder)  # for a backup only; there the number of a file may change
         for _ in range(_LOCK_TRIES):
             descriptor = files.open(path, write=True, create=True)
             self._lock = lock = files.own(descriptor)
             if not files.lock(descriptor, path):
                 raise StoreLockedError(self.path, self._holder(path))
-            if files.has_name(descriptor, path):
+            if is_network or files.has_name(descriptor, path):
                 break
             files.disown(lock)
         else:
             raise StoreIOError(errno.EBUSY, "somebody removes this file again and again; let it be", path)
-        self.folder.sign(lock)
+        if not is_network:
+            self.folder.sign(lock)
         with suppress(BytekvError):  # the pid is a courtesy; a full disk must not keep us out
             if not files.has_other_names(descriptor, path):
                 files.write(descriptor, (b"%d\n" % os.getpid()).ljust(20), 0, path)

@@ -327,9 +327,9 @@ class Files:
         return True
 
     def replace(self, source: str, target: str) -> None:
-        """Rename over what is there, atomically; durable only after `sync_directory`. Both in one directory."""
-        with _changing(target) as (new, dir_fd), _at(source) as (old, _):
-            os.replace(old, new, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        """Rename over what is there, atomically; durable only after `sync_directory`."""
+        with _changing(target) as (new, new_fd), _at(source) as (old, old_fd):
+            os.replace(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
 
     def link(self, source: str, target: str) -> bool:
         """Give a file a second name, in place of what bears it; False where the file system has no such thing."""
@@ -663,7 +663,9 @@ class Files:
         with _at(path) as (where, _):
             if not isinstance(where, int):
                 return os.access(where, os.W_OK | os.X_OK)
-            return os.access(os.curdir, os.W_OK | os.X_OK, dir_fd=where, effective_ids=_EFFECTIVE_IDS)
+            # There are containers that refuse the question for the effective user, even whether there is a ".".
+            effective = _EFFECTIVE_IDS and os.access(os.curdir, os.F_OK, dir_fd=where, effective_ids=True)
+            return os.access(os.curdir, os.W_OK | os.X_OK, dir_fd=where, effective_ids=effective)
 
     def free_bytes(self, path: str) -> int:
         """Return how many bytes this user may still write on the file system."""

@@ -1,7 +1,6 @@
 """A queue of jobs for threads that survives the death of the process: no job is lost, no result is stored twice.
 
 python examples/job_queue.py
-
     todo/<number>   the job       doing/<number>   the same, while a thread is at it       done/<number>   its result
 
 A job moves on in one step. Only one process has the store open for writing: what is "doing" when a queue is opened was
@@ -63,8 +62,9 @@ def die_working(path: str) -> None:
 
 def main(path: str) -> None:
     with bytekv.open(path) as db:
+        queue = Queue(db)  # one for each opening: it begins with what was left behind
         for job in (*range(1001, 1020), "a million"):
-            Queue(db).add(str(job))
+            queue.add(str(job))
     process = multiprocessing.get_context("spawn").Process(target=die_working, args=(path,))
     process.start()
     process.join()

@@ -30,10 +30,11 @@ class Notes:
         elif scope["type"] == "http" and scope["path"] == "/" and scope["method"] in ("GET", "POST"):
             # A write may wait for the disk: in a thread, so that the event loop goes on.
             if scope["method"] == "GET":
-                text = await asyncio.to_thread(self.newest, 20)
+                await reply(send, 200, await asyncio.to_thread(self.newest, 20))
+            elif (text := await whole_body(receive)) is not None:
+                await reply(send, 200, await asyncio.to_thread(self.add, text))
             else:
-                text = await asyncio.to_thread(self.add, await whole_body(receive))
-            await reply(send, 200, text)
+                await reply(send, 413, b"A note is shorter than 64 KiB\n")
         elif scope["type"] == "http":
             await reply(send, 404, b"There are only / and /kv/\n")
 
@@ -58,12 +59,12 @@ class Notes:
         return b"".join(text + b"\n" for _, text in self.db.scan("note:", reverse=True, limit=count))
 
 
-async def whole_body(receive: Any) -> bytes:
+async def whole_body(receive: Any) -> bytes | None:
+    """Return what was sent; None if that was more than 64 KiB, or broken off: half a note is none."""
     body, more = b"", True
-    while more:
-        message = await receive()
+    while more and len(body) < 1 << 16 and (message := await receive())["type"] == "http.request":
         body, more = body + message.get("body", b""), message.get("more_body", False)
-    return body
+    return None if more else body
 
 
 async def reply(send: Any, status: int, body: bytes) -> None:

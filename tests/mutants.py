@@ -996,7 +996,7 @@ MUTANTS = [
     _mutant(
         "a directory whose files are gone may still be written to by name",
         "directory",
-        "        self.folder.sign(lock)\n",
+        "        if not is_network:\n            self.folder.sign(lock)\n",
         "",
         _REPLACED,
     ),
@@ -1010,7 +1010,7 @@ MUTANTS = [
     _mutant(
         "the file that is locked may have lost its name before",
         "directory",
-        "            if files.has_name(descriptor, path):",
+        "            if is_network or files.has_name(descriptor, path):",
         "            if True:",
         _REPLACED,
     ),

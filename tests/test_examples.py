@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import logging
 import math
@@ -19,7 +20,8 @@ import sysconfig
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +32,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bytekv
-from tests.harness import FakeFiles, open_store
+from tests.harness import FakeFiles, crash, open_store
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -629,66 +631,143 @@ def change_at_random(db: bytekv.Store, chance: random.Random) -> None:
         db.compact()
 
 
-def test_replica_equals_its_source_though_it_is_killed(path, monkeypatch):
-    example, chance, commit = load("replicate"), random.Random(5), bytekv.Batch.commit
+class Countdown:
+    """Kill the process before or after the step that is counted down to: each change of a replica is one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, example: ModuleType) -> None:
+        self.left = 1 << 30
+        for name in ("batch", "clear"):
+            monkeypatch.setattr(example.Store, name, self._wrap(getattr(example.Store, name)))
+        monkeypatch.setattr(bytekv.Batch, "commit", self._wrap(bytekv.Batch.commit))
+
+    def step(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+
+    def _wrap(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            self.step()
+            result = method(*arguments)
+            self.step()
+            return result
+
+        return wrapped
+
+    def each(self, iterable: Iterable[Any]) -> Iterator[Any]:
+        for item in iterable:
+            self.step()
+            yield item
+
+
+def test_replica_equals_its_source_wherever_it_is_killed(path, monkeypatch):
+    """Killed before and after each step of the copying, it goes on from there."""
+    example, chance = load("replicate"), random.Random(5)
     monkeypatch.setattr(example, "BATCH", 5)
-    said, history, kills = [], [{}], 0
-
-    def commit_or_die(batch: bytekv.Batch) -> int | None:
-        end = chance.random()
-        if end < 0.1:
-            raise Killed
-        seq = commit(batch)
-        if end > 0.9:
-            raise Killed
-        return seq
-
+    monkeypatch.setattr(example, "BATCH_BYTES", 150)
+    countdown = Countdown(monkeypatch, example)
+    everything, said, kills = example.everything, [], 0
+    monkeypatch.setattr(example, "everything", lambda *given: countdown.each(everything(*given)))
+    copy, before = path.with_name("replica"), path.with_name("before")
     with bytekv.open(path, auto_compact=False) as db, bytekv.open(path, "r") as source:
-        with bytekv.open(path.with_name("replica"), auto_compact=False) as replica:
-            for _ in range(150):
-                for _ in range(chance.randint(1, 9)):
-                    change_at_random(db, chance)
-                    history.append(entries(db))
-                monkeypatch.setattr(bytekv.Batch, "commit", commit_or_die)
+        open_store(before).close()
+        for number in range(9):
+            for _ in range(chance.randint(1, 9)):
+                change_at_random(db, chance)
+            if number % 3 == 2:
+                db.compact()
+            for steps in itertools.count():
+                shutil.rmtree(copy, ignore_errors=True)
+                shutil.copytree(before, copy)
+                replica, countdown.left = open_store(copy), steps
                 try:
                     said.append(example.replicate(source, replica))
-                    assert entries(replica) == entries(db)
+                    replica.close()
                 except Killed:
                     kills += 1
-                    assert entries(replica) in history, "it stops between two batches of the source"
-                finally:
-                    monkeypatch.setattr(bytekv.Batch, "commit", commit)
-            example.replicate(source, replica)
-            assert entries(replica) == entries(db)
-    assert kills > 5
+                    crash(replica)
+                countdown.left = 1 << 30
+                with open_store(copy) as replica:
+                    said.append(example.replicate(source, replica))
+                    assert entries(replica) == entries(db)
+                    assert example.replicate(source, replica).startswith("0 changes")
+                if said[-1].startswith("0 changes"):
+                    break
+            shutil.rmtree(before)
+            copy.rename(before)
+    assert kills > 50
     assert {"changes," in line for line in said} == {True, False}
 
 
-def test_replica_whose_copying_was_killed_begins_anew(path, monkeypatch):
-    example = load("replicate")
-    with bytekv.open(path) as db, bytekv.open(path.with_name("replica")) as replica:
-        db.update({f"{number}": "old" for number in range(10)})
+def test_replica_stops_between_two_batches_of_the_source(path, monkeypatch):
+    example, chance = load("replicate"), random.Random(6)
+    monkeypatch.setattr(example, "BATCH", 5)
+    countdown = Countdown(monkeypatch, example)
+    with bytekv.open(path, auto_compact=False) as db, bytekv.open(path.with_name("replica")) as replica:
+        history = [{}]
+        for _ in range(60):
+            change_at_random(db, chance)
+            history.append(entries(db))
+        for steps in range(200):
+            countdown.left = steps % 7
+            with suppress(Killed):
+                example.replicate(db, replica)
+            countdown.left = 1 << 30
+            assert entries(replica) in history
+        assert entries(replica) == history[-1]
+
+
+def test_replica_forgets_what_expired_while_everything_was_copied(path):
+    """It was not yet expired when keys were deleted, and not there when they were copied: its old value stayed."""
+    example, files = load("replicate"), FakeFiles()
+    with open_store(path, files=files) as db, open_store(path.with_name("replica"), files=files) as replica:
+        db.update({"a": "old", "b": "1", "z": "old"})
         example.replicate(db, replica)
-        db.update({f"{number}": "new" for number in range(5, 20)})
-        del db["0"]
+        db.update({"b": "2", "c": "3"})
+        db.put("a", "new", ttl=10)
+        db.put("z", "new", ttl=10)
         db.compact()
-        put, left = replica.put, 7
+        taken = []
 
-        def put_or_die(*arguments: Any, **named: Any) -> int:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise Killed
-            return put(*arguments, **named)
+        def everything(*given: Any, everything: Any = example.everything) -> Iterator[Any]:
+            for change in everything(*given):
+                taken.append(change)
+                yield change
+                if change.key == b"b":
+                    files.sleep(11)
 
-        replica.put = put_or_die
-        with pytest.raises(Killed):
-            example.replicate(db, replica)
-        del replica.put
-        assert entries(replica) != entries(db)
-        assert "copied all 19 keys" in example.replicate(db, replica)
+        example.everything = everything
+        assert "copied all" in example.replicate(db, replica)
+        assert [(change.op, change.key) for change in taken if change.key in (b"a", b"z")] == [
+            ("put", b"a"),
+            ("delete", b"z"),
+        ]
+        assert entries(replica) == entries(db) == {b"b": (b"2", None), b"c": (b"3", None)}
+
+
+def test_replica_takes_large_values(path, monkeypatch):
+    """Batches were limited by count alone: a thousand large values were more than a batch may be, at every try."""
+    example, sizes, commit = load("replicate"), [], bytekv.Batch.commit
+
+    def measured(batch: bytekv.Batch) -> int | None:
+        sizes.append(sum(len(value) for value in batch._writes.values() if isinstance(value, bytes)))
+        return commit(batch)
+
+    with bytekv.open(path) as db, bytekv.open(path.with_name("replica")) as replica:
+        for number in range(30):
+            db[f"{number}"] = bytes(300_000)
+        db["largest"] = bytes(3 << 20)
+        monkeypatch.setattr(bytekv.Batch, "commit", measured)
+        example.replicate(db, replica)
+        assert max(sizes) <= (3 << 20) + 16
+        assert sorted(sizes)[-2] <= example.BATCH_BYTES + 16
+        for number in range(30):
+            db[f"{number}"] = bytes(300_001)
+        db.compact()
+        sizes.clear()
+        assert "copied all" in example.replicate(db, replica)
+        assert sorted(sizes)[-2] <= example.BATCH_BYTES + 16
         assert entries(replica) == entries(db)
-        assert example.replicate(db, replica).startswith("0 changes")
 
 
 def test_replicate_runs(path):

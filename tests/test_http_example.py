@@ -60,6 +60,10 @@ def test_the_notes(notes_asgi, path):
             assert (await http.send("GET", "/")).body.endswith(b"\nchanged through the door\n")
             assert (await http.send("GET", "/kv/")).headers["location"] == "/kv/-/console"
             assert (await http.send("GET", "/other")).status == 404
+            assert (await http.send("POST", "/", [bytes(40_000)] * 3)).status == 413
+            async with http.open("POST", "/", [b"half a no"], ends=False) as exchange:
+                exchange.leave()
+                await exchange.finished()
 
     asyncio.run(use())
     with bytekv.open(path, "r") as db:

@@ -510,6 +510,24 @@ def test_damage_below_the_published_length_is_no_torn_tail(path: Path):
         assert db.last_seq == 11
 
 
+def test_a_damaged_sync_mark_below_the_published_length_is_no_torn_tail(path: Path):
+    """No operation is missing; opening refuses it all the same, and repair has to mend it."""
+    with open_store(path) as db:
+        db["closed"] = "1"
+        db.sync()
+    db = open_store(path)
+    db["later"] = "2"
+    crash(db)
+    (file,) = segment_files(path)
+    (offset, _, size) = all_entries(file)[0]
+    damage(file, offset + size + 20)
+    with pytest.raises(bytekv.CorruptionError, match="durable"):
+        open_store(path)
+    assert [found.offset for found in bytekv.repair(path).damage][:1] == [offset + size]
+    with open_store(path) as db:
+        assert db["closed"] == b"1"
+
+
 def test_a_torn_tail_is_told_where_its_segment_has_to_be_replaced(path: Path):
     db = open_store(path)
     for number in range(5):
@@ -538,11 +556,16 @@ def test_without_a_manifest_only_the_newest_log_can_be_torn(path: Path):
         for number in range(30, 100):
             db[f"k{number:03}"] = "v" * 20
     (path / "MANIFEST").unlink()
-    offset = flip(segment_files(path)[0], b"k003")
+    first, second = segment_files(path)[:2]
+    offset = flip(first, b"k003")
+    (lost,) = [place for place, name, _ in all_entries(second) if name == b"k050"]
+    raw = bytearray(second.read_bytes())
+    raw[lost : lost + 40] = bytes(40)
+    second.write_bytes(raw)
     report = bytekv.repair(path)
-    assert [(found.offset, found.key) for found in report.damage[1:]] == [(offset, b"k003")]
+    assert [(found.offset, found.key) for found in report.damage[1:]] == [(offset, b"k003"), (lost, None)]
     with open_store(path) as db:
-        assert sorted(db) == [b"k%03d" % number for number in range(100) if number != 3]
+        assert sorted(db) == [b"k%03d" % number for number in range(100) if number not in (3, 50)]
 
 
 @pytest.mark.parametrize("lost", ["its head", "its value"])
