@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import instructions, report, stalls
+from tests.benchmarks import instructions, pauses, report, stalls
 from tests.benchmarks.__main__ import PAGE, SETS, main, parse, plans
 from tests.benchmarks.dataset import GROUP, DataSet, WrongAnswerError
 from tests.benchmarks.engines import ENGINES, Bytekv, Engine
@@ -38,6 +38,7 @@ def session(engine: type[Engine], path: Path, **options: Any) -> Session:
 def test_every_workload_is_explained_and_there():
     assert set(_RUN) == set(WORKLOADS)
     assert stalls.__doc__
+    assert pauses.__doc__
     for name, engine in ENGINES.items():
         assert engine.name == name
         assert set(engine.lacks) <= set(WORKLOADS)

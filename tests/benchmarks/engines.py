@@ -46,7 +46,9 @@ def _lacking(reason: str, *workloads: str) -> dict[str, str]:
 _DURABLE = ("durable_put_1", "durable_put_8", "durable_put_32")
 _ONLY_BYTEKV = {
     **_lacking(_NO_HINTS, "open_no_hints"),
-    **_lacking(_NO_WORKER, "put_while_compacting", "gil_while_compacting", "put_while_expiring", "steady_space"),
+    **_lacking(
+        _NO_WORKER, "put_while_compacting", "gil_while_compacting", "put_while_expiring", "steady_space", "pauses"
+    ),
     **_lacking("has no segments", "segments_1", "segments_10", "segments_100", "segments_1000"),
 }
 _UNORDERED = _lacking(_NO_ORDER, "prefix_scan", "ycsb_e")

@@ -163,6 +163,20 @@ def space(results: Results, size: Size) -> Table | None:
     return Table(f"{size}: space", ["", *heads], rows, remark) if rows else None
 
 
+_PAUSES = (
+    ("idle", "nothing"),
+    ("busy", "a loop of Python that counts"),
+    ("order", "the first ordered use"),
+    ("order_again", "an ordered use after an eighth has changed"),
+    ("overwrite", "an overwrite of each under a snapshot"),
+    ("first_scan", "the first scan of that snapshot"),
+    ("update", "`update()` of all"),
+    ("delete", "a batch that deletes all"),
+    ("clear", "`clear()`"),
+    ("clear_viewed", "`clear()` under an open snapshot"),
+)
+
+
 def stalls(results: Results) -> Table | None:
     """What an application feels of what happens in the background."""
     rows = []
@@ -205,6 +219,18 @@ def steady_space(results: Results) -> Table | None:
     columns = ["", "live [MiB]", "disk at most [×]", "beyond twice [MiB]", "at the end [×]"]
     columns += ["close [s]", "open [s]", "throttled [s]", "throughput"]
     return Table("Overwritten for ever", columns, rows) if rows else None
+
+
+def pauses(results: Results) -> Table | None:
+    """How long a writer waits beside another thread that does something with all keys."""
+    rows = []
+    for size in results.sizes(["pauses"]):
+        if figures := results.figures("pauses", "bytekv", size):
+            for name, text in _PAUSES:
+                pause_ms, took_s = figures[f"{name}_pause"] / 1000, figures[f"{name}_s"]
+                rows.append([f"{size.keys:,} keys: {text}", f"{pause_ms:.1f}", f"{took_s:.2f}"])
+    columns = ["beside", "longest pause [ms]", "took itself [s]"]
+    return Table("A writer beside what is done with all keys", columns, rows) if rows else None
 
 
 def growth(results: Results) -> Table | None:
@@ -271,7 +297,8 @@ def tables(results: Results, clock: str) -> list[Table]:
         if size in RATIO_TARGET_SIZES or (len(results.sizes()) == 1 and size.value_size == 100):
             found.append(targets(results, size, clock))
         found += [latencies(results, size), space(results, size)]
-    found += [stalls(results), steady_space(results), growth(results), segments(results), goals(results)]
+    found += [stalls(results), steady_space(results), pauses(results)]
+    found += [growth(results), segments(results), goals(results)]
     return [table for table in found if table is not None]
 
 
@@ -315,7 +342,7 @@ def render_page(results: Results, stem: str, plots: Sequence[tuple[str, str]], r
         parts += [table.as_markdown() for table in found if table is not None]
     parts += [
         table.as_markdown()
-        for table in (stalls(results), steady_space(results), growth(results), segments(results))
+        for table in (stalls(results), steady_space(results), pauses(results), growth(results), segments(results))
         if table is not None
     ]
     parts.append("## The workloads")

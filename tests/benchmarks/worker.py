@@ -10,7 +10,7 @@ import json
 import sys
 import traceback
 
-from . import stalls, workloads  # noqa: F401 - stalls registers its workloads
+from . import pauses, stalls, workloads  # noqa: F401 - pauses and stalls register theirs
 from .dataset import DataSet
 from .engines import ENGINES
 from .workloads import Session, fill_and_die, print_memory

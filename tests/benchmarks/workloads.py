@@ -109,6 +109,11 @@ WORKLOADS: Final[dict[str, About]] = {
         "steady overwriting",
         "bytes on disk for a live byte while every key is overwritten again and again, at most",
     ),
+    "pauses": About(
+        "stall",
+        "pauses of a writer",
+        "how late a put comes back, at most, beside another thread that does something with all keys",
+    ),
     "segments_1": About(
         "µs", "1 segment", "random gets from a store of so many segments; also puts into it, and opening it"
     ),
