@@ -851,46 +851,37 @@ class Committer:
         while self.durable_seq < seq:
             with self.lock, self:
                 waiter = self._group.join(seq)
-            if waiter is None:
+            if waiter is None or self._is_left_alone(waiter):
                 self._lead(seq)
-            else:
-                self._wait(waiter)
 
-    def _wait(self, waiter: Waiter) -> None:
-        """Return once ``waiter`` was woken or has nothing left to wait for; lead if nobody else does."""
+    def _is_left_alone(self, waiter: Waiter) -> bool:
+        """Return once ``waiter`` was woken or has nothing left to wait for; True: nobody leads, and somebody has to."""
         patience_s = _PATIENCE_S
         try:
             while not waiter.wait(patience_s):
-                if self.durable_seq >= waiter.seq:
-                    waiter.leave()
-                    return
+                is_durable = self.durable_seq >= waiter.seq
                 # A leader on a slow disk holds this lock. One that was interrupted before it could begin does not.
-                if self.sync_lock.acquire(blocking=False):
+                # It is only looked at: of a lock that is taken to try, an interrupt can keep the way back.
+                if is_durable or not repr(self.sync_lock).startswith("<locked"):
                     waiter.leave()
-                    self._lead(waiter.seq)
-                    return
+                    return not is_durable
                 patience_s = min(2 * patience_s, _LONGEST_PATIENCE_S)
         except BaseException:
             waiter.leave()
             raise
-        finally:
-            if self._sync_lock_is_owned():  # not a variable: an interrupt may follow right after the lock was taken
-                self.sync_lock.release()
+        return False
 
     def _lead(self, seq: int) -> None:
         """Sync what has been appended and show it, unless another makes ``seq`` durable first; wake who waits."""
         try:
-            while self.durable_seq < seq:
-                if self.sync_lock.acquire(timeout=_PATIENCE_S):
+            with self.sync_lock:
+                try:
                     self._sync_unless_durable(seq)
-                    return
-        except StoreFailedError as error:
-            with self.lock, self:
-                self.fail(error)
-            raise
+                except StoreFailedError as error:  # before the next may sync: the kernel tells an error once
+                    with self.lock, self:
+                        self.fail(error)
+                    raise
         finally:
-            if self._sync_lock_is_owned():
-                self.sync_lock.release()
             with self.lock, self:
                 self._group.release(self.durable_seq, failed=self.failure is not None)
 

@@ -59,6 +59,9 @@ class LastLock:
     def __exit__(self, *_: object) -> None:
         self.release()
 
+    def __repr__(self) -> str:
+        return repr(self._lock)  # which tells whether it is held
+
 
 class _Life:
     """What the thread and its owner tell each other.
