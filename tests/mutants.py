@@ -410,6 +410,20 @@ MUTANTS = [
         "tests/test_directory.py",
     ),
     _mutant(
+        "what a failed write has left stays in the file",
+        "segment",
+        "            self._files.truncate(self._descriptor, offset, self.path)\n            self._allocated = offset\n",
+        "            pass\n",
+        "tests/test_segment.py",
+    ),
+    _mutant(
+        "a write that failed has not happened, though the file holds all of it",
+        "segment",
+        "self._files.read(self._descriptor, len(piece), offset, self.path) != piece",
+        "True",
+        "tests/test_segment.py",
+    ),
+    _mutant(
         "a segment that was prepared is listed before its header is durable",
         "segment",
         "encode_segment_header(self.header), 0, self.path)\n        self._files.sync(self._descriptor, self.path)",

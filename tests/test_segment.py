@@ -35,7 +35,7 @@ from bytekv.codec import (
     seed_of,
 )
 from bytekv.directory import Directory
-from bytekv.errors import BytekvError, CorruptionError, DiskFullError
+from bytekv.errors import BytekvError, CorruptionError, DiskFullError, StoreIOError
 from bytekv.segment import FileView, Scan, Writer, find_sync_mark, open_segment, scan_segment, summarise
 from tests.harness import FakeFiles
 
@@ -743,15 +743,31 @@ def test_on_a_full_disk_only_deletes_may_use_the_reserve(writers):
     assert writer.end + segment.MANIFEST_ROOM <= size_of(writer) <= 80 + 80 * KIB
 
 
-def test_a_failed_pwrite_is_cut_off_again(writers):
+def test_what_a_failed_pwrite_has_left_is_cut_off_again(writers):
     files = FullDisk(room=500)
     writer = writers(files, mapped=False)
     append(writer, b"x" * 200)
     end = writer.end
     with pytest.raises(DiskFullError):
         append(writer, b"y" * 300)
+    assert size_of(writer) > writer.end == end
+    assert writer.take_back(end, encode_entry(PUT, b"k", b"y" * 300, 1, NOW_MS, 0, writer.seed))
     assert size_of(writer) == writer.end == end
     append(writer, b"z" * 100)
+
+
+@pytest.mark.parametrize("written", ["some of it", "all of it"])
+def test_what_cannot_be_cut_off_has_happened_if_all_of_it_is_there(written, writers):
+    """An error says nothing about what was written before it was raised, and the next opening would find it."""
+
+    class Refusing(FakeFiles):
+        def truncate(self, descriptor: int, size: int, path: str) -> None:
+            raise StoreIOError(errno.EIO, "broken", path)
+
+    writer = writers(Refusing(), mapped=False)
+    parts = encode_entry(PUT, b"k", b"v" * 100, 1, NOW_MS, 0, writer.seed)
+    writer.write(writer.end, [b"".join(parts)[:50]] if written == "some of it" else parts)
+    assert writer.take_back(writer.end, parts) == (written == "some of it")
 
 
 @MODES
