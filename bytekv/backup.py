@@ -5,7 +5,8 @@ a second name (hard links): no bytes are copied and no space is taken until the 
 active segment, which grows, is copied up to the moment, and is a sealed one in the backup.
 
 The result is an ordinary store whose manifest carries a flag, BACKUP, which the first change of it as a store
-takes away: an earlier backup may be brought up to date, anything else of a user's is never overwritten.
+takes away, and the number of its store's history: an earlier backup of that may be brought up to date, anything
+else of a user's is never overwritten. In another history the same segment ids mean other files.
 
 Order: (1) the files durable; (2) their names durable; (3) the manifest; (4) what it no longer lists is removed.
 Until (3) the earlier backup is whole; before the first one the directory carries a marker, and no store opens.
@@ -17,7 +18,7 @@ import errno
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from .codec import BACKUP, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentRow
+from .codec import BACKUP, HISTORY, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentRow
 from .commit import Committer
 from .compactor import Progress
 from .directory import Directory
@@ -145,6 +146,14 @@ def _check_target(target: Directory, old: Manifest, moment: Moment) -> None:
     if not old.compat_flags & BACKUP:
         raise NotAStoreError(
             f"{target.path}: was a backup of this store and has been written to since; use an empty directory"
+        )
+    files = {row.segment_id: row.salt for row in moment.rows}
+    if (old.compat_flags ^ moment.compat_flags) & HISTORY or any(
+        files.get(row.segment_id, row.salt) != row.salt for row in old.segments
+    ):
+        raise NotAStoreError(
+            f"{target.path}: a backup of another history of this store: one of them was repaired, or a backup written "
+            "to as a store; keep it, and use an empty directory"
         )
     if old.last_seq > moment.seq:
         raise NotAStoreError(

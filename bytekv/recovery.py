@@ -23,6 +23,7 @@ from contextlib import suppress
 
 from .codec import (
     ACTIVE,
+    BACKUP,
     LOG,
     SEALED,
     SEGMENT_HEADER_SIZE,
@@ -158,7 +159,9 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool, kept: K
         _seal(segments, torn, last_seq, readonly=readonly)
     if not readonly:
         next_id = directory.unused_id(segments.manifest.next_id)
-        if next_id != segments.manifest.next_id:
+        if segments.manifest.compat_flags & BACKUP:  # opened, it is a backup still; its leftovers were never listed
+            segments.manifest = segments.manifest._replace(next_id=next_id)
+        elif next_id != segments.manifest.next_id:
             with suppress(DiskFullError):  # ids are never used twice, or on a full disk only after another crash
                 segments.publish(segments.manifest.segments, next_id=next_id)
         report.swept = directory.sweep(segments.manifest)

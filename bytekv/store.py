@@ -658,8 +658,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         ``progress`` is called with a `Progress` now and then. A reader that meets a file which the writer has compacted
         away refreshes and begins again.
 
-        Raises `NotAStoreError` if ``dest`` holds anything else, or a backup that is newer than the store,
-        `DiskFullError`, `StoreLockedError` while somebody writes to it; an earlier backup is as before then.
+        Raises `NotAStoreError` if ``dest`` holds anything else, or a backup that is newer than the store or was made
+        before one of them was repaired, `DiskFullError`, `StoreLockedError` while somebody writes to it; an earlier
+        backup is as before then.
         Durability: the backup is durable on return. Complexity: O(bytes that are copied).
 
         >>> import bytekv, os, tempfile

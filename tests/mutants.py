@@ -960,6 +960,27 @@ MUTANTS = [
     ),
     _mutant("the names of a backup are not synced", "backup", "        target.sync()\n", "", _BACKUP),
     _mutant(
+        "a backup of a store's other history is brought up to date",
+        "backup",
+        "(old.compat_flags ^ moment.compat_flags) & HISTORY or any(",
+        "any(",
+        _BACKUP,
+    ),
+    _mutant(
+        "a backup overwrites another file of the same number",
+        "backup",
+        "files.get(row.segment_id, row.salt) != row.salt for row",
+        "False for row",
+        _BACKUP,
+    ),
+    _mutant(
+        "a backup that is opened is none any more if files lie beside it",
+        "recovery",
+        "if segments.manifest.compat_flags & BACKUP:",
+        "if False:",
+        _BACKUP,
+    ),
+    _mutant(
         "a backup takes for whole what it once had",
         "backup",
         "there.get(row.segment_id) == row and _is_whole(target, row, moment.store_uuid)",

@@ -40,6 +40,8 @@ from tests.harness import (
     snapshot_of,
 )
 
+SMALL: dict[str, Any] = {"segment_size_bytes": 2000}
+
 
 @pytest.fixture
 def dest(path: Path) -> Path:
@@ -315,6 +317,79 @@ def test_a_backup_that_is_newer(path: Path, dest: Path) -> None:
     with open_store(path.parent / "older", "w") as restored, pytest.raises(NotAStoreError, match="up to seq 2"):
         restored.backup(dest)
     expect(dest, {b"a": b"1", b"b": b"2"})
+
+
+def test_a_backup_that_is_opened_stays_one_whatever_lies_beside_it(path: Path, dest: Path) -> None:
+    """What an interrupted backup had left made the opening publish a new manifest: no backup any more, and refused."""
+    with open_store(path, **SMALL) as db:
+        fill(db, 30)
+        db.backup(dest)
+        fill(db, 60)
+        with pytest.raises(RuntimeError, match="killed"):
+            db.backup(dest, progress=_interrupt_at_the_end)
+        with open_store(dest, "w") as copy:
+            assert copy.recovery.swept
+        db.backup(dest)
+        expect(dest, dict(db))
+
+
+def _interrupt_at_the_end(progress: Progress) -> None:
+    if progress.done_bytes == progress.total_bytes:
+        raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("parted", ["the target was repaired", "the store was repaired", "a copy was written to"])
+def test_a_backup_of_another_history(parted: str, path: Path, dest: Path) -> None:
+    """It was brought up to date: what only it held was gone. Killed before its end, it did not open, for both had
+    given the same numbers to different segments."""
+    db = open_store(path, **SMALL)
+    fill(db, 30)
+    if parted == "the target was repaired":
+        db.backup(dest)
+        _damage(dest)
+    elif parted == "the store was repaired":
+        db.backup(dest)
+        db.close()
+        _damage(path)
+        db = open_store(path, "w", **SMALL)
+    else:
+        db.backup(path.parent / "copy")
+        with open_store(path.parent / "copy", "w", **SMALL) as copy:
+            copy["precious"] = "1"
+            fill(copy, 30)
+            copy.backup(dest)
+    content = snapshot_of(dest)
+    fill(db, 100)
+    with db, pytest.raises(NotAStoreError, match="another history"):
+        db.backup(dest, progress=_interrupt_at_the_end)
+    assert snapshot_of(dest) == content
+
+
+def _damage(path: Path) -> None:
+    file, *_ = segment_files(path)
+    content = file.read_bytes()
+    file.unlink()  # it may be the store's and the backup's
+    file.write_bytes(content)
+    damage(file, 100)
+    assert not bytekv.repair(path).ok
+
+
+def test_a_backup_that_has_another_file_of_the_same_number(path: Path, dest: Path) -> None:
+    """Made of a copy by a bytekv that knows of no history."""
+    with open_store(path, **SMALL) as db:
+        fill(db, 30)
+        db.backup(path.parent / "copy")
+        with (
+            patched({"bytekv.segment_manager.another_history": lambda flags, _: flags}),
+            open_store(path.parent / "copy", "w", **SMALL) as copy,
+        ):
+            fill(copy, 30)
+            copy.backup(dest)
+        content = snapshot_of(dest)
+        fill(db, 100)
+        with pytest.raises(NotAStoreError, match="another history"):
+            db.backup(dest)
+    assert snapshot_of(dest) == content
 
 
 @pytest.mark.parametrize("name", [".", "inside", "inside/deeper", "../store"])
