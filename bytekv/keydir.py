@@ -32,15 +32,16 @@ if TYPE_CHECKING:
 
     from sortedcontainers import SortedList
 
-__all__ = ["PURGED_AT_ONCE", "Keydir", "View"]
+__all__ = ["PURGED_AT_ONCE", "Keydir", "View", "ordered"]
 
 SizeOf = Callable[[int], int]
 
 #: Above this share of changed keys a fresh sort (timsort finds the sorted runs) beats single insertions.
 _RESORT = 0.1
+_RESORT_IN_SLICES: Final = 0.3  # the same where others are let in between
 
 _FEW_CHANGES: Final = 1000  # that an index is brought up to date with at once
-_SLICE: Final = 20_000  # keys that are sorted at once while others wait
+_SLICE: Final = 10_000  # keys that are sorted at once while others wait
 
 PURGED_AT_ONCE: Final = 100  # expired keys, less than a quarter of a millisecond
 
@@ -55,15 +56,15 @@ def sorted_list() -> SortedList:
     return SortedList()
 
 
-def _sorted_in_slices(keys: list[bytes]) -> list[bytes]:
-    """Return keys in order without a call of C that keeps other threads out for longer than a slice takes, some 10 ms.
+def _sorted_in_slices(keys: list[bytes]) -> Iterator[list[bytes]]:
+    """Yield keys in order, in pieces, without a call of C that keeps other threads out for longer than some 5 ms.
 
     Slices are sorted, then cut at the same keys, and what lies between two cuts is sorted once more, from runs.
     """
     runs = [sorted(keys[at : at + _SLICE]) for at in range(0, len(keys), _SLICE)]
     sample = sorted(key for run in runs for key in run[:: max(1, _SLICE // 32)])
     cuts: list[bytes | None] = [*sample[:: max(1, len(sample) // len(runs))][1:], None] if runs else []
-    begins, ordered = [0] * len(runs), []
+    begins = [0] * len(runs)
     for cut in cuts:
         piece: list[bytes] = []
         for number, run in enumerate(runs):
@@ -71,8 +72,17 @@ def _sorted_in_slices(keys: list[bytes]) -> list[bytes]:
             piece += run[begins[number] : end]
             begins[number] = end
         piece.sort()
-        ordered += piece
-    return ordered
+        yield piece
+
+
+def ordered(keys: list[bytes]) -> SortedList:
+    """Return keys in order, each once. Without the lock, and other threads are let in between."""
+    index = sorted_list()
+    add = index.add  # `update` would sort all of them again, in one call
+    for piece in _sorted_in_slices(keys):
+        for key in dict.fromkeys(piece):
+            add(key)
+    return index
 
 
 class _Ended:
@@ -83,6 +93,15 @@ class _Ended:
 
     def keys(self) -> NoReturn:
         raise StoreClosedError("this snapshot was closed")
+
+
+class _Order:
+    """What a view's keys are being sorted from: the sorted ones, and so many of a list that only grows."""
+
+    __slots__ = ("count", "fresh", "vanished")
+
+    def __init__(self, vanished: object, fresh: list[bytes], count: int) -> None:
+        self.vanished, self.fresh, self.count = vanished, fresh, count
 
 
 class View:
@@ -103,6 +122,7 @@ class View:
         "_keydir",
         "_mortal",
         "_noted",
+        "_sorting",
         "_vanished",
         "count",
         "number",
@@ -125,6 +145,7 @@ class View:
         self.read_ahead: list[tuple[bytes, bytes]] = []  # what a scan has read and perhaps not yet given out
         self._vanished: SortedList = sorted_list()  # keys in undo that were there, and perhaps some that were not
         self._fresh: list[bytes] = []  # those of them that are still to be sorted in, by who reads: writers do not wait
+        self._sorting: object = None  # who sorts in many of them, and from what
         self._mortal: dict[bytes, int] = {}  # and those of them that were to expire
 
     def note(self, key: bytes, location: int | None, expires_ms: int) -> None:
@@ -146,11 +167,11 @@ class View:
         """
         noted = self._noted
         missing = {key: location for key, location in locations.items() if key not in noted} if noted else locations
-        if index is None:
+        if index is None or (self._vanished is not index and len(self._vanished) > _FEW_CHANGES):
             self._fresh += missing
         elif self._vanished is not index:
             index.update(key for key in self._vanished if key not in index)
-            self._vanished = index
+            self._vanished, self._sorting = index, None
         if expires:
             self._mortal.update({key: when for key, when in expires.items() if key in missing})
         self.segments |= segments
@@ -186,6 +207,7 @@ class View:
         """Return the first ``count`` keys of a range that may have been there; `locate` knows. Under the lock."""
         keys = self._keydir.select(start, stop, include_start, include_stop, reverse, count)
         if self._fresh:
+            self._sorting = None
             # An interrupted call may have left a key twice.
             self._vanished.update({key for key in self._fresh if key not in self._vanished})
             self._fresh = []
@@ -193,6 +215,35 @@ class View:
             gone = islice(self._vanished.irange(start, stop, (include_start, include_stop), reverse), count)
             keys = sorted({*keys, *gone}, reverse=reverse)[:count]
         return keys
+
+    @property
+    def is_order_due(self) -> bool:
+        """Tell whether `select` would keep others waiting; see `Keydir.is_order_due`."""
+        return len(self._fresh) > _FEW_CHANGES
+
+    def begin_order(self) -> tuple[object, list[bytes]] | None:
+        """Return what `ordered` makes a new list of, None if the old one is worth keeping up. Under the lock."""
+        fresh, vanished = self._fresh, self._vanished
+        if len(fresh) <= _RESORT_IN_SLICES * len(vanished):
+            return None
+        # What is replaced lives on in here until the lock is free again: to let it go takes as long as a slice.
+        self._sorting = order = _Order(vanished, fresh, len(fresh))
+        return order, [*vanished, *fresh]
+
+    def end_order(self, order: object, index: SortedList) -> None:
+        """Take a new list over, unless the old one was brought up to date before. Under the lock."""
+        if self._sorting is order and isinstance(order, _Order):
+            self._vanished = index
+            self._fresh = order.fresh[order.count :]
+            self._sorting = None
+
+    def order_some(self) -> None:
+        """Sort in some of the keys that are still to be. Under the lock."""
+        self._sorting = None
+        for key in self._fresh[-_FEW_CHANGES:]:
+            if key not in self._vanished:
+                self._vanished.add(key)
+        del self._fresh[-_FEW_CHANGES:]
 
     def __len__(self) -> int:
         """Return how many keys there were, those not counted that have expired since. Under the lock."""
@@ -498,19 +549,13 @@ class Keydir:
         What changes from here on is in `changed` and left to `order_some` and `index`.
         """
         changed, index = self.changed, self._index
-        if index is not None and changed is not None and len(changed) <= _RESORT * len(index):
+        if index is not None and changed is not None and len(changed) <= _RESORT_IN_SLICES * len(index):
             return None
         keys = list(self.locations)
-        self._index, self._sorting = None, object()
+        # What is replaced lives on in there until the lock is free again: to let it go takes as long as a slice.
+        self._index, self._sorting = None, [index, changed]
         self.changed = set()
         return self._sorting, keys
-
-    @staticmethod
-    def ordered(keys: list[bytes]) -> SortedList:
-        """Return keys in order. Without the lock, and other threads are let in between."""
-        index = sorted_list()
-        index.update(_sorted_in_slices(keys))
-        return index
 
     def end_order(self, order: object, index: SortedList) -> None:
         """Take a new index over, unless it was needed, and made, before. Under the lock."""

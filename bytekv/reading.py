@@ -20,7 +20,7 @@ from .chunks import pairs_of
 from .codec import Entry, decode_entry
 from .commit import Committer
 from .errors import BytekvError, CorruptionError
-from .keydir import View
+from .keydir import Keydir, View, ordered
 from .mapping import Range
 from .options import Options
 from .worker import Pacer
@@ -35,6 +35,7 @@ __all__ = ["Reading"]
 
 _FIRST_CHUNK: Final = 64
 _LAST_CHUNK: Final = 1024
+_BREATH_S: Final = 0.0001
 _MOST_SLICES: Final = 1000  # of changed keys, after which the index is brought up to date at once: writers are faster
 
 
@@ -199,29 +200,31 @@ class Reading:
 
     def _select(self, view: View, range_: Range, count: int) -> list[bytes]:
         self._committer.check_reentry()
-        if self._keydir.is_order_due:
-            with self._ordering:  # others need the same order
-                self._order()
+        for kept in (self._keydir, view):
+            if kept.is_order_due:
+                with self._ordering:  # others need the same order
+                    self._order(kept)
         with self._committer.lock, self._committer:
             return view.select(*range_, count)
 
-    def _order(self) -> None:
-        """Have the keydir bring its index up to date, and let writers in meanwhile."""
-        keydir, committer = self._keydir, self._committer
-        if not keydir.is_order_due:
+    def _order(self, kept: Keydir | View) -> None:
+        """Bring keys in order, those that exist or those that a view has noted, and let writers in meanwhile."""
+        committer = self._committer
+        if not kept.is_order_due:
             return
         with committer.lock, committer:
-            new = keydir.begin_order()
+            new = kept.begin_order()
         if new is not None:
             order, keys = new
-            index = keydir.ordered(keys)
+            index = ordered(keys)
             with committer.lock, committer:
-                keydir.end_order(order, index)
+                kept.end_order(order, index)
         for _ in range(_MOST_SLICES):
-            if not keydir.is_order_due:
+            if not kept.is_order_due:
                 return
             with committer.lock, committer:
-                keydir.order_some()
+                kept.order_some()
+            self._segments.directory.files.pause(_BREATH_S)  # else this thread has the lock again before anybody wakes
 
     def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]:
         """Walk through the keys of a range at the moment of a view."""

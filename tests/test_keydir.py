@@ -679,7 +679,8 @@ def test_a_clear_that_is_carried_out_once_more_leaves_a_view_as_it_is() -> None:
 @given(st.lists(st.binary(max_size=2), unique=True, max_size=60), st.integers(1, 20))
 def test_sorting_in_slices_is_sorting(names: list[bytes], size: int) -> None:
     with patched({"bytekv.keydir._SLICE": size}):
-        assert keydir_module._sorted_in_slices(names) == sorted(names)
+        assert [*itertools.chain.from_iterable(keydir_module._sorted_in_slices(names))] == sorted(names)
+        assert [*keydir_module.ordered(names + names[::3])] == sorted(names)
 
 
 def _keydir_of(names: list[bytes]) -> Keydir:
@@ -699,7 +700,7 @@ def test_what_changes_while_an_index_is_made_is_in_it() -> None:
         keydir.put(b"0", 2 << SEGMENT_SHIFT | 1, 0, 0)
         keydir.remove(b"050", 50)
         assert keydir.is_order_due
-        keydir.end_order(new[0], keydir.ordered(new[1]))
+        keydir.end_order(new[0], keydir_module.ordered(new[1]))
         assert keydir.is_order_due, "three changes are more than two"
         keydir.order_some()
         assert not keydir.is_order_due
@@ -724,7 +725,51 @@ def test_an_index_that_comes_too_late_is_not_taken(meanwhile: str) -> None:
         keydir.remove(b"050", 50)
         keydir.put(b"050", 2 << SEGMENT_SHIFT, 0, 0)
         keydir.put(b"x", 2 << SEGMENT_SHIFT | 1, 0, 0)
-        keydir.end_order(new[0], keydir.ordered(new[1]))
+        keydir.end_order(new[0], keydir_module.ordered(new[1]))
         keydir.remove(b"x", 0)
         assert [*keydir.index()] == sorted(keydir.locations)
         assert keydir.begin_order() is None
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "select", "clear", "another", "some"])
+@pytest.mark.parametrize("is_indexed", [False, True])
+def test_what_a_view_notes_while_its_keys_are_sorted_is_in_its_scans(meanwhile: str, is_indexed: bool) -> None:
+    """The first scan of a snapshot after many overwrites sorted what was noted in one call, under the lock."""
+    names = [b"%03d" % (number * 37 % 100) for number in range(100)]
+    keydir = _keydir_of(names)
+    if is_indexed:
+        keydir.index()
+    view = keydir.open_view(100)
+    with patched({"bytekv.keydir._SLICE": 10, "bytekv.keydir._FEW_CHANGES": 5}):
+        for number, name in enumerate(names[:60]):
+            keydir.put(name, 2 << SEGMENT_SHIFT | number << 13 | 50, 0, 50)
+        view._fresh += names[:3]  # as an interrupted call leaves them
+        assert view.is_order_due
+        new = view.begin_order()
+        assert new is not None
+        keydir.put(b"new", 2 << SEGMENT_SHIFT | 61 << 13 | 50, 0, 0)
+        for name in names[60:70]:
+            keydir.remove(name, 50)
+        if meanwhile == "select":
+            assert _selected(view)
+        elif meanwhile == "clear":
+            keydir.clear()
+        elif meanwhile == "some":
+            view.order_some()
+        elif meanwhile == "another":
+            other = view.begin_order()
+            assert other is not None
+            view.end_order(other[0], keydir_module.ordered(other[1]))
+        for name in names[70:75]:
+            keydir.remove(name, 50)
+        view.end_order(new[0], keydir_module.ordered(new[1]))
+        keydir.remove(names[80], 50)
+        while view.is_order_due:
+            view.order_some()
+        found = _selected(view)
+        assert [name for name in found if view.locate(name, 0) is not None] == sorted(names)
+        assert len(found) == len(set(found))
+        view.order_some()
+        for name in names[90:92]:
+            keydir.remove(name, 50)
+        assert view.begin_order() is None, "a few are sorted in one by one"

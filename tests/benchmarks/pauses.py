@@ -4,9 +4,9 @@ A thread puts at a fixed rate. What counts is how late each put has come back af
 to begin. So it counts as well when the thread had to wait for the GIL before it could begin, and when puts queue up
 behind one that waited. Beside it the main thread does one thing after the other with a million keys: sorts them, from
 nothing and after an eighth of them has changed; overwrites all under a snapshot and reads the first key of that; puts
-them all by one `update`; deletes them all in one batch; clears the store with and without an open view. For each is told
-the longest pause, and how long it took itself. The same beside a thread that sleeps and beside one that only counts
-tells what the machine and the interpreter do of their own accord: a thread that computes keeps the GIL for 5 ms
+them all by one `update`; deletes them all in one batch; clears the store with and without an open view. For each is
+told the longest pause, and how long it took itself. The same beside a thread that sleeps and beside one that only
+counts tells what the machine and the interpreter do of their own accord: a thread that computes keeps the GIL for 5 ms
 whenever another wants it.
 """
 
