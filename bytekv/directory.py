@@ -31,6 +31,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from operator import eq
 
 from .codec import MAX_NUMBER, Manifest, decode_manifest, encode_manifest, is_zero
 from .errors import (
@@ -445,8 +446,7 @@ class Directory:
                 files.make_private(descriptor, path)
                 files.sync_directory(folder)
                 return str(target)
-            pieces = (files.read(descriptor, min(_PIECE, size - at), at, path) for at in range(0, size, _PIECE))
-            return self._keep_pieces(folder, target.name, pieces)
+            return self._keep_pieces(folder, target.name, self._pieces_of(descriptor, path, size))
         finally:
             folder.close()
 
@@ -486,13 +486,14 @@ class Directory:
         files = self.files
         kept = files.open(target)
         try:
-            return files.size(kept, target) == size and all(
-                files.read(kept, min(_PIECE, size - at), at, target)
-                == files.read(descriptor, min(_PIECE, size - at), at, path)
-                for at in range(0, size, _PIECE)
-            )
+            pieces = self._pieces_of(kept, target, size), self._pieces_of(descriptor, path, size)
+            return files.size(kept, target) == size and all(map(eq, *pieces))
         finally:
             files.close(kept)
+
+    def _pieces_of(self, descriptor: int, path: str, size: int) -> Iterator[bytes]:
+        for at in range(0, size, _PIECE):
+            yield self.files.read(descriptor, min(_PIECE, size - at), at, path)
 
     def forget_quarantine(self, made: list[str]) -> None:
         """Remove from quarantine what a repair that came to nothing has made there."""

@@ -51,14 +51,8 @@ def open_directory(path: str, flag: Flag, options: Options, files: Files, wake: 
             with translated("bytekv.follower"):
                 from .follower import try_again
 
-            kept: Kept | None = None
-
-            def attempt() -> Opened:
-                nonlocal kept
-                known, kept = kept, {} if kept is None else kept  # the first try, mostly the last, keeps nothing
-                return _recover(directory, options, wake, readonly=True, kept=known)
-
-            return try_again(attempt, files.yield_cpu, lambda: directory.load(for_writing=False).generation)
+            tries = _Tries(directory, options, wake)
+            return try_again(tries.attempt, files.yield_cpu, tries.generation)
         directory.acquire()
         if flag == "n" or (flag == "c" and directory.find_or_make(lost_manifest_allowed=True)):
             directory.create(_fresh_manifest(directory))
@@ -66,6 +60,23 @@ def open_directory(path: str, flag: Flag, options: Options, files: Files, wake: 
     except BaseException:
         directory.release()
         raise
+
+
+class _Tries:
+    """Opening beside a writer: each try keeps what it has read for the next."""
+
+    def __init__(self, directory: Directory, options: Options, wake: Callable[[], bool]) -> None:
+        self._directory, self._options, self._wake = directory, options, wake
+        self._kept: Kept | None = None
+
+    def attempt(self) -> Opened:
+        known = self._kept
+        if known is None:
+            self._kept = {}  # the first try, mostly the last, keeps nothing
+        return _recover(self._directory, self._options, self._wake, readonly=True, kept=known)
+
+    def generation(self) -> int:
+        return self._directory.load(for_writing=False).generation
 
 
 def _fresh_manifest(directory: Directory) -> Manifest:
