@@ -2,12 +2,14 @@
 
 *Nothing is written.* In WAL mode even a reader makes files beside a database. So one that nobody has open and that has
 no log is opened as immutable; one with a log but without the log's index, and one whose last transaction was cut off,
-is copied into a private directory first and recovered there. All others are opened with ``mode=ro``.
+is copied into a private directory first and recovered there. Neither takes SQLite's locks, so that the files have not
+changed meanwhile is looked at. All others are opened with ``mode=ro``.
 
 *Nothing is believed.* Pages may be shared, so that a file of 5 KB has 10¹⁴ rows, and the chain of a long value may be a
-circle. No file holds more rows than it has room for cells, and of values little more than its own size; whoever counts
-both, and the steps that SQLite takes, is done when the file is. A table must be a table: a view or a virtual table
-could compute for ever. FIFOs and devices in place of any of its files are refused before anything is opened.
+circle. The rows and values of a sound file take little more than its own size; counting them, and the steps that
+SQLite takes, comes to an end when the file does. A table must be a table: a view or a virtual table could compute for
+ever. A journal may name a file that SQLite would delete when it rolls back: one that does is refused. FIFOs and devices
+in place of any of its files are refused before anything is opened.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,11 +29,13 @@ __all__ = ["RowError", "SourceError", "as_bytes", "check_regular", "is_sqlite", 
 
 _MAGIC: Final = b"SQLite format 3\0"
 _SIDECARS: Final = ("-journal", "-wal", "-shm")
+_END_OF_SUPER_JOURNALS_NAME: Final = bytes.fromhex("d9d505f920a163d7")  # the last bytes of a journal that has one
 _READ_VERSION: Final = slice(19, 20)  # of a database's header: which byte says how it may be read
 _WAL: Final = b"\2"
-_SMALLEST_CELL: Final = 4  # bytes of a page that even an empty row takes
-_GROWTH: Final = 8  # a number of one byte is up to five in decimal, a default is not stored at all
+_VALUE_COST: Final = 8  # bytes that a value counts beside its own
+_GROWTH: Final = 8  # of bytes in a file: even an empty row takes four, and a default is not stored at all
 _SPARE_BYTES: Final = 1 << 16
+_HIDDEN, _COMPUTED = 1, 2  # kinds of columns
 _STEPS_AT_ONCE: Final = 1000
 _STEPS_PER_BYTE: Final = 16  # a row takes four bytes at least, and SQLite some ten steps
 _SPARE_STEPS: Final = 1_000_000
@@ -90,7 +94,7 @@ def select(path: str, table: str | None, columns: tuple[str, ...] | None) -> Ite
             is_over = steps < 0
             return is_over
 
-        rows, room = size // _SMALLEST_CELL, _GROWTH * size + _SPARE_BYTES
+        room = _GROWTH * size + _SPARE_BYTES
         with ExitStack() as cleanup:
             connection = _connect(path, cleanup)
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, min(size + _SPARE_BYTES, (1 << 31) - 1))
@@ -98,9 +102,8 @@ def select(path: str, table: str | None, columns: tuple[str, ...] | None) -> Ite
             table, columns = _find(connection, path, table, columns)
             names = ", ".join(map(_quoted, columns))
             for row in connection.execute(f"SELECT {names} FROM {_quoted(table)}"):
-                rows -= 1
-                room -= sum(len(value) if isinstance(value, bytes) else 8 for value in row)
-                if rows < 0 or room < 0:
+                room -= sum(_VALUE_COST + (len(value) if isinstance(value, bytes) else 0) for value in row)
+                if room < 0:
                     raise SourceError(_more_than(path, size))
                 yield row
     except (sqlite3.Error, UnicodeError, OSError) as error:
@@ -116,6 +119,30 @@ def _more_than(path: str, size: int) -> str:
         f"{path}: has more rows or longer values than its {size} bytes can hold, so its pages overlap, or a column has"
         " a long default; if the database is sound, import a copy made with CREATE TABLE … AS SELECT"
     )
+
+
+@contextmanager
+def _unchanged(path: str, sidecars: tuple[str, ...] = ()) -> Iterator[None]:
+    """Raise `SourceError` if a database changes in the block, in which nobody is kept from changing it."""
+    files = [path, *(path + sidecar for sidecar in sidecars)]
+    before = list(map(_state, files))
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    if list(map(_state, files)) != before:
+        raise SourceError(f"{path}: was changed while it was read; close the program that writes to it") from error
+    if error is not None:
+        raise error
+
+
+def _state(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _size(path: str) -> int:
@@ -134,11 +161,15 @@ def _connect(path: str, cleanup: ExitStack) -> sqlite3.Connection:
         raise SourceError(f"{path}: {'empty, no database' if os.path.exists(path) else 'not there'}")
     if not head.startswith(_MAGIC):
         raise SourceError(f"{path}: not an SQLite database")
-    log_size = os.path.getsize(path + "-wal") if os.path.exists(path + "-wal") else 0
-    if head[_READ_VERSION] != _WAL or os.path.exists(path + "-shm"):
-        ways = ["mode=ro", "copy"]  # of others' files it takes locks only, or reads what is there
+    log_size = os.path.getsize(path + "-wal") if os.path.exists(path + "-wal") else None
+    if log_size is not None and os.path.exists(path + "-shm"):
+        ways = ["mode=ro", "copy"]  # a log and its index, as long as somebody has it open
+    elif log_size:
+        ways = ["copy"]
+    elif head[_READ_VERSION] == _WAL:
+        ways = ["mode=ro&immutable=1"]
     else:
-        ways = ["copy"] if log_size else ["mode=ro&immutable=1"]
+        ways = ["mode=ro", "copy"]  # of others' files it takes locks only
     for way in ways:
         try:
             connection = cleanup.enter_context(closing(_open(path, way, cleanup)))
@@ -161,16 +192,38 @@ def _open(path: str, way: str, cleanup: ExitStack) -> sqlite3.Connection:
     from urllib.parse import quote
 
     if way == "copy":
-        import shutil
-        import tempfile
+        path, way = _copied(path, cleanup), "mode=rw"
+    elif "immutable" in way:
+        cleanup.enter_context(_unchanged(path))
+    return sqlite3.connect(f"file:{quote(os.fsencode(os.path.abspath(path)))}?{way}", uri=True)
 
-        folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="bytekv-import-"))
-        target = os.path.join(folder, "copy")
+
+def _copied(path: str, cleanup: ExitStack) -> str:
+    """Return the path of a copy of a database with its log or journal; it is removed with ``cleanup``."""
+    import shutil
+    import tempfile
+
+    folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="bytekv-import-"))
+    target = os.path.join(folder, "copy")
+    with _unchanged(path, ("-wal", "-journal")):
         for sidecar in ("-wal", "-journal", ""):
             if os.path.exists(path + sidecar):
-                shutil.copyfile(path + sidecar, target + sidecar)
-        path, way = target, "mode=rw"
-    return sqlite3.connect(f"file:{quote(os.fsencode(os.path.abspath(path)))}?{way}", uri=True)
+                try:
+                    shutil.copyfile(path + sidecar, target + sidecar)
+                except OSError as error:
+                    raise SourceError(
+                        f"{path}{sidecar}: cannot be copied into {folder}: {error.strerror}; where there is more room"
+                        " for temporary files, say so with TMPDIR"
+                    ) from error
+    if os.path.exists(target + "-journal"):
+        with open(target + "-journal", "rb") as journal:
+            journal.seek(max(0, os.path.getsize(target + "-journal") - len(_END_OF_SUPER_JOURNALS_NAME)))
+            if journal.read() == _END_OF_SUPER_JOURNALS_NAME:
+                raise SourceError(
+                    f"{path}-journal: names another file, which would be deleted when the transaction is rolled back;"
+                    " if the database is yours, open it once with sqlite3, where the others of that transaction are"
+                )
+    return target
 
 
 def _find(
@@ -189,14 +242,19 @@ def _find(
     if kind not in ("table", "shadow"):
         raise SourceError(f"{path}: {table!r} is a {kind}{'' if kind == 'view' else ' table'}; name a table with rows")
     described = connection.execute(f"PRAGMA table_xinfo({_quoted(table)})")
-    stored = [name.decode() for _, name, _, _, _, _, hidden in described if not hidden]
+    kind_of = {name.decode(): hidden for _, name, _, _, _, _, hidden in described if hidden != _HIDDEN}
     if columns is None:
-        if len(stored) < 2:
-            raise SourceError(f"{path}: {table!r} has less than two columns, so no keys and values")
-        columns = stored[0], stored[1]
-    # SQLite takes a quoted name that is no column for a string.
-    if missing := [name for name in columns if name not in stored]:
-        raise SourceError(f"{path}: {table!r} has no column {missing[0]!r}, there are {', '.join(stored)}")
+        if len(kind_of) < 2:
+            raise SourceError(f"{path}: {table!r} has fewer than two columns, so no keys and values")
+        columns = tuple(kind_of)[:2]
+    for name in columns:
+        if name not in kind_of:  # SQLite takes a quoted name that is no column for a string
+            raise SourceError(f"{path}: {table!r} has no column {name!r}, there are {', '.join(kind_of)}")
+        if kind_of[name] == _COMPUTED:
+            raise SourceError(
+                f"{path}: column {name!r} of {table!r} is computed and not stored; choose others with --columns, or"
+                " import a copy made with CREATE TABLE … AS SELECT"
+            )
     return table, columns
 
 

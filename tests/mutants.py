@@ -29,6 +29,7 @@ _REPLACED, _ALARMS = "tests/test_replaced.py", "tests/test_alarms.py"
 _BACKUP, _FOLLOWERS = "tests/test_backup.py", "tests/test_followers.py"
 _SNAPSHOTS = "tests/test_snapshots.py"
 _AGREEMENT = "tests/test_agreement.py"
+_MIGRATE = "tests/test_migrate.py"
 _HTTP_VALUES, _HTTP_MANY, _HTTP_SAFETY = (f"tests/test_http_{name}.py" for name in ("values", "many", "safety"))
 _RESP_PROTOCOL, _RESP_EXECUTOR, _RESP_SERVER, _RESP_ABUSE = (
     f"tests/test_resp_{name}.py" for name in ("protocol", "executor", "server", "abuse")
@@ -1384,6 +1385,35 @@ MUTANTS = [
         "before = signal.signal(signal.SIGTERM, stop)",
         "before = signal.getsignal(signal.SIGTERM)",
         "tests/test_serve.py",
+    ),
+    # --- imports -------------------------------------------------------------------------------
+    _mutant(
+        "import: a journal says which file of the user's is deleted",
+        "sqlite_source",
+        "if journal.read() == _END_OF_SUPER_JOURNALS_NAME:",
+        "if False:",
+        _MIGRATE,
+    ),
+    _mutant(
+        "import: pages that change while they are read without locks are believed",
+        "sqlite_source",
+        "    if list(map(_state, files)) != before:",
+        "    if False:",
+        _MIGRATE,
+    ),
+    _mutant(
+        "import: an index is made for a log beside a database that has none",
+        "sqlite_source",
+        "    elif log_size:\n",
+        "    elif log_size and head[_READ_VERSION] == _WAL:\n",
+        _MIGRATE,
+    ),
+    _mutant(
+        "import: a file whose pages are shared has values without end",
+        "sqlite_source",
+        "                if room < 0:",
+        "                if False:",
+        _MIGRATE,
     ),
     # --- the HTTP door -------------------------------------------------------------------------
     _mutant(

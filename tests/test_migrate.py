@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dbm
 import dbm.dumb
+import errno
 import math
 import os
 import pickle
 import shelve
+import shutil
 import sqlite3
 from contextlib import closing
 
@@ -246,6 +248,102 @@ def test_a_transaction_that_was_cut_off_is_rolled_back_in_a_copy(folder):
     assert contents(hot) == before
 
 
+def test_no_file_is_deleted_that_a_journal_names(folder):
+    """A journal may name a super-journal, which SQLite deletes at the end of the rollback, wherever that is."""
+    file = make(folder / "db", "CREATE TABLE t (k, v)", "INSERT INTO t VALUES ('a', 1)")
+    victim = folder / "thesis"
+    victim.write_text("the only copy")
+    name, magic = os.fsencode(victim), bytes.fromhex("d9d505f920a163d7")
+    numbers = (0, 1, file.stat().st_size // 4096, 512, 4096)  # no page, a nonce, pages before, sector and page size
+    head = magic + b"".join(number.to_bytes(4, "big") for number in numbers)
+    numbers = (2**30 // 4096 + 1, len(name), sum(name))
+    first, *rest = (number.to_bytes(4, "big") for number in numbers)
+    (folder / "db-journal").write_bytes(head.ljust(512, b"\0") + first + name + b"".join(rest) + magic)
+    with pytest.raises(SourceError, match="db-journal: names another file"):
+        read("sqlite", file)
+    assert victim.read_text() == "the only copy"
+
+
+def test_a_log_beside_a_database_without_one_is_not_opened_in_place(folder):
+    """Whatever the header says, SQLite makes an index for a log that is there."""
+    file = make(folder / "db", "CREATE TABLE t (k, v)", "INSERT INTO t VALUES ('a', 1)")
+    (folder / "db-wal").write_bytes(b"something else" * 1000)
+    before = contents(folder)
+    assert read("sqlite", file) == {b"a": (b"1", None)}
+    assert contents(folder) == before
+
+
+def test_an_index_alone_is_no_sign_that_a_log_is_open(folder):
+    file = make(folder / "db", "PRAGMA journal_mode = WAL", "CREATE TABLE t (k, v)", "INSERT INTO t VALUES ('a', 1)")
+    (folder / "db-shm").write_bytes(b"")
+    before = contents(folder)
+    assert read("sqlite", file) == {b"a": (b"1", None)}
+    assert contents(folder) == before
+
+
+def test_a_database_in_wal_mode_that_changes_while_it_is_read(folder):
+    """Nobody has it open at first, so it is read without locks; then a program comes and writes over its pages."""
+    file = make(
+        folder / "db",
+        "PRAGMA journal_mode = WAL",
+        "CREATE TABLE t (k INTEGER PRIMARY KEY, v)",
+        *(f"INSERT INTO t VALUES ({n}, '{'old' * 300}')" for n in range(100)),
+    )
+    rows = read_source("sqlite", str(file))
+    next(rows)
+    with closing(sqlite3.connect(file)) as writer:
+        writer.execute(f"UPDATE t SET v = '{'new' * 300}'")
+        writer.commit()  # and, as the last one that closes it, writes the log into the file
+    with pytest.raises(SourceError, match="was changed while it was read"):
+        list(rows)
+
+
+def test_a_reader_of_a_database_in_wal_mode_does_not_change_it(folder):
+    """It makes a log and an index, and removes them."""
+    file = make(
+        folder / "db",
+        "PRAGMA journal_mode = WAL",
+        "CREATE TABLE t (k INTEGER PRIMARY KEY, v)",
+        *(f"INSERT INTO t VALUES ({n}, '{'old' * 300}')" for n in range(100)),
+    )
+    rows = read_source("sqlite", str(file))
+    next(rows)
+    with closing(sqlite3.connect(file)) as reader:
+        reader.execute("SELECT * FROM t").fetchall()
+        assert contents(folder).keys() == {"db", "db-wal", "db-shm"}
+        assert len(list(rows)) == 99
+
+
+def test_a_database_that_changes_while_it_is_copied(folder, monkeypatch):
+    file = make(folder / "db", "PRAGMA journal_mode = WAL", "CREATE TABLE t (k, v)", "INSERT INTO t VALUES ('a', 1)")
+    (folder / "db-wal").write_bytes(b"a log")
+    copy = shutil.copyfile
+
+    def copy_and_change(source, target):
+        copy(source, target)
+        os.utime(folder / "db-wal", ns=(1, 1))
+
+    monkeypatch.setattr(shutil, "copyfile", copy_and_change)
+    with pytest.raises(SourceError, match="was changed while it was read"):
+        read("sqlite", file)
+
+
+def test_a_copy_for_which_there_is_no_room(folder, monkeypatch):
+    def fail(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+
+    file = make(folder / "db", "PRAGMA journal_mode = WAL", "CREATE TABLE t (k, v)", "INSERT INTO t VALUES ('a', 1)")
+    (folder / "db-wal").write_bytes(b"a log")
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(SourceError, match=r"db-wal: cannot be copied into .*: No space left on device; .*TMPDIR"):
+        read("sqlite", file)
+
+
+def test_a_column_that_is_computed_when_it_is_written(folder):
+    file = make(folder / "db", "CREATE TABLE t (k, v AS (k || '!') STORED)", "INSERT INTO t (k) VALUES ('a')")
+    assert read("sqlite", file) == {b"a": (b"a!", None)}
+
+
 def page(kind, cells, size=512, right=None):
     """Return a page of a B-tree: an interior one of a table if it has a child at the right."""
     found, at = bytearray(size), size
@@ -344,8 +442,9 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
 SQLITE = {
     "no such table": (["CREATE TABLE t (k, v)"], {"table": "x"}, "has no table 'x', there are t"),
     "no table at all": (["PRAGMA user_version = 1"], {}, "say which table with --table, there are none"),
-    "one column": (["CREATE TABLE t (k)"], {}, "less than two columns"),
+    "one column": (["CREATE TABLE t (k)"], {}, "fewer than two columns"),
     "no such column": (["CREATE TABLE t (k, v)"], {"columns": ("k", "w")}, "has no column 'w', there are k, v"),
+    "a column that is computed": (["CREATE TABLE t (k, v AS (k || '!'), w)"], {}, "column 'v' of 't' is computed"),
     "a view": ([f"CREATE VIEW t AS {ENDLESS}"], {"table": "t"}, "'t' is a view"),
     "a virtual table": (["CREATE VIRTUAL TABLE t USING fts5(k, v)"], {"table": "t"}, "virtual table"),
     "a virtual table in disguise": (
