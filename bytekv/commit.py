@@ -104,6 +104,7 @@ class Committer:
         "_mode",
         "_options",
         "_sync_lock_is_owned",
+        "_synced_seq",
         "_uncounted",
         "_unseen",
         "_wake",
@@ -159,6 +160,7 @@ class Committer:
         self._debt = Debt()
         self.notes: list[tuple[Callable[..., None], str, tuple[object, ...]]] = []  # to be logged once the lock is free
         self._unseen = Unseen()
+        self._synced_seq = last_seq  # durable, though perhaps not all of it is shown yet
         self._uncounted = False  # a call was interrupted between a location and the count of dead bytes
         self._group = Group()
         self.measure()
@@ -908,6 +910,7 @@ class Committer:
         ``began``: when the sync began; what was appended since is that old at most.
         """
         unseen = self._unseen
+        self._synced_seq = max(self._synced_seq, seq)
         while unseen.queue and unseen.queue[0].seq <= seq:
             change = unseen.queue[0]
             if not self._show_put(change):
@@ -948,6 +951,8 @@ class Committer:
             # A copy: the error itself keeps the frames it went through, and with them files and the store.
             self.failure = StoreFailedError(str(error) if isinstance(error, BytekvError) else repr(error))
             self.notes.append((log.info, "%s; no more writes until then", (str(self.failure),)))
+        if self._unseen.queue:
+            self._became_durable(self._synced_seq)  # an earlier sync's: half of a change may have been shown
         self._unseen.forget_all()
         if self.segments.writer is not None:
             self.segments.writer.fast_end = 0

@@ -484,3 +484,30 @@ def test_a_failed_sync_while_opening_fails_the_opening_and_gives_the_lock_back(p
     assert k >= 4  # names, the segment, the manifest, its name
     assert dict(db) == content
     db.close()
+
+
+def test_a_change_that_was_shown_by_half_is_shown_before_a_later_sync_fails(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was durable, and an interrupt had struck while it was being shown. When the next sync failed, all that waited
+    was forgotten, and half of the batch stayed visible for as long as the store was open."""
+    files = FailingSyncs()
+    db = open_store(path, files=files, sync="always")
+    put, puts = db._keydir.put, itertools.count()
+
+    def put_and_be_struck(*arguments: Any) -> None:
+        put(*arguments)
+        if next(puts) == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(db._keydir, "put", put_and_be_struck)
+    with pytest.raises(KeyboardInterrupt):
+        db.update({b"a": b"1", b"b": b"2"})
+    files.fail_sync(1)
+    with pytest.raises(StoreFailedError):
+        db[b"other"] = b"1"
+    assert dict(db) == {b"a": b"1", b"b": b"2"}
+    with pytest.raises(StoreFailedError):
+        db.close()
+    with open_store(path) as db:
+        assert db.keys() >= {b"a", b"b"}
