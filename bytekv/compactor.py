@@ -182,9 +182,10 @@ class Compactor:
         job = _Job(victims)
         outputs = job.outputs
         try:
-            # In the order of the keys one may be forgotten after it was found in its segment and before its turn.
-            self._keydir.is_held = in_order
             try:
+                # In the order of the keys one may be forgotten after it was found in its segment and before its turn.
+                with committer.lock, committer:  # nobody is in the middle of forgetting some
+                    self._keydir.is_held = in_order
                 self._copy(rows, first == 0, previous, job, pause, advance, in_order)
             finally:
                 self._keydir.is_held = False

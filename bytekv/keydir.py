@@ -181,6 +181,12 @@ class View:
         """Do not count a key any more that has expired; one that has changed before counts by what it was."""
         self.count -= key not in self._noted
 
+    def count_anew(self) -> None:
+        """Count what is left of what was there. Complexity: O(number of noted keys)."""
+        noted, locations = self._noted, self._keydir.locations
+        changed = sum(key in locations for key in noted)
+        self.count = len(locations) - changed + sum(location is not None for location in noted.values())
+
     def close(self) -> None:
         """Have readers raise `StoreClosedError`, those that are under way included."""
         self.undo = _Ended()
@@ -248,6 +254,7 @@ class View:
     def __len__(self) -> int:
         """Return how many keys there were, those not counted that have expired since. Under the lock."""
         now_ms = self._keydir.now_ms()
+        self._keydir.finish_purge()
         return self.count - sum(1 for expires_ms in self._mortal.values() if expires_ms <= now_ms)
 
 
@@ -273,6 +280,7 @@ class Keydir:
         self.latest_ms = 0  # no key whose grace was over by then needs to be here
         self.is_held = False  # nothing is forgotten for now
         self.is_behind = False  # the last purge has left something to do
+        self._is_purging = False  # or was interrupted
         self.recounts = 0
 
     def __len__(self) -> int:
@@ -468,6 +476,8 @@ class Keydir:
         Under the lock. Interrupted, it is to be repeated, and the dead bytes are to be counted anew. Complexity:
         O(1) a key, about 1.5 µs.
         """
+        self.finish_purge()
+        self._is_purging = True
         self.latest_ms = max(self.latest_ms, now_ms)
 
         def grace_of(key: bytes) -> int | None:
@@ -484,8 +494,18 @@ class Keydir:
             self.expires.clear()  # with the memory of all that have been in it
         if not self.expired:
             self.expired.clear()
+        self._is_purging = False
         self.is_behind = self.is_due(now_ms)
         return self.is_behind
+
+    def finish_purge(self) -> None:
+        """Make good what an interrupted `purge_some` has left: a key in two places, or counted out twice by views."""
+        if self._is_purging:
+            for key in self.expired.keys() & self.locations.keys():
+                del self.locations[key]
+            for view in self._open_views():
+                view.count_anew()
+            self._is_purging = False
 
     def _expire(self, key: bytes, now_ms: int, sizes_of: SizeOf) -> None:
         when_ms, location = self.expires[key], self.locations.get(key)
@@ -650,6 +670,7 @@ class Keydir:
 
         Complexity: O(n). Needed after a call was interrupted between a location and its count.
         """
+        self.finish_purge()
         self.lapsed = {segment: size for segment, size in self.lapsed.items() if segment in entry_bytes}
         dead = {segment: size - self.hiding_bytes(segment) for segment, size in entry_bytes.items()}
         for table in (self.locations, self.expired):

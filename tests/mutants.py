@@ -376,6 +376,13 @@ MUTANTS = [
         "tests/test_slow_syncs.py",
     ),
     _mutant(
+        "a sync that fails leaves half of what was durable before visible",
+        "commit",
+        "            self._became_durable(self._synced_seq)",
+        "            pass",
+        "tests/test_failed_sync.py",
+    ),
+    _mutant(
         "an index that was overtaken while it was made is taken all the same",
         "keydir",
         "        if self._sorting is order:\n",
@@ -533,6 +540,27 @@ MUTANTS = [
         _EXPIRY,
     ),
     _mutant(
+        "somebody goes on forgetting keys while a run is copied in their order",
+        "compactor",
+        "                with committer.lock, committer:  # nobody is in",
+        "                if True:  # nobody is in",
+        _EXPIRY,
+    ),
+    _mutant(
+        "a key is left in two places when a purge is interrupted",
+        "keydir",
+        "                del self.locations[key]\n            for view",
+        "                pass\n            for view",
+        "tests/test_keydir.py",
+    ),
+    _mutant(
+        "a view does not count what has expired, once for each try",
+        "keydir",
+        "                view.count_anew()\n",
+        "                pass\n",
+        "tests/test_keydir.py",
+    ),
+    _mutant(
         "a key that expires after its turn in the order of the keys is copied twice",
         "compactor",
         "                        waiting.pop(key, None)\n",
@@ -549,8 +577,8 @@ MUTANTS = [
     _mutant(
         "expired keys stay in memory",
         "keydir",
-        "while self._leaving.is_due(now_ms) and count > 0 and not self.is_held:",
-        "while False:",
+        "            self._leaving.add(key, when_ms + self.grace_ms)\n        else:",
+        "            pass\n        else:",
         _EXPIRY,
     ),
     _mutant(
