@@ -310,9 +310,11 @@ class Directory:
         self._forget_lock()
 
     def _forget_lock(self) -> None:
-        identity, self._identity = self._identity, None  # at once: a handler in here may do the same
+        # Each step may be done again: by a handler in the middle of it, or because it was interrupted.
+        identity = self._identity
         if identity is not None and _held.get(identity) is self:
-            del _held[identity]
+            _held.pop(identity, None)
+        self._identity = None
         if self._lock is not None:
             self.files.disown(self._lock)
 

@@ -210,6 +210,14 @@ class Folder(str):
         self._held = held
         return held
 
+    def renew(self) -> None:
+        """Hold the directory by a descriptor that nobody else has; a child that was forked before has the old one.
+
+        A lock belongs to what was opened: together with such a child it would be held on after this process has died.
+        """
+        with _at(self) as (where, _):
+            self._held = _Held(os.open(os.curdir, _DIRECTORY, dir_fd=where))
+
     def _refuse(self) -> NoReturn:
         if isinstance(self._origin, Place):
             raise StoreIOError(errno.ENOTDIR, "not a directory of the store's own", self)
@@ -249,8 +257,13 @@ class Folder(str):
                 "it; close it and open what is there now"
             )
 
+    @property
+    def is_closed(self) -> bool:
+        """Tell whether this was closed: what is done in it raises `StoreClosedError`."""
+        return self._is_closed
+
     def close(self) -> None:
-        """Let the directory go once the calls that are under way have ended; whoever comes later is refused."""
+        """Let the directory go once the calls that are under way have ended; later ones are refused."""
         self._is_closed = True
         self._held = self._lock = None
 
@@ -626,6 +639,7 @@ class Files:
         """
         if fcntl is None or not _BY_DESCRIPTOR:
             return True
+        path.renew()
         with _at(path) as (where, _):
             try:
                 fcntl.flock(where, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from bytekv.errors import (
     UnsupportedFormatError,
 )
 from bytekv.files import Files
-from tests.harness import FakeFiles, open_store, snapshot_of
+from tests.harness import FakeFiles, open_store, patched, snapshot_of
 
 ROWS = (SegmentRow(2, 22, 80, 0, SEALED), SegmentRow(5, 55, 100, 1, ACTIVE))
 MANIFEST = Manifest(bytes(range(16)), 6, 1, 4, ROWS)
@@ -524,6 +525,38 @@ def test_a_quarantine_that_is_not_the_stores_own_is_refused(what, directory, pat
     with pytest.raises(StoreIOError, match="not a directory"):
         directory.quarantine("a.torn", [b"bytes"])
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_lock_that_was_given_back_in_two_tries_can_be_taken(path):
+    """Interrupted at the wrong moment, `close` forgot what it had locked and had given back only half of it: the store
+    could not be opened again for as long as somebody had the closed one."""
+
+    class Interrupting(weakref.WeakValueDictionary):
+        strikes = ["get", "pop"]
+
+        def get(self, *arguments):
+            found = super().get(*arguments)
+            self.strike("get")
+            return found
+
+        def pop(self, *arguments):
+            self.strike("pop")
+            return super().pop(*arguments)
+
+        def strike(self, where):
+            if where in self.strikes:
+                self.strikes.remove(where)
+                raise KeyboardInterrupt
+
+    held = Interrupting()
+    with patched({"bytekv.directory._held": held}):
+        db = open_store(path)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                db.close()
+        db.close()
+        assert held.strikes == []
+        open_store(path).close()
 
 
 # --- permissions -------------------------------------------------------------------------------

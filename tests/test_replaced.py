@@ -500,6 +500,36 @@ def test_a_child_that_is_forked_while_another_thread_opens_a_store_has_no_part_i
 
 
 @needs_fork
+def test_a_child_that_was_forked_before_the_lock_is_taken_has_no_part_in_it(path: Path) -> None:
+    """The directory is opened some time before it is locked. A child that was forked in between had the same
+    description of it, and kept the second wall for as long as it lived when its parent was killed."""
+    open_store(path).close()
+    again, end = os.pipe()
+    parent = os.fork()
+    if not parent:
+        real = Directory.acquire
+
+        def acquire(*arguments: Any, **named: Any) -> None:
+            if not os.fork():
+                os.close(end)
+                os.read(again, 1)
+                os._exit(0)
+            real(*arguments, **named)
+
+        with patched({"bytekv.directory.Directory.acquire": acquire}):
+            db = open_store(path)
+            db["a"] = "1"
+            os._exit(7)  # nothing is unlocked, as after a kill
+    try:
+        assert os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]) == 7
+        with open_store(path) as db:
+            assert db["a"] == b"1"
+    finally:
+        os.close(end)  # lets the child's child go
+        os.close(again)
+
+
+@needs_fork
 def test_a_fork_waits_for_a_lock_that_is_just_taken(path: Path) -> None:
     """Between the opening of LOCK and the moment when anybody knows of it a child would have it for ever."""
     inside, go_on = threading.Event(), threading.Event()
