@@ -709,12 +709,12 @@ def _known_of_file(file: _File, logs: list[_File]) -> _Known:
 
     A log is sealed, and all of it durable, before the next one gets its first entry. So only the newest with entries
     can be torn. And where the next begins says where this one ended, though more may follow there that a recovery has
-    cut off.
+    cut off. One without entries says nothing of that: it may have been made long before it was to be begun.
     """
     header, size = file.header, file.size
     if file.is_sound and not file.is_log:
         return _all_durable(header, size, MAX_NUMBER)
-    later = [log.header for log in logs if log.segment_id > file.segment_id and log.is_sound]
+    later = [log.header for log in logs if log.segment_id > file.segment_id and log.is_sound and not log.is_empty]
     bound = min((log.previous_seq for log in later), default=MAX_NUMBER)
     is_next = bool(later) and later[0].previous_id == file.segment_id
     is_last = not file.is_cut and all(log.is_empty or log.segment_id <= file.segment_id for log in logs)

@@ -710,18 +710,21 @@ class Committer:
 
         For the worker. What goes wrong here is met again, and told, by the roll.
         """
-        with self.lock, self:
-            self.wants_next = False
-            if self.refusal is not None or self.failure is not None or self.segments.prepared is not None:
-                return
-            segment_id, seq = self.segments.reserve_ids(1), self.seq
+        segments = self.segments
         try:
-            new = self.segments.create_writer(segment_id, (0, seq))
+            with self.lock, self:
+                self.wants_next = False
+                self.ready()
+                old = segments.writer
+                if old is None or segments.prepared is not None:
+                    return
+                segment_id, seq = segments.reserve_ids(1), self.seq
+            new = segments.create_writer(segment_id, (0, seq))
         except BytekvError:
             return
         with self.lock, self:
-            self.segments.prepared = new
-        if not self._always:
+            is_next = segments.prepare(new, old)
+        if is_next and not self._always:
             for _ in range(2):  # the second is short, and leaves next to nothing
                 self.make_durable(self.seq)
 

@@ -400,6 +400,7 @@ class Compactor:
         outputs = job.outputs
         if not outputs or (outputs[-1].end + size > self._limit and outputs[-1].end > SEGMENT_HEADER_SIZE):
             with self._committer.lock, self._committer:
+                self._committer.ready()  # a roll was interrupted, perhaps
                 segment_id = self._segments.reserve_ids(1)
             outputs.append(Output(self._segments.directory, self._segments.manifest.store_uuid, segment_id, previous))
         return outputs[-1]

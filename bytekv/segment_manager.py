@@ -40,6 +40,7 @@ from .errors import (
     CorruptionError,
     DiskFullError,
     LimitError,
+    StoreClosedError,
     StoreFailedError,
     StoreIOError,
     StoreNotFoundError,
@@ -421,8 +422,23 @@ class SegmentManager:
         self.publishing = None
         return found
 
+    def prepare(self, new: Writer, old: Writer) -> bool:
+        """Let the next roll begin ``new``; False, and it is removed, if ``old`` is not the active segment any more.
+
+        A roll has been faster then, and its segment has a higher id: a repair without a manifest relies on ids that
+        grow along the log.
+        """
+        if self.writer is not old:
+            self._unmake(new)
+            return False
+        self.prepared = new
+        return True
+
     def reserve_ids(self, count: int) -> int:
-        """Set ``count`` segment ids aside and return the first; they are never used again, published or not."""
+        """Set ``count`` segment ids aside and return the first; they are never used again, published or not.
+
+        Not while the set is unsettled: the manifest that was about to be published may be there, with these ids in it.
+        """
         first = self.manifest.next_id
         # Not durable by itself: a crash forgets the reservation together with the files that used it.
         self.manifest = self.manifest._replace(next_id=first + count)
@@ -495,14 +511,20 @@ class SegmentManager:
     def remove(self, free: list[int]) -> None:
         """Remove files that `release` has returned; without the lock, for a large file takes milliseconds.
 
-        What cannot be removed now waits for the next call.
+        What cannot be removed now waits for the next call, and what a backup outlives its store with for the next open.
         """
         for segment_id in free:
-            with suppress(*SystemErrors):  # it is listed nowhere; at the latest the next open sweeps it
+            try:
                 if not self._readonly:
                     self.directory.remove_segments([segment_id])
-                with suppress(ValueError):  # another thread was at it, too
-                    self._retired.remove(segment_id)
+            except SystemErrors:
+                continue  # it is listed nowhere; at the latest the next open sweeps it
+            except StoreClosedError:
+                if not self.directory.folder.is_closed:
+                    raise  # of a signal handler's
+                return
+            with suppress(ValueError):  # another thread was at it, too
+                self._retired.remove(segment_id)
 
     @property
     def has_pinned(self) -> bool:

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+import bytekv
 from bytekv.errors import DiskFullError
+from bytekv.segment import Writer
+from bytekv.segment_manager import SegmentManager
 from tests.crash_stories import (
     COMPACT,
     MODES,
@@ -141,6 +144,125 @@ def test_where_it_cannot_be_prepared_the_roll_makes_it(path: Path) -> None:
         files.makes_none = False
         db[b"more"] = bytes(20_000)
         assert len(db.stats().segments) == 2
+
+
+class Interrupting(FakeFiles):
+    """The next manifest is there, and nobody has heard of it."""
+
+    strikes = False
+
+    def replace(self, source: str, target: str) -> None:
+        super().replace(source, target)
+        if self.strikes:
+            self.strikes = False
+            raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_an_interrupted_roll_keeps_its_number(path: Path) -> None:
+    """The worker was given the number of the segment that had just been published, made its own file in place of that,
+    and what was acknowledged from then on went into a file without a name."""
+    files = Interrupting()
+    db = open_store(path, files=files, sync="os", segment_size_bytes=100_000)
+    fill(db, 97_000)
+    files.strikes = True
+    with pytest.raises(KeyboardInterrupt):
+        db[b"rolls"] = bytes(5000)
+    db._work()
+    db[b"more"] = b"1"
+    content = dict(db)
+    assert ids(path) == [1, 2, 3]
+    assert db.verify().ok
+    crash(db)
+    with open_store(path) as db:
+        assert dict(db) == content
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_an_interrupted_roll_keeps_its_number_beside_a_compaction(path: Path) -> None:
+    """The same with the number of a compaction's output."""
+    files = Interrupting()
+    db = open_store(path, files=files, sync="os", segment_size_bytes=100_000)
+    for _ in range(35):  # dead, so that the interrupt comes before the copy has its number
+        db[b"kept"] = bytes(2000)
+    db._commit.seal()
+    (victim,) = ids(path)
+    fill(db, 97_000)
+    was_struck = False
+
+    def pause() -> None:
+        nonlocal was_struck
+        if not was_struck:
+            files.strikes = was_struck = True
+            with pytest.raises(KeyboardInterrupt):
+                db[b"rolls"] = bytes(5000)
+
+    db._upkeep.compactor.run([victim], pause, lambda _: None)
+    assert was_struck
+    db[b"more"] = b"1"
+    content = dict(db)
+    assert db.verify().ok
+    crash(db)
+    with open_store(path) as db:
+        assert dict(db) == content
+
+
+@pytest.mark.usefixtures("by_hand")
+@pytest.mark.parametrize("ends", ["rolled", "sealed", "closed"])
+def test_a_segment_that_comes_too_late_is_not_begun(path: Path, ends: str) -> None:
+    """A roll need not wait for the worker. Its segment had the higher number then, and the prepared one was begun after
+    it: a repair without a manifest, which goes by the numbers, took two thirds of the store for what never was.
+    Or the store was closed by a finaliser in the worker's own thread."""
+    db = open_store(path, sync="os", segment_size_bytes=100_000)
+    fill(db, 97_000)
+    real, made = SegmentManager.create_writer, []
+
+    def create(*arguments: Any) -> Writer:
+        new = real(*arguments)
+        made.append(new)
+        if len(made) == 1:
+            if ends == "closed":
+                db.close()
+            else:
+                db[b"rolls"] = bytes(5000)
+            if ends == "sealed":
+                db._commit.seal()
+        return new
+
+    with patched({"bytekv.segment_manager.SegmentManager.create_writer": create}):
+        db._work()
+    assert db._segments.prepared is None
+    assert made[0]._descriptor is None, "closed"
+    if ends == "closed":
+        db = open_store(path, sync="os", segment_size_bytes=100_000)
+    for _ in range(2):
+        fill(db, 97_000)
+        db[b"rolls"] = bytes(5000)
+    numbers = [row.segment_id for row in db._segments.manifest.segments]
+    assert numbers == sorted(numbers)
+    content = dict(db)
+    db.close()
+    (path / "MANIFEST").unlink()
+    assert len(bytekv.repair(path).damage) == 1, "the manifest"
+    with open_store(path) as db:
+        assert dict(db) == content
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_what_was_prepared_says_nothing_of_the_segment_before(path: Path) -> None:
+    """It was made when five eighths were full. A repair without a manifest took what followed for what never was."""
+    db = open_store(path, sync="os", segment_size_bytes=100_000)
+    fill(db, 90_000)
+    db._work()
+    assert ids(path) == [1, 2]
+    fill(db, 97_000)
+    db.sync()
+    content = dict(db)
+    crash(db)
+    (path / "MANIFEST").unlink()
+    assert len(bytekv.repair(path).damage) == 1, "the manifest"
+    with open_store(path) as db:
+        assert dict(db) == content
 
 
 def test_tiny_segments_are_not_worth_it(path: Path) -> None:
