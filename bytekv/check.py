@@ -614,7 +614,7 @@ class _File(NamedTuple):
     size: int
     header: SegmentHeader
     is_sound: bool  # the header passes its checks
-    is_empty: bool  # nothing but zeros follows it
+    is_empty: bool  # nothing but zeros follows it, or nothing whole where it was made beforehand
     is_cut: bool = False  # a recovery has found its end, which is ``size``
 
     @property
@@ -689,8 +689,14 @@ def _file_of(directory: Directory, segment_id: int, uuid: bytes, report: Report)
             report.damage.append(Damage(path, 0, "belongs to another store"))
             return None
         size = _possible_size(path, files.size(descriptor, path), report)
-        pieces = _pieces(lambda count, at: files.read(descriptor, count, at, path), SEGMENT_HEADER_SIZE, size)
-        is_empty = all(map(is_zero, pieces))
+
+        def read(count: int, at: int) -> bytes:
+            return files.read(descriptor, count, at, path)
+
+        is_empty = all(map(is_zero, _pieces(read, SEGMENT_HEADER_SIZE, size)))
+        if is_sound and not header.previous_id and not is_empty:
+            search = Search(read, SEGMENT_HEADER_SIZE, size, seed_of(header.salt))
+            is_empty = search.find_entry(SEGMENT_HEADER_SIZE, range(1, MAX_NUMBER + 1)) is None
         for offset, torn in directory.torn_tails(segment_id):
             if offset < size and _is_alike(files.read(descriptor, len(torn), offset, path), torn):
                 return _File(segment_id, offset, header, is_sound, is_empty, is_cut=True)

@@ -108,6 +108,13 @@ MUTANTS = [
         "if False:",
     ),
     _mutant(
+        "a damaged segment made beforehand passes for the newest log",
+        "check",
+        "if is_sound and not header.previous_id and not is_empty:",
+        "if False:",
+        "tests/test_prepared_segments.py",
+    ),
+    _mutant(
         "a repair removes the damaged segments before the manifest is published",
         "check",
         "        directory.save(manifest)\n        directory.remove_segments(removed)\n",

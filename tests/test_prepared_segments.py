@@ -26,7 +26,7 @@ from tests.crash_stories import (
     Setting,
     put,
 )
-from tests.harness import NO_WORKER, FakeFiles, crash, open_store, patched, segment_files
+from tests.harness import NO_WORKER, FakeFiles, crash, damage, open_store, patched, segment_files
 from tests.test_crash_images import OFTEN
 
 MIB = 1024 * 1024
@@ -97,6 +97,26 @@ def test_what_was_prepared_is_swept_after_a_crash_and_its_number_is_not_used_aga
         assert dict(db) == content
         db[b"k"] = b"v"
         assert ids(path) == [1, 3]
+
+
+@pytest.mark.usefixtures("by_hand")
+def test_one_that_is_damaged_does_not_pass_for_the_newest_log(path: Path) -> None:
+    """Half of a batch that a crash had torn, in the segment before it, was taken for durable."""
+    db = open_store(path, sync="os", segment_size_bytes=100_000)
+    fill(db, 90_000)
+    db._work()
+    db[b"late"] = b"v"
+    content = dict(db)
+    db.update({b"torn/%d" % number: b"v" for number in range(10)})
+    end = db._segments.writer.end
+    crash(db)
+    first, second = segment_files(path)
+    damage(first, end - 1)  # in the last entry of the batch
+    damage(second, 5000)
+    (path / "MANIFEST").unlink()
+    bytekv.repair(path)
+    with open_store(path) as db:
+        assert dict(db) == content
 
 
 @pytest.mark.usefixtures("by_hand")

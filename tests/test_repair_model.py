@@ -1,15 +1,17 @@
 """What a repair keeps, against a model of which entries were whole: damages × crashes × what is left to go by (D9).
 
-A story is a life of a small store, ended in one of many ways: closed, killed in the middle of a call, its unsynced end
-torn. Then bytes are damaged, and the manifest may be lost. The model reads the files as they were before the damage,
-so it knows where each entry lay and whether it still lies there, and says what a repair must keep and what it may:
+A story is a life of a small store, or of a backup of one, ended in one of many ways: closed, killed in the middle of a
+call, its unsynced end torn. Keys expire, segments are made beforehand, their sizes change from one opening to the next,
+earlier repairs have left their quarantine. Then bytes are damaged, and the manifest may be lost. The model reads the
+files as they were before the damage, so it knows where each entry lay and whether it still lies there, and says what a
+repair must keep and what it may:
 
 - what was durable and is whole must be kept, wherever it is;
 - of what nothing vouches for, whole operations up to the first that is not whole must be kept, and nothing after that
   may be; without a manifest whole operations after it must be kept, too, but for the one that follows directly;
 - of an unfinished batch nothing may be kept.
 
-For each key the newest of what is kept counts.
+For each key the newest of what is kept counts, unless it has expired; of two entries with one seq, the tombstone.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from bytekv.codec import (
     CONTINUES,
     CRC_SIZE,
     ENTRY,
+    ENTRY_EXPIRES,
+    ENTRY_SIZE,
+    EXPIRES,
     FIXED_SIZE,
     KIND,
     LOG,
@@ -52,6 +57,7 @@ from tests import harness
 from tests.harness import WRONG, Case, QuickFiles, crash, expect_no_violation, open_store
 
 LIMIT = 600  # bytes of a segment
+MIB = 1 << 20
 KEYS = [b"%d" % number for number in range(9)]
 
 
@@ -118,11 +124,15 @@ class Mortal(QuickFiles):
         super().sync_directory(path)
 
 
-def _change(db: Any, chance: random.Random) -> None:
-    key, value = chance.choice(KEYS), chance.randbytes(chance.choice([3, 20, 20, 60, 400]))
+def _change(db: Any, chance: random.Random, files: QuickFiles, largest: int) -> None:
+    key, value = chance.choice(KEYS), chance.randbytes(chance.choice([3, 20, 20, 60, largest]))
     way = chance.random()
-    if way < 0.45:
+    if way < 0.35:
         db[key] = value
+    elif way < 0.45:
+        db.put(key, value, ttl=chance.choice([0.9, 9.9, 99.9]))
+        if chance.random() < 0.4:
+            files.sleep(chance.choice([1, 20, 200]))
     elif way < 0.6:
         db.delete(key)
     elif way < 0.85:
@@ -134,25 +144,35 @@ def _change(db: Any, chance: random.Random) -> None:
                     batch[key] = chance.randbytes(chance.choice([5, 30]))
     elif way < 0.88:
         db.clear()
-    elif way < 0.92:
+    elif way < 0.91:
         db.compact()
+    elif way < 0.95:  # some of the segments
+        db._upkeep.may_compact = True
+        db._work()
     else:
         db.sync()
 
 
-def live(path: Path, chance: random.Random) -> str:
-    """Let a store live and end; return how."""
-    options: dict[str, Any] = {
-        "io": chance.choice(["mmap", "pread"]),
-        "sync": chance.choice(["os", "interval"]),
-        "segment_size_bytes": chance.choice([LIMIT, LIMIT, 1 << 20]),
-        "compact_dead_bytes": 1,
-    }
+def live(path: Path, chance: random.Random) -> tuple[str, float]:
+    """Let a store live and end; return how, and when."""
+    is_large = chance.random() < 0.03
+    largest = 900_000 if is_large else 400
+
+    def options_now() -> dict[str, Any]:
+        return {
+            "io": chance.choice(["mmap", "pread"]),
+            "sync": chance.choice(["os", "interval"]),
+            "segment_size_bytes": 4 * MIB if is_large else chance.choice([LIMIT, LIMIT, 2 * LIMIT, MIB]),
+            "compact_dead_bytes": 1,
+            "expiry_grace_s": chance.choice([0, 0, 15]),
+        }
+
+    options = options_now()
     files = Mortal()
     db = open_store(path, files=files, **options)
     for _ in range(chance.randint(1, 3)):
         for _ in range(chance.randint(1, 25)):
-            _change(db, chance)
+            _change(db, chance, files, largest)
         how = chance.choice(["closed", "killed", "killed", "goes on"])
         if how == "closed":
             db.close()
@@ -164,8 +184,9 @@ def live(path: Path, chance: random.Random) -> str:
                 if chance.random() < 0.5:  # a second name: what is set aside is not cut off
                     for newest in harness.segment_files(path)[-1:]:
                         os.link(newest, path.with_name(f"{path.name}-{newest.name}-{chance.random()}"))
+            options = options_now()
             db = open_store(path, files=files, **options)
-    action = chance.choice(["close", "kill", "put", "batch", "compact", "open", "roll"])
+    action = chance.choice(["close", "kill", "put", "batch", "compact", "open", "roll", "work", "backup"])
     files.left = chance.randrange(14)
     try:
         if action == "close":
@@ -174,6 +195,15 @@ def live(path: Path, chance: random.Random) -> str:
             db.compact()
         elif action == "roll":
             db["roll"] = bytes(LIMIT)
+        elif action == "work":
+            files.left += chance.choice([0, 80])
+            for number in range(40):
+                db["full"] = bytes(number)
+                if db._commit.wants_next:
+                    break
+            db._upkeep.may_compact = True
+            db._work()  # what a roll will begin is made beforehand
+            db["late"] = b"1"
         elif action == "put":
             db["last"] = "put"
         elif action == "batch":
@@ -185,9 +215,15 @@ def live(path: Path, chance: random.Random) -> str:
     except Stop:
         action += " interrupted"
     files.left = 1 << 30
+    if action == "backup":
+        copy = path.with_name("copy")
+        db.backup(copy)
+        db.close()
+        shutil.rmtree(path)
+        os.rename(copy, path)
     if not db.closed:
         crash(db)
-    return f"{options['io']}, {action}"
+    return f"{options['io']}, {action}", files.clock_ns() / 1e9
 
 
 def _tear(path: Path, chance: random.Random) -> str:
@@ -225,6 +261,7 @@ class Written(NamedTuple):
     seq: int
     offset: int
     raw: bytes
+    expires_ms: int
 
 
 class Item(NamedTuple):
@@ -260,7 +297,8 @@ def items_of(raw: bytes) -> list[Item]:
             items.append(Item(at - size, at, mark=seq))
             continue
         key, value = piece[fixed : fixed + key_size], piece[fixed + key_size : -CRC_SIZE]
-        batch.append(Written(flags, key, value, seq, at - size, piece))
+        expires_ms = ENTRY_EXPIRES.unpack_from(piece, ENTRY_SIZE)[0] if flags & EXPIRES else 0
+        batch.append(Written(flags, key, value, seq, at - size, piece, expires_ms))
         if not flags & CONTINUES:
             items.append(Item(batch[0].offset, at, tuple(batch)))
             batch = []
@@ -424,8 +462,12 @@ def _last(items: list[Item], until: Item) -> int:
     return max([0, *(item.seq for item in items if not item.mark and item.end <= until.start)])
 
 
-def expect(db: Any, verdict: Verdict) -> None:
+def expect(db: Any, verdict: Verdict, now_ms: float) -> None:
     """Compare what is there with what must and may be there."""
+
+    def has_expired(entry: Written) -> bool:
+        return 0 < entry.expires_ms <= now_ms
+
     clears = [entry.seq for entry in verdict.must if entry.flags & KIND == CLEAR]
     cleared = max(clears, default=0)
     may_clear = [entry.seq for entry in verdict.may if entry.flags & KIND == CLEAR]
@@ -433,14 +475,18 @@ def expect(db: Any, verdict: Verdict) -> None:
     for key in keys:
         must = [entry for entry in verdict.must if entry.key == key and entry.flags & KIND != CLEAR]
         least = max([cleared, *(entry.seq for entry in must)])
+        is_gone = any(entry.seq == least and entry.flags & KIND != PUT for entry in must)
         allowed = {
             (entry.seq, entry.value)
             for entry in verdict.may
-            if entry.key == key and entry.seq >= least and entry.flags & KIND == PUT
+            if entry.key == key
+            and entry.seq >= least + is_gone
+            and entry.flags & KIND == PUT
+            and not has_expired(entry)
         }
-        is_put = least > cleared and any(entry.seq == least and entry.flags & KIND == PUT for entry in must)
-        tombstones = [e.seq for e in verdict.may if e.key == key and e.flags & KIND not in (PUT, CLEAR)]
-        may_be_absent = not is_put or any(seq > least for seq in tombstones + may_clear)
+        is_put = not is_gone and least > cleared and any(entry.seq == least for entry in must)
+        gone = [e.seq for e in verdict.may if e.key == key and (e.flags & KIND not in (PUT, CLEAR) or has_expired(e))]
+        may_be_absent = not is_put or any(seq >= least for seq in gone + may_clear)
         try:
             found = db.entry(key)
         except KeyError:
@@ -476,13 +522,13 @@ def expect_report(report: check.Report, verdict: Verdict, kept: set[int], image:
 # --- a case --------------------------------------------------------------------------------------
 
 
-def repair(path: Path, files: Files) -> check.Report:
-    """Do what `bytekv.repair` does, on these files and with small segments."""
+def repair(path: Path, files: Files, limit: int = LIMIT) -> check.Report:
+    """Do what `bytekv.repair` does, on these files and mostly with small segments."""
     directory = Directory(str(path), files)
     directory.find(lost_manifest_allowed=True)
     directory.acquire()
     try:
-        return check.salvage(directory, LIMIT)
+        return check.salvage(directory, limit)
     finally:
         directory.release()
 
@@ -493,14 +539,14 @@ def tree(path: Path) -> dict[str, bytes | None]:
     return {name: content for name, content in files.items() if name != "LOCK"}
 
 
-def contents(path: Path, **options: Any) -> dict[bytes, tuple[int, bytes]]:
-    with open_store(path, "w", files=QuickFiles(), **options) as db:
+def contents(path: Path, now_s: float) -> dict[bytes, tuple[int, bytes]]:
+    with open_store(path, "w", files=QuickFiles(now_s)) as db:
         return {key: (db.entry(key).seq, db[key]) for key in db}
 
 
 def one_case(place: Path, chance: random.Random) -> str:
     path = place / "store"
-    story = live(path, chance)
+    story, now_s = live(path, chance)
     has_manifest_now = (path / "MANIFEST").exists()
     if not has_manifest_now:
         return "no store"
@@ -518,21 +564,43 @@ def one_case(place: Path, chance: random.Random) -> str:
                 harness.damage(hint, chance.randrange(size))
     if not has_manifest and not harness.segment_files(path):
         return "no store"
+    if chance.random() < 0.2:
+        _quarantine_something(path, chance)
+    if chance.random() < 0.1:
+        now_s -= 150  # somebody has set the clock back
     told = f"{story}; {torn}; {damaged}; {'with' if has_manifest else 'without'} a manifest"
     try:
         verdict = judge(path, image, has_manifest=has_manifest, moved=moved)
-        _check(place, path, chance, verdict, image, moved=moved)
+        _check(place, path, chance, verdict, image, now_s, moved=moved)
     except WRONG as error:
         error.add_note(told)
         raise
     return "with a manifest" if has_manifest else "without a manifest"
 
 
-def _check(place: Path, path: Path, chance: random.Random, verdict: Verdict, image: Image, *, moved: bool) -> None:
+def _quarantine_something(path: Path, chance: random.Random) -> None:
+    """Leave what earlier repairs may have left, under the names that this one will want."""
+    (path / "quarantine").mkdir(exist_ok=True)
+    for file in [*harness.segment_files(path), path / "MANIFEST"]:
+        name = "MANIFEST.damaged" if file.name == "MANIFEST" else f"{file.stem}.damaged"
+        way = chance.choice(["the same", "another", "a link", "half of it", "nothing"])
+        if way == "nothing" or not file.exists() or (path / "quarantine" / name).exists():
+            continue
+        if way == "a link":
+            os.link(file, path / "quarantine" / name)
+        else:
+            raw = file.read_bytes()
+            (path / "quarantine" / name).write_bytes({"the same": raw, "another": b"?" * len(raw)}.get(way, raw[:50]))
+
+
+def _check(
+    place: Path, path: Path, chance: random.Random, verdict: Verdict, image: Image, now_s: float, *, moved: bool
+) -> None:
     template = place / "template"
     shutil.copytree(path, template)
     beside = tree(path)
-    report = repair(path, QuickFiles())
+    limit = chance.choice([LIMIT, LIMIT, 4 * MIB])
+    report = repair(path, QuickFiles(), limit)
     if report.ok:
         assert tree(path) == beside, "there was nothing to repair"
         assert not verdict.lost, verdict.lost
@@ -541,29 +609,34 @@ def _check(place: Path, path: Path, chance: random.Random, verdict: Verdict, ima
         name = Path(kept).name
         source = template / ("MANIFEST" if name.startswith("MANIFEST") else f"{name[:10]}.seg")
         assert Path(kept).read_bytes() == source.read_bytes()
+    told = {Path(kept).name[:10] for kept in report.quarantined}
+    gone = {name[:10] for name in beside.keys() - after.keys() if name.endswith(".seg")}
+    assert gone <= told, f"removed without a word: {gone - told}"
+    changed = {name for name in beside.keys() & after.keys() if beside[name] != after[name]}
+    assert changed <= {"MANIFEST"}, f"changed: {changed}"
     assert repair(path, QuickFiles()).ok
     assert tree(path) == after, "once more changed something"
-    with open_store(path, "w", files=QuickFiles()) as db:
+    with open_store(path, "w", files=QuickFiles(now_s)) as db:
         found = {key: (db.entry(key).seq, db[key]) for key in db}
-        expect(db, verdict)
+        expect(db, verdict, now_s * 1000)
         assert db.verify().ok
         seq = db.put("more", "1")
         assert seq > max((entry.seq for entry in verdict.must), default=0)
         db.delete("more")
     if not moved:
         expect_report(report, verdict, {seq for seq, _ in found.values()}, image)
-    assert contents(path) == found
+    assert contents(path, now_s) == found
     shutil.rmtree(path)
     shutil.copytree(template, path)
-    with open_store(path, "w", files=QuickFiles(), recover="salvage") as db:
+    with open_store(path, "w", files=QuickFiles(now_s), recover="salvage") as db:
         if db.recovery.salvaged is not None:  # else a hint speaks for what is damaged
             assert {key: (db.entry(key).seq, db[key]) for key in db} == found
         elif report.ok:
             assert dict(db.items()) == {key: value for key, (_, value) in found.items()}
-    _fail(place, path, chance, template, found)
+    _fail(path, chance, template, found, now_s)
 
 
-def _fail(place: Path, path: Path, chance: random.Random, template: Path, found: dict[bytes, Any]) -> None:
+def _fail(path: Path, chance: random.Random, template: Path, found: dict[bytes, Any], now_s: float) -> None:
     """Let a repair end in the middle in one way or another; the next one comes to the same."""
     errors: list[tuple[Callable[[str], BaseException], bool]] = [
         (lambda path: DiskFullError(errno.ENOSPC, "no space left", path), True),
@@ -591,7 +664,7 @@ def _fail(place: Path, path: Path, chance: random.Random, template: Path, found:
                     }
                     assert not changed, f"left behind after {error('')!r}: {changed}"
         repair(path, QuickFiles())
-        assert contents(path) == found, f"something else after {error('')!r}"
+        assert contents(path, now_s) == found, f"something else after {error('')!r}"
 
 
 class Forgiving(Mortal):
@@ -625,7 +698,11 @@ def repairs(place: Path, seed: int) -> Iterator[Case]:
         chance = random.Random(f"{seed}-{number}")
         here = place / f"repair-{number}"
         here.mkdir()
-        patches = {**harness.NO_WORKER, **(harness.hints_from(1) if chance.random() < 0.5 else {})}
+        patches = {
+            **harness.NO_WORKER,
+            "bytekv.commit._PREPARE_FROM": 1,
+            **(harness.hints_from(1) if chance.random() < 0.5 else {}),
+        }
         try:
             with harness.patched(patches):
                 one_case(here, chance)
