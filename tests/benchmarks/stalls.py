@@ -55,8 +55,8 @@ class _Prepared:
         self.session, self.data = session, session.scratch_data()
         self.original = session.scratch_path()
         total = 2 * self.data.count * (43 + self.data.value_size)
-        small = max(256, min(64 << 20, total // 8))
-        engine = self._open(self.original, auto_compact=False, segment_size_bytes=small)
+        self.segment_size = max(256, min(64 << 20, total // 8))  # so that a small store, too, has something to compact
+        engine = self._open(self.original, auto_compact=False)
         group = min(1000, self.data.count // _LOAD_GROUPS + 1)  # each version within each segment
         for start in range(0, self.data.count, group):
             numbers = range(start, min(start + group, self.data.count))
@@ -66,7 +66,8 @@ class _Prepared:
         engine.close()
 
     def _open(self, path: str, **options: Any) -> Bytekv:
-        return Bytekv(path, self.data.value_size, compact_dead_bytes=0, **options)
+        size = self.segment_size
+        return Bytekv(path, self.data.value_size, compact_dead_bytes=0, segment_size_bytes=size, **options)
 
     @contextmanager
     def copy(self, *, auto_compact: bool) -> Iterator[Bytekv]:
