@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable
+from contextlib import AsyncExitStack
 from itertools import chain, combinations
 from typing import Any
 
@@ -323,6 +324,53 @@ def test_too_many_requests_at_once(door, open_store):
         assert (await http.send("GET", "/a")).status == 404
 
     asyncio.run(three())
+
+
+def test_readers_and_followers_leave_room(door, open_store):
+    """A token for reading could take all places, with streams of changes that go on for ever, and so stop writes."""
+    tokens = {"reader": "read", "writer": "write"}
+    http = door(db := open_store(), max_requests=8, tokens=tokens, poll_interval_s=0.001)
+    db["there"] = b"something to follow"
+
+    async def follow(stack: AsyncExitStack) -> int:
+        stream = http.open("GET", "/v1/changes?since=0&follow=true", headers=bearer("reader"))
+        exchange = await stack.enter_async_context(stream)
+        await exchange.piece()
+        return int(exchange.status)
+
+    async def wait(stack: AsyncExitStack) -> None:
+        headers = {**bearer("reader"), "content-type": "application/json"}
+        await stack.enter_async_context(http.open("POST", "/v1/batch", b"{", ends=False, headers=headers))
+        await asyncio.sleep(0)
+
+    async def many() -> None:
+        async with AsyncExitStack() as stack:
+            assert [await follow(stack) for _ in range(5)] == [200] * 4 + [429]
+            assert (await http.send("GET", "/k", headers=bearer("reader"))).status == 404
+            for _ in range(2):
+                await wait(stack)
+            assert (await http.send("GET", "/k", headers=bearer("reader"))).status == 429
+            assert (await http.send("PUT", "/k", b"v", headers=bearer("writer"))).status == 200
+        assert (await http.send("GET", "/k", headers=bearer("reader"))).status == 200
+
+    asyncio.run(many())
+
+
+def test_bodies_of_readers_do_not_hold_up_writers(door, open_store):
+    """Four batches that arrive slowly were enough for nobody to store anything for a minute."""
+    http = door(open_store(), max_body_bytes=8, tokens={"reader": "read", "writer": "write"})
+    headers = {**bearer("reader"), "content-type": "application/json"}
+
+    async def many() -> None:
+        async with AsyncExitStack() as stack:
+            for _ in range(5):
+                batch = http.open("POST", "/v1/batch", b"7 bytes", ends=False, headers=headers)
+                await stack.enter_async_context(batch)
+                await asyncio.sleep(0)
+            assert (await http.send("POST", "/v1/batch", b"{}", headers=headers)).status == 429
+            assert (await http.send("PUT", "/k", b"8 bytes!", headers=bearer("writer"))).status == 200
+
+    asyncio.run(many())
 
 
 def call_and_never_take(application: Any, path: str, headers: list[tuple[bytes, bytes]]) -> asyncio.Task[None]:

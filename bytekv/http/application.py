@@ -88,8 +88,13 @@ class Application:
         self.send_timeout_s = send_timeout_s
         #: Warnings that clients cause.
         self.seldom = Seldom(logger)
-        self._admitted = 0  # requests under way that have shown what they have to
-        self._budget = Budget(_BODIES_AT_ONCE * max_body_bytes)
+        # Of requests under way that have shown what they have to. Those that only read leave room for the others, and
+        # those that may go on for ever, or as long as the client likes, leave room for short ones.
+        self._requests = Budget(max_requests, "requests")
+        self._reads = Budget(max_requests - max_requests // 4, "requests that read")
+        self._streams = Budget(max_requests - max_requests // 2, "streams")
+        self._bodies = Budget(_BODIES_AT_ONCE * max_body_bytes, "bodies")
+        self._bodies_of_readers = Budget(max_body_bytes, "bodies of clients that may only read")
         self._metrics = Metrics()
         self._readers = ThreadPoolExecutor(_READERS, "bytekv-http-read")
         self._writers = ThreadPoolExecutor(_WRITERS, "bytekv-http-write")
@@ -162,7 +167,6 @@ class Application:
         finally:
             self._metrics.in_flight -= 1
             if request is not None:
-                self._admitted -= request.is_admitted
                 request.done()
             if status:
                 self._metrics.count(operation, status, perf_counter() - began)
@@ -176,12 +180,17 @@ class Application:
         if self._is_closed:
             raise Problem("unavailable", "the server is coming to its end")
         if scopes:
-            if self._admitted >= self._max_requests:
-                self.seldom.warn("a request was refused: there are too many at once")
-                raise Problem("too-many-requests", "too many requests at once", headers=[(b"retry-after", b"1")])
-            self._admitted += 1
-            request.is_admitted = True
+            self._count(request, self._requests)
+            if request.method in ("GET", "HEAD") or allowed == {"read"}:
+                self._count(request, self._reads)
         return allowed
+
+    def _count(self, request: Request, among: Budget) -> None:
+        try:
+            request.take(among)
+        except Problem as problem:
+            self.seldom.warn("a request was refused", problem.detail)
+            raise
 
     def _in_time(self, send: Send) -> Send:
         """Return a ``send`` that raises `TimeoutError` if the client does not take what it is sent."""
@@ -199,7 +208,8 @@ class Application:
         return await asyncio.get_running_loop().run_in_executor(self._writers, partial(function, *arguments))
 
     async def _body(self, request: Request) -> bytes:
-        return await request.body(self._max_body_bytes, self._body_timeout_s, self._budget)
+        budget = self._bodies if "write" in request.allowed else self._bodies_of_readers
+        return await request.body(self._max_body_bytes, self._body_timeout_s, budget)
 
     # --- one key -------------------------------------------------------------------------------
 
@@ -254,6 +264,7 @@ class Application:
         if not request.accepts(_NDJSON):
             seq, page = await self._read(operations.page, self._store, listing)
             return json_reply(200, page, [(b"vary", b"accept"), (b"bytekv-seq", b"%d" % seq)])
+        self._count(request, self._streams)
         seq, lines = await self._read(operations.open_listing, self._store, listing)
         reply = _stream_reply(_NDJSON, await Stream.begin(in_slices(self._read, lines)))
         reply.headers.append((b"bytekv-seq", b"%d" % seq))
@@ -278,6 +289,7 @@ class Application:
         if last:
             since = _number("Last-Event-ID", last.encode("latin-1"), 0)
         follow = _flag("follow", query.get("follow"), default=events)
+        self._count(request, self._streams)
         if (
             since > self._store.last_seq
         ):  # from a store that was restored or lost its end: this one's history is another

@@ -65,20 +65,11 @@ def unquote(quoted: bytes) -> bytes:
 
 
 class Budget:
-    """The bytes that the bodies of all requests may take together."""
+    """How many requests, or bytes of their bodies, there may be at once; ``what`` names them."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, what: str) -> None:
         self.left = size
-
-    def take(self, size: int) -> None:
-        """Reserve bytes; raise the problem when too many are taken."""
-        if size > self.left:
-            raise Problem("too-many-requests", "too many bodies at once", headers=[(b"retry-after", b"1")])
-        self.left -= size
-
-    def give(self, size: int) -> None:
-        """Give bytes back."""
-        self.left += size
+        self.what = what
 
 
 class Request:
@@ -89,13 +80,10 @@ class Request:
         self.http_version: str = scope.get("http_version", "1.1")
         #: What its sender may do; nothing until that is known.
         self.allowed: frozenset[str] = frozenset()
-        #: Whether it counts among those under way.
-        self.is_admitted = False
         #: What the server has to say of the connection.
         self.state: Mapping[str, Any] = scope.get("state") or {}
         self._receive = receive
-        self._budget: Budget | None = None
-        self._taken = 0
+        self._taken: dict[Budget, int] = {}
         self._headers: dict[bytes, list[str]] = {}
         for name, value in scope["headers"]:
             self._headers.setdefault(bytes(name).lower(), []).append(bytes(value).decode("latin-1").strip(" \t"))
@@ -153,6 +141,13 @@ class Request:
             found[name] = unquote(value.replace(b"+", b" "))
         return found
 
+    def take(self, budget: Budget, size: int = 1) -> None:
+        """Take from a budget until `done`; raise the problem if there is not as much left."""
+        if size > budget.left:
+            raise Problem("too-many-requests", f"too many {budget.what} at once", headers=[(b"retry-after", b"1")])
+        budget.left -= size
+        self._taken[budget] = self._taken.get(budget, 0) + size
+
     async def body(self, limit: int, timeout_s: float, budget: Budget) -> bytes:
         """Return the whole body; raise the problem as soon as it is too large or takes too long.
 
@@ -164,7 +159,6 @@ class Request:
         if self.length is not None and self.length > limit:
             raise Problem("too-large", f"a body may have {limit} bytes")
         body = bytearray()
-        self._budget = budget
         try:
             async with asyncio.timeout(timeout_s):
                 more = True
@@ -175,8 +169,7 @@ class Request:
                     piece = message.get("body", b"")
                     if len(body) + len(piece) > limit:
                         raise Problem("too-large", f"a body may have {limit} bytes")
-                    budget.take(len(piece))
-                    self._taken += len(piece)
+                    self.take(budget, len(piece))
                     body += piece
                     more = message.get("more_body", False)
         except TimeoutError:
@@ -186,10 +179,10 @@ class Request:
         return bytes(body)
 
     def done(self) -> None:
-        """Give back what `body` took from the budget; again does nothing."""
-        if self._budget is not None:
-            self._budget.give(self._taken)
-            self._taken = 0
+        """Give back what was taken from budgets; again does nothing."""
+        while self._taken:
+            budget, size = self._taken.popitem()
+            budget.left += size
 
     async def gone(self) -> None:
         """Return once the client has left."""
