@@ -1419,8 +1419,10 @@ MUTANTS = [
     _mutant(
         "HTTP: requests count before their token is looked at",
         "http/application",
-        "        if scopes:\n            if self._admitted >= self._max_requests:",
-        "        if scopes:\n            if self._metrics.in_flight > self._max_requests:",
+        "        if scopes:\n            self._count(request, self._requests)\n",
+        "        if scopes:\n"
+        "            if self._metrics.in_flight > self._max_requests:\n"
+        '                raise Problem("too-many-requests", "")\n',
         _HTTP_SAFETY,
     ),
     _mutant(
@@ -1610,8 +1612,29 @@ MUTANTS = [
     _mutant(
         "HTTP: what a body took is not given back",
         "http/message",
-        "            self._budget.give(self._taken)\n",
+        "            budget.left += size\n",
         "",
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: clients that may only read use up the bodies of those that write",
+        "http/application",
+        'self._bodies if "write" in request.allowed else self._bodies_of_readers',
+        "self._bodies",
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: requests that read take every place",
+        "http/application",
+        "                self._count(request, self._reads)\n",
+        "                pass\n",
+        _HTTP_SAFETY,
+    ),
+    _mutant(
+        "HTTP: streams take every place of requests that read",
+        "http/application",
+        "default=events)\n        self._count(request, self._streams)\n",
+        "default=events)\n",
         _HTTP_SAFETY,
     ),
     _mutant(
@@ -1772,6 +1795,13 @@ MUTANTS = [
         "resp/work",
         "        self._reply_bytes += size\n",
         "        self._reply_bytes = size\n",
+        _RESP_EXECUTOR,
+    ),
+    _mutant(
+        "RESP: a block may make as much out of nothing as a command may write",
+        "resp/work",
+        "_MAX_BLOCK_WRITE_BYTES if is_block else _MAX_WRITE_BYTES",
+        "_MAX_WRITE_BYTES",
         _RESP_EXECUTOR,
     ),
     _mutant(

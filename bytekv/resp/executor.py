@@ -132,9 +132,9 @@ class Executor:
 
     def _block(self, block: Block, resp3: bool) -> bytes:
         if self.store.readonly:  # what only reads has no need of a transaction, which it could not have
-            return self._within(Work(self.store, self.cursors), block, resp3)
+            return self._within(Work(self.store, self.cursors, is_block=True), block, resp3)
         with self.store.transaction() as transaction:
-            work = Work(self.store, self.cursors)
+            work = Work(self.store, self.cursors, is_block=True)
             reply = self._within(work, block, resp3)
             work.commit(transaction)
         return reply
@@ -189,7 +189,7 @@ class Executor:
         made: list[tuple[int, bytes]] = []
         try:
             with self.store.transaction() as transaction:
-                work = Work(self.store, self.cursors)
+                work = Work(self.store, self.cursors, is_block=True)
                 for client, item, resp3 in batch:
                     if answers.has_room_for(client):
                         work.begin_command()

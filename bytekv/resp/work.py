@@ -24,7 +24,8 @@ from .protocol import Reply, ReplyError
 __all__ = ["Cursors", "Found", "TooLargeError", "Work"]
 
 _MAX_REPLY_BYTES: Final = 512 * 1024 * 1024  # of one command, or of a whole block: it answers from memory
-_MAX_WRITE_BYTES: Final = MAX_BATCH_SIZE  # the log takes no more at once
+_MAX_WRITE_BYTES: Final = MAX_BATCH_SIZE  # of one command; the log takes no more at once
+_MAX_BLOCK_WRITE_BYTES: Final = 128 * 1024 * 1024  # of a block: a few short SETRANGE would make gigabytes otherwise
 _MAX_MOVED_BYTES: Final = 4 * 1024 * 1024 * 1024  # read and copied by one block, during which others wait
 _ITEM_COST: Final = 16  # bytes of an item of a reply, beside its own
 _WRITE_COST: Final = OVERHEAD + 8  # bytes of an entry with an expiry, beside key and value
@@ -85,11 +86,23 @@ class Cursors:
 class Work:
     """Reads and writes of one unit over a store."""
 
-    __slots__ = ("_cleared", "_moved_bytes", "_reply_bytes", "_writes", "cursors", "now_ms", "store", "written_bytes")
+    __slots__ = (
+        "_cleared",
+        "_max_write_bytes",
+        "_moved_bytes",
+        "_reply_bytes",
+        "_writes",
+        "cursors",
+        "now_ms",
+        "store",
+        "written_bytes",
+    )
 
-    def __init__(self, store: Store, cursors: Cursors) -> None:
+    def __init__(self, store: Store, cursors: Cursors, *, is_block: bool = False) -> None:
+        """Begin a unit for one command, or for a block of commands."""
         self.store = store
         self.cursors = cursors
+        self._max_write_bytes = _MAX_BLOCK_WRITE_BYTES if is_block else _MAX_WRITE_BYTES
         self._writes: dict[bytes, Found | None] = {}
         #: Bytes that what was written will take in the log.
         self.written_bytes = 0
@@ -260,8 +273,8 @@ class Work:
         return size - (0 if before is None else len(before.value))
 
     def _check_room(self, growth: int) -> None:
-        if self.written_bytes + growth > _MAX_WRITE_BYTES:
-            raise TooLargeError(b"ERR more than %d bytes would be written at once" % _MAX_WRITE_BYTES)
+        if self.written_bytes + growth > self._max_write_bytes:
+            raise TooLargeError(b"ERR more than %d bytes would be written at once" % self._max_write_bytes)
 
     def commit(self, transaction: Transaction) -> None:
         """Hand over what was written to the transaction of the store in which it was."""
