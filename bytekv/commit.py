@@ -52,6 +52,7 @@ from .errors import (
     StoreFailedError,
     StoreIOError,
     SystemErrors,
+    is_about,
 )
 from .gate import Gate
 from .group import Group, Waiter
@@ -949,7 +950,12 @@ class Committer:
         self._uncounted = uncounted
 
     def fail(self, error: BaseException) -> None:
-        """Refuse writes from now on. What waited for the failed sync stays invisible; the next open decides."""
+        """Refuse writes from now on. What waited for the failed sync stays invisible; the next open decides.
+
+        What another store says, in a signal handler or a callback, is an interrupt like any other.
+        """
+        if isinstance(error, StoreFailedError) and not is_about(error, self.segments.directory.path):
+            return
         if self.failure is None:
             # A copy: the error itself keeps the frames it went through, and with them files and the store.
             self.failure = StoreFailedError(str(error) if isinstance(error, BytekvError) else repr(error))

@@ -50,7 +50,7 @@ from .codec import (
     checksum,
 )
 from .commit import Committer
-from .errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError
+from .errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError, is_about
 from .output import Output
 from .record import NamedTuple
 from .segment import Scan, scan_segment
@@ -207,9 +207,10 @@ class Compactor:
             try:
                 segments.replace_run(victims, new_rows)
                 self._keydir.tombstones.update(job.tombstones)
-            except StoreFailedError:
-                self._job = None
-                raise  # which manifest survives is open: both sets of files stay
+            except StoreFailedError as error:
+                if is_about(error, segments.directory.path):
+                    self._job = None  # which manifest survives is open: both sets of files stay
+                raise
             except BytekvError:
                 segments.settle()
                 self._forget_unpublished(job)

@@ -197,6 +197,15 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+def is_about(error: BaseException, path: str) -> bool:
+    """Tell whether bytekv says this of a path or of what is in it, and not of another store.
+
+    A signal handler or a callback may use one, and what that says comes out in the middle of a call of this.
+    """
+    text = str(error)
+    return text.startswith(path) and text[len(path) : len(path) + 1] in (":", "/", "\\")
+
+
 def is_interrupt(error: BaseException) -> bool:
     """Tell whether an error was raised by a signal handler in the middle of a call, and not by the call itself.
 

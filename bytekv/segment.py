@@ -12,6 +12,7 @@ the last entry is zeros, and 0 is no entry's first byte. Without one, an append 
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
@@ -54,7 +55,15 @@ from .codec import (
     seed_of,
 )
 from .directory import Directory
-from .errors import BytekvError, CorruptionError, DiskFullError, LimitError, StoreNotFoundError
+from .errors import (
+    BytekvError,
+    CorruptionError,
+    DiskFullError,
+    LimitError,
+    StoreFailedError,
+    StoreNotFoundError,
+    is_about,
+)
 from .files import Files
 
 TYPE_CHECKING = False
@@ -517,6 +526,7 @@ class Writer:
         "_mapped",
         "_populated",
         "_reserves",
+        "_sync_failed",
         "base",
         "dirty",
         "end",
@@ -555,6 +565,7 @@ class Writer:
         self.map: mmap.mmap | None = None
         self.end = end
         self.fast_end = self.room_end = 0
+        self._sync_failed = False
         self.dirty = False  # whether bytes were appended since the segment was opened
 
     @classmethod
@@ -707,9 +718,30 @@ class Writer:
         return FileView(self._files.duplicate(self._descriptor, self.path), self.path, self._files)
 
     def sync(self) -> None:
-        """Make everything appended durable. Blocks; the GIL is free meanwhile."""
+        """Make everything appended durable. Blocks; the GIL is free meanwhile.
+
+        The kernel tells an error once, and a call that was interrupted as it was told has told nobody: once one has
+        failed, all do.
+        """
         assert self._descriptor is not None
-        self._files.sync(self._descriptor, self.path)
+        if self._sync_failed:
+            raise StoreFailedError(f"{self.path}: an earlier sync has failed; close the store and open it again")
+        try:
+            self._files.sync(self._descriptor, self.path)
+        except StoreFailedError as error:
+            self._sync_failed = True  # first, for an interrupt may follow
+            self._sync_failed = is_about(error, self.path)
+            raise
+        except BaseException as interrupt:
+            # A signal waits while the system syncs, and its handler runs where the error is met.
+            met = interrupt.__context__
+            while met is not None:
+                trace = met.__traceback__
+                is_told_here = trace is not None and trace.tb_frame.f_back is sys._getframe()  # not in the handler
+                if is_told_here and isinstance(met, (OSError, StoreFailedError)):
+                    self._sync_failed = True
+                met = met.__context__
+            raise
 
     def shrink_to_fit(self) -> None:
         """Give back what was allocated and is not needed yet, so that a manifest finds a block."""

@@ -83,6 +83,7 @@ def test_what_goes_wrong_is_counted_and_told(capsys: pytest.CaptureFixture[str])
     assert run_here("endless", 60, 0) == [Row("endless", deep.VIOLATIONS, deep.VIOLATIONS, 0)]
     assert run_here("breaking", 60, 0) == [Row("breaking", 1, 1, 0)]
     assert run_here("tally", 60, 5) == [Row("a tally", 12, 2, 5, True)]
+    assert run_here("tally", 0, 5) == [Row("a tally", 12, 2, 5)], "its time is over, and all is told"
     assert run_here("impossible", 60, 5) == []
     said = capsys.readouterr().err
     assert "ValueError: bad" in said

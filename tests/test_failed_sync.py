@@ -8,7 +8,9 @@ is decided when the store is opened again, and opening asks the medium, not the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
+import os
 import random
 import shutil
 import threading
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 
+import bytekv
 from bytekv.errors import StoreFailedError
 from bytekv.store import Store
 from tests.fault_files import FailingSyncs, LosingFiles
@@ -321,6 +324,142 @@ def test_each_first_call_after_a_failure_in_the_background_raises(path: Path, ca
         with pytest.raises(StoreFailedError):
             store.close()
     assert files.after_failure == 0
+
+
+class _HungSyncs(FailingSyncs):
+    """The disk hangs, somebody presses Ctrl-C, and then the sync fails: the interrupt is raised where that is met."""
+
+    def sync(self, descriptor: int, path: str) -> None:
+        try:
+            super().sync(descriptor, path)
+        except StoreFailedError:
+            raise KeyboardInterrupt from None
+
+
+@modes
+@pytest.mark.parametrize("call", ["sync", "close", "compact", "roll"])
+def test_a_failure_that_an_interrupt_hides_is_told_by_the_next_sync(path: Path, call: str, sync: str) -> None:
+    """Nobody was told, and the next sync succeeded without what was lost: it was acknowledged, with a clean end."""
+    files = _HungSyncs()
+    store = open_store(path, files=files, sync=sync, sync_interval_s=3600, segment_size_bytes=500)
+    store[b"a"] = b"1"
+    calls = {
+        "sync": store.sync,
+        "close": store.close,
+        "compact": store.compact,
+        "roll": lambda: store.update({b"large": bytes(450)}),
+    }
+    store[b"a"] = b"2"  # something to compact
+    files.fail_sync(1, of=lambda path: path.endswith("1.seg"))
+    if sync == "always":
+        with pytest.raises(KeyboardInterrupt):
+            store[b"b"] = b"2"
+    else:
+        store[b"b"] = b"2"
+        with pytest.raises(KeyboardInterrupt):
+            calls[call]()
+    assert files.has_failed.is_set()
+    if call != "close" or sync == "always":
+        with pytest.raises(StoreFailedError):
+            store.sync()
+        with pytest.raises(StoreFailedError):
+            store[b"c"] = b"3"
+        with pytest.raises(StoreFailedError):
+            store.close()
+    assert store.closed
+    assert files.after_failure == 0, "a failed sync was tried again"
+
+
+def test_an_interrupt_between_the_systems_error_and_ours(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = bytekv.open(path, sync="os")
+    store["a"] = "1"
+
+    def hang(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def interrupted(error: BaseException) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        for name in ("fdatasync", "fsync"):
+            patch.setattr(os, name, hang, raising=False)
+        patch.setattr("bytekv.files.is_interrupt", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.sync()
+    with pytest.raises(StoreFailedError):
+        store.sync()
+    with pytest.raises(StoreFailedError):
+        store.close()
+
+
+@pytest.mark.parametrize("met", [BrokenPipeError(errno.EPIPE, "Broken pipe"), StoreFailedError("another store")])
+def test_what_a_handler_meets_of_its_own_is_no_failed_sync(path: Path, met: Exception) -> None:
+    """It writes to a pipe that nobody reads any more, or to another store that has failed, and ends the program."""
+    files = FailingSyncs()
+    store = open_store(path, files=files, sync="os")
+    store["a"] = "1"
+
+    def handle() -> None:
+        try:
+            raise met
+        except (OSError, StoreFailedError):
+            raise SystemExit from None
+
+    sync = files.sync
+
+    def interrupted_sync(descriptor: int, path: str) -> None:
+        sync(descriptor, path)
+        handle()
+
+    files.sync = interrupted_sync  # type: ignore[method-assign]
+    with pytest.raises(SystemExit):
+        store.sync()
+    files.sync = sync  # type: ignore[method-assign]
+    store["b"] = "2"
+    store.sync()
+    store.close()
+
+
+@pytest.mark.parametrize("sync", ["os", "always"])
+@pytest.mark.parametrize("call", ["sync", "compact", "progress"])
+def test_the_failure_of_another_store_is_not_this_ones(path: Path, sync: str, call: str) -> None:
+    """A signal handler, or what is told the progress of a compaction, writes to a store that has failed: what that
+    says comes out of the call of this one, which refused all writes from then on."""
+    files = FailingSyncs()
+    store = open_store(path, files=files, sync=sync, segment_size_bytes=500)
+    disk = FailingSyncs()
+    other = open_store(path.with_name(path.name + "-2"), files=disk, sync="always")
+    disk.fail_sync(1)
+    with pytest.raises(StoreFailedError):
+        other["a"] = "1"
+    for number in range(20):
+        store[b"%d" % (number % 5)] = bytes(100)
+    expected = dict(store) | {b"0": b"new"}
+    own_sync = files.sync
+
+    def interrupted_sync(descriptor: int, path: str) -> None:
+        own_sync(descriptor, path)
+        other["b"] = "2"
+
+    if call != "progress":
+        files.sync = interrupted_sync  # type: ignore[method-assign]
+    with pytest.raises(StoreFailedError, match="-2: writes"):
+        if call == "sync":
+            store["0"] = "new"
+            store.sync()
+        else:
+            store.compact(progress=lambda progress: other.put("b", "2"))
+    files.sync = own_sync  # type: ignore[method-assign]
+    assert store.failure is None
+    store["0"] = "new"
+    store.compact()
+    assert dict(store) == expected
+    store.close()
+    with pytest.raises(StoreFailedError):
+        other.close()
+    with open_store(path) as again:
+        assert dict(again) == expected
+        assert again.verify().ok
 
 
 class _HeldSyncs(FailingSyncs):
