@@ -25,6 +25,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import compress
 from struct import error as StructError
 
 from . import log
@@ -58,7 +59,7 @@ from .gate import Gate
 from .group import Group, Waiter
 from .keydir import PURGED_AT_ONCE, Keydir
 from .options import Options
-from .pending import Operation, Pending, PendingPuts, Puts, pending_of, pending_puts_of, size_of
+from .pending import Bulk, Operation, Pending, PendingBulk, pending_bulk_of, pending_of, size_of
 from .segment import Writer
 from .segment_manager import SegmentManager
 from .sizes import sizes_of
@@ -83,7 +84,6 @@ _PATIENCE_S: Final = 0.1  # after this long a waiter looks whether there still i
 _LONGEST_PATIENCE_S: Final = 1.0
 _PURGED_BY_A_PUT: Final = 2  # expired keys, 4 µs
 _PREPARE_FROM: Final = 1024 * 1024  # bytes of a segment that is worth preparing the next for
-_JOIN_ALL_BELOW: Final = 64 * 1024 * 1024  # a batch that is joined is in memory three times
 
 _pack_entry = ENTRY.pack
 _pack_crc = CRC.pack
@@ -328,7 +328,7 @@ class Committer:
         """Carry out operations as one atomic change; return the seq of the last."""
         return self.change(lambda: operations)
 
-    def change(self, decide: Callable[[], Sequence[Operation] | Puts], gate_owner: object = None) -> int:
+    def change(self, decide: Callable[[], Sequence[Operation] | Bulk], gate_owner: object = None) -> int:
         """Ask what is to be done, under the lock, and do it as one atomic change; return the last seq.
 
         What ``decide`` answers may depend on an entry that is not durable yet, so with ``sync="always"``
@@ -344,13 +344,13 @@ class Committer:
                     self._pass_gate()
                 elif not self._gate.open(gate_owner):  # nobody can come in between
                     raise BytekvError("this transaction has lost its place; nothing was written")
-                operations: Sequence[Operation] | Puts = ()
+                operations: Sequence[Operation] | Bulk = ()
                 try:
                     operations = decide()
                 except (BytekvError, TypeError, ValueError) as error:  # a conflict, or a value that does not fit
                     refusal = error
-                if isinstance(operations, Puts):
-                    seq = self._append_puts(operations)
+                if isinstance(operations, Bulk):
+                    seq = self._append_bulk(operations)
                 elif operations:
                     seq = self.append(operations)
                 else:
@@ -523,17 +523,32 @@ class Committer:
         self._uncounted = uncounted
         return True
 
-    def _append_puts(self, puts: Puts) -> int:
-        keydir, size = self.keydir, size_of(puts)
-        if self._always or keydir.expires or keydir.expired or keydir.views or size > _JOIN_ALL_BELOW:
-            return self.append(puts.operations())
-        writer = self._make_room(size, only_deletes=False)
-        change = pending_puts_of(puts, writer, self.seq, self._files.now_ms())
+    def without_idle_deletes(self, bulk: Bulk) -> Bulk:
+        """Leave out the deletes of keys that no writer finds. Under the lock."""
+        keys, values = bulk
+        if self._unseen.queue or self.keydir.expires:
+            now_ms = self._files.now_ms()
+            is_due = [
+                value is not None or self.newest(key, now_ms) is not None
+                for key, value in zip(keys, values, strict=True)
+            ]
+        else:
+            locations = self.keydir.locations
+            is_due = [value is not None or key in locations for key, value in zip(keys, values, strict=True)]
+        return bulk if all(is_due) else Bulk(list(compress(keys, is_due)), list(compress(values, is_due)))
+
+    def _append_bulk(self, bulk: Bulk) -> int:
+        keydir = self.keydir
+        if self._always or keydir.expires or keydir.expired:
+            return self.append(bulk.operations())
+        writer = self._make_room(size_of(bulk), only_deletes=bulk.only_deletes)
+        tombstones = keydir.tombstones.get(writer.header.segment_id, 0)
+        change = pending_bulk_of(bulk, writer, self.seq, self._files.now_ms(), tombstones)
         self.pending = change
-        self._carry_out_puts(change)
+        self._carry_out_bulk(change)
         return change.seq
 
-    def _write(self, pending: Pending | PendingPuts) -> None:
+    def _write(self, pending: Pending | PendingBulk) -> None:
         """Put what is pending into the file, or know that it is not there: whose error it was says nothing."""
         writer = pending.writer
         try:
@@ -545,14 +560,16 @@ class Committer:
         writer.end = pending.end
         self.seq = pending.seq
 
-    def _carry_out_puts(self, pending: PendingPuts) -> None:
+    def _carry_out_bulk(self, pending: PendingBulk) -> None:
         """Do what `pending` says; once more is the same as once."""
         self._write(pending)
         uncounted, self._uncounted = self._uncounted, True
         unsettled, self.interrupted = self.interrupted, True  # readers come and wait, see `_show`
         if self._mode == "interval" and self.dirty_since is None:
             self.dirty_since = self._files.monotonic()
-        self.keydir.put_all(pending.keys, pending.locations, self.size_of)
+        if pending.gone:
+            self.keydir.tombstones[pending.writer.header.segment_id] = pending.tombstones
+        self.keydir.write_all(pending.keys, pending.locations, pending.gone, self.size_of)
         self.interrupted = unsettled
         self._uncounted = uncounted
         if uncounted:
@@ -607,9 +624,9 @@ class Committer:
         pending = self.pending
         if callable(pending):
             pending()
-        elif isinstance(pending, PendingPuts):
+        elif isinstance(pending, PendingBulk):
             self._uncounted = True
-            self._carry_out_puts(pending)
+            self._carry_out_bulk(pending)
         elif isinstance(pending, Pending):
             self._uncounted = True
             self._carry_out(pending)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Container, Iterator
 from itertools import islice
 from operator import rshift
@@ -157,6 +158,14 @@ class View:
                     self._mortal[key] = expires_ms
                 self.segments.add(location >> SEGMENT_SHIFT)  # first: who finds the location may need the file
             self._noted[key] = location
+
+    def note_some(self, keys: list[bytes], locations: list[int | None]) -> None:
+        """Do what `note` does for keys that do not expire. Under the lock; repeatable."""
+        noted = self._noted
+        missing = {key: old for key, old in zip(keys, locations, strict=True) if key not in noted}
+        self._fresh += (key for key, old in missing.items() if old is not None)
+        self.segments.update(map(rshift, filter(None, missing.values()), itertools.repeat(SEGMENT_SHIFT)))
+        noted.update(missing)
 
     def note_all(
         self, locations: dict[bytes, int], expires: dict[bytes, int], segments: set[int], index: SortedList | None
@@ -316,14 +325,20 @@ class Keydir:
         if old is not None and old != location:
             self.bury(old >> SEGMENT_SHIFT, old_size)
 
-    def put_all(self, keys: list[bytes], locations: list[int], sizes_of: SizeOf) -> None:
-        """Point keys at new locations where nothing expires and no view is open; repeatable, but for the count."""
-        replaced = list(map(self.locations.get, keys))
+    def write_all(self, keys: list[bytes], locations: list[int], gone: list[bytes], sizes_of: SizeOf) -> None:
+        """Point keys at new locations and forget others, where nothing expires; repeatable, but for the count."""
+        get = self.locations.get
+        replaced, lost = list(map(get, keys)), list(map(get, gone))
+        for view in self._open_views() if self.views else ():
+            view.note_some(keys, replaced)
+            view.note_some(gone, lost)
         if self.changed is not None:
             self.changed.update(key for key, old in zip(keys, replaced, strict=True) if old is None)
+            self.changed.update(gone)
         self.locations.update(zip(keys, locations, strict=True))
+        deque(map(self.locations.pop, gone, itertools.repeat(None)), maxlen=0)
         dead = self.dead
-        for old in filter(None, replaced):
+        for old in filter(None, itertools.chain(replaced, lost)):
             segment = old >> SEGMENT_SHIFT
             dead[segment] = dead.get(segment, 0) + (old & SIZE_MASK or sizes_of(old))
 

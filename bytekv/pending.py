@@ -9,8 +9,9 @@ A batch is a run of entries each of which but the last says that it continues.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, chain, repeat
+from itertools import accumulate, compress, repeat
 from operator import add
 
 from .codec import (
@@ -20,6 +21,7 @@ from .codec import (
     ENTRY,
     OVERHEAD,
     PUT,
+    TOMBSTONE,
     checksum,
     encode_entry,
     entry_size,
@@ -32,9 +34,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["Operation", "Pending", "PendingPuts", "Puts", "pending_of", "pending_puts_of", "size_of"]
+__all__ = ["Bulk", "Operation", "Pending", "PendingBulk", "pending_bulk_of", "pending_of", "size_of"]
 
 _JOIN_BELOW: Final = 64 * 1024
+_PART_SIZE: Final = 1024 * 1024  # of a large batch; what is larger is not copied
 
 _pack_entry = ENTRY.pack
 _pack_crc = CRC.pack
@@ -49,15 +52,23 @@ class Operation(NamedTuple):
     expires_ms: int = 0
 
 
-class Puts(NamedTuple):
-    """Many puts without expiry before they have seqs; no key comes twice."""
+class Bulk(NamedTuple):
+    """Many puts without expiry, and deletes, before they have seqs; no key comes twice."""
 
     keys: list[bytes]
-    values: list[bytes]
+    values: list[bytes | None]  # None: is to be deleted
 
     def operations(self) -> list[Operation]:
         """Return them one by one."""
-        return [Operation(PUT, key, value) for key, value in zip(self.keys, self.values, strict=True)]
+        return [
+            Operation(TOMBSTONE, key) if value is None else Operation(PUT, key, value)
+            for key, value in zip(self.keys, self.values, strict=True)
+        ]
+
+    @property
+    def only_deletes(self) -> bool:
+        """Tell whether there is no put among them."""
+        return all(value is None for value in self.values)
 
 
 class Pending(NamedTuple):
@@ -72,23 +83,25 @@ class Pending(NamedTuple):
     tombstones: int  # bytes in this segment afterwards
 
 
-class PendingPuts(NamedTuple):
-    """Many puts that are being carried out."""
+class PendingBulk(NamedTuple):
+    """Many puts and deletes that are being carried out."""
 
     writer: Writer
     offset: int
     parts: list[bytes]
-    keys: list[bytes]
+    keys: list[bytes]  # of the puts
     locations: list[int]
+    gone: list[bytes]  # the keys of the deletes
     seq: int
     end: int
+    tombstones: int  # bytes in this segment afterwards
 
 
-def size_of(operations: Sequence[Operation] | Puts) -> int:
+def size_of(operations: Sequence[Operation] | Bulk) -> int:
     """Return the bytes that operations take in a segment."""
-    if isinstance(operations, Puts):
+    if isinstance(operations, Bulk):
         keys, values = operations
-        return sum(map(len, keys)) + sum(map(len, values)) + OVERHEAD * len(keys)
+        return sum(map(len, keys)) + sum(map(len, filter(None, values))) + OVERHEAD * len(keys)
     return sum(entry_size(len(key), len(value), expires_ms) for _, key, value, expires_ms in operations)
 
 
@@ -117,21 +130,45 @@ def pending_of(operations: Sequence[Operation], writer: Writer, seq: int, now_ms
     return Pending(writer, writer.end, parts, effects, seq, offset, tombstones)
 
 
-def pending_puts_of(puts: Puts, writer: Writer, seq: int, now_ms: int) -> PendingPuts:
-    """Do what `pending_of` does with what C does for a whole list: 0.5 µs a put instead of 1.9."""
-    keys, values = puts
+def pending_bulk_of(bulk: Bulk, writer: Writer, seq: int, now_ms: int, tombstones: int) -> PendingBulk:
+    """Do what `pending_of` does with what C does for a whole list: 0.5 µs an entry instead of 1.9.
+
+    Encoded in parts, so that what is made on the way takes little memory beside the entries themselves.
+    """
+    keys, given = bulk
     count = len(keys)
-    flags = chain(repeat(PUT | CONTINUES, count - 1), (PUT,))
-    seqs = range(seq + 1, seq + count + 1)
-    heads = map(_pack_entry, flags, map(len, keys), map(len, values), seqs, repeat(now_ms))
-    bodies = list(map(b"".join, zip(heads, keys, values, strict=True)))
-    crcs = map(_pack_crc, map(checksum, bodies, repeat(writer.seed)))
-    entries = list(map(add, bodies, crcs))
-    sizes = list(map(len, entries))
+    gone: list[bytes] = []
+    flags = [PUT | CONTINUES] * count
+    values = [value or b"" for value in given]
+    if None in given:
+        gone = [key for key, value in zip(keys, given, strict=True) if value is None]
+        flags = [(TOMBSTONE if value is None else PUT) | CONTINUES for value in given]
+        tombstones += OVERHEAD * len(gone) + sum(map(len, gone))
+    flags[-1] ^= CONTINUES
+    sizes = list(map(OVERHEAD.__add__, map(add, map(len, keys), map(len, values))))
     offsets = list(accumulate(sizes, initial=writer.end))
+    parts: list[bytes] = []
+    at = 0
+    while at < count:
+        stop = max(at + 1, bisect_right(offsets, offsets[at] + _PART_SIZE, at) - 1)
+        if stop == at + 1:  # perhaps a large one
+            parts += encode_entry(flags[at], keys[at], values[at], seq + stop, now_ms, 0, writer.seed)
+        else:
+            parts.append(_joined(flags[at:stop], keys[at:stop], values[at:stop], seq + at + 1, now_ms, writer.seed))
+        at = stop
     base = writer.base
     locations = [
         base | offset << 13 | (size if size <= 8191 else 0)
         for offset, size in zip(offsets, sizes, strict=False)  # one offset more: the end
     ]
-    return PendingPuts(writer, writer.end, [b"".join(entries)], keys, locations, seq + count, offsets[-1])
+    if gone:
+        is_put = [value is not None for value in given]
+        keys, locations = list(compress(keys, is_put)), list(compress(locations, is_put))
+    return PendingBulk(writer, writer.end, parts, keys, locations, gone, seq + count, offsets[-1], tombstones)
+
+
+def _joined(flags: list[int], keys: list[bytes], values: list[bytes], seq: int, now_ms: int, seed: int) -> bytes:
+    seqs = range(seq, seq + len(keys))
+    heads = map(_pack_entry, flags, map(len, keys), map(len, values), seqs, repeat(now_ms))
+    bodies = list(map(b"".join, zip(heads, keys, values, strict=True)))
+    return b"".join(map(add, bodies, map(_pack_crc, map(checksum, bodies, repeat(seed)))))

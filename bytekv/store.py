@@ -63,7 +63,7 @@ from .mapping import (
 from .open_stores import register, unregister
 from .opening import open_directory
 from .options import Options
-from .pending import Operation, Puts
+from .pending import Bulk, Operation
 from .reading import Reading
 from .recovery import Recovery
 from .upkeep import Upkeep
@@ -543,9 +543,17 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def _commit_batch(self, writes: Writes, gate_owner: object = None) -> int | None:
         commit = self._commit
         values = list(writes.values())
-        if set(map(type, values)) == {bytes}:
-            puts = Puts(list(writes), values)  # type: ignore[arg-type]
-            return commit.change(lambda: puts, gate_owner)
+        if (kinds := set(map(type, values))) <= {bytes, type(None)}:
+            bulk = Bulk(list(writes), values)  # type: ignore[arg-type]
+
+            def decide_in_bulk() -> Sequence[Operation] | Bulk:
+                nonlocal bulk
+                if len(kinds) > 1 or bytes not in kinds:
+                    bulk = commit.without_idle_deletes(bulk)
+                return bulk if bulk.keys else ()
+
+            seq = commit.change(decide_in_bulk, gate_owner)
+            return seq if bulk.keys else None
         operations: list[Operation] = []
 
         def decide() -> Sequence[Operation]:

@@ -106,6 +106,11 @@ def _watched(store: Store) -> None:
     _kept.append(store.snapshot())
 
 
+def _undying(store: Store) -> None:
+    del store["due"]  # nothing expires, so that a batch is written in bulk
+    _watched(store)
+
+
 def _unsorted(store: Store) -> None:
     assert list(store)
     store["new-er"] = store["new-est"] = b"1"
@@ -147,6 +152,14 @@ class Call(NamedTuple):
     act: Callable[[Store], object]
     arrange: Callable[[Store], Store | None] = _warm
     modes: Sequence[Mode] = MODES
+
+
+def _bulk(store: Store) -> None:
+    with store.batch() as batch:
+        batch["new"] = b"1"
+        batch["kept"] = "2"
+        del batch["gone"]
+        del batch["never"]
 
 
 def _batch(store: Store) -> None:
@@ -218,6 +231,7 @@ CALLS: dict[str, Call] = {
     "incr": Call(lambda db: db.incr("n")),
     "batch": Call(_batch),
     "batch beside a snapshot": Call(_batch, _watched),
+    "batch in bulk beside a snapshot": Call(_bulk, _undying),
     "batch that rolls": Call(lambda db: db.update({"new": "1", "kept": "2" * 100}), _rolling),
     "clear": Call(lambda db: db.clear()),
     "clear beside a snapshot": Call(lambda db: db.clear(), _watched),

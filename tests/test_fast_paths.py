@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytekv.commit import Committer
-from bytekv.pending import Puts
+from bytekv.keydir import Keydir
+from bytekv.pending import Bulk, pending_bulk_of, pending_of, size_of
 from bytekv.segment import Writer
 from bytekv.store import Store
-from tests.harness import FakeFiles, open_store, segment_files
+from tests.harness import FakeFiles, open_store, patched, segment_files
 
 KEYS = [b"", b"a", b"b" * 20, b"c" * 300, b"d" * 9000, *(b"%d" % number for number in range(6))]
 VALUES = [b"", b"v", b"x" * 100, b"y" * 8100, b"z" * 9000]
@@ -30,6 +31,8 @@ steps = st.lists(
         st.tuples(st.just("set"), keys, values),
         st.tuples(st.just("delete"), keys),
         st.tuples(st.just("update"), st.lists(st.tuples(keys, values), max_size=8)),
+        st.tuples(st.just("batch"), st.lists(st.tuples(keys, st.none() | values), max_size=8)),
+        st.tuples(st.just("snapshot")),
         st.tuples(st.just("order")),
         st.tuples(st.just("expire"), keys),
         st.tuples(st.just("reopen")),
@@ -57,12 +60,18 @@ def plain_ways_only() -> Iterator[None]:
     def without_fast_end(self: Writer, *, fast: bool) -> None:
         open_room(self, fast=False)
 
-    def one_by_one(self: Committer, puts: Puts) -> None:
-        self.append(puts.operations())
+    def one_by_one(self: Committer, bulk: Bulk) -> int:
+        return self.append(bulk.operations())
+
+    def asked_one_by_one(self: Committer, bulk: Bulk) -> Bulk:
+        pairs = zip(*bulk, strict=True)
+        due = [(key, value) for key, value in pairs if value is not None or self.newest(key, 0) is not None]
+        return Bulk([key for key, _ in due], [value for _, value in due])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Writer, "open_room", without_fast_end)
-        patch.setattr(Committer, "_append_puts", one_by_one)
+        patch.setattr(Committer, "_append_bulk", one_by_one)
+        patch.setattr(Committer, "without_idle_deletes", asked_one_by_one)
         yield
 
 
@@ -71,6 +80,14 @@ def live(path: Path, story: list[tuple[Any, ...]], **options: Any) -> tuple[Any,
     files = SameFiles()
     db = open_store(path, files=files, sync="os", **options)
     said: list[Any] = []
+    snapshots: list[Any] = []
+
+    def look_back() -> None:
+        for snapshot in snapshots:
+            said.append((len(snapshot), dict(snapshot), list(snapshot), snapshot._view.segments))
+            snapshot.close()
+        snapshots.clear()
+
     for what, *given_ in story:
         if what == "put":
             said.append(db.put(*given_))
@@ -80,6 +97,16 @@ def live(path: Path, story: list[tuple[Any, ...]], **options: Any) -> tuple[Any,
             said.append(db.delete(*given_))
         elif what == "update":
             db.update(given_[0])
+        elif what == "batch":
+            with db.batch() as batch:
+                for key, value in given_[0]:
+                    if value is None:
+                        batch.delete(key)
+                    else:
+                        batch.put(key, value)
+            said.append(batch.seq)
+        elif what == "snapshot":
+            snapshots.append(db.snapshot())
         elif what == "order":
             said.append(list(db))
         elif what == "expire":
@@ -87,8 +114,10 @@ def live(path: Path, story: list[tuple[Any, ...]], **options: Any) -> tuple[Any,
         elif what == "compact":
             db.compact()
         else:
+            look_back()
             db.close()
             db = open_store(path, files=files, sync="os", **options)
+    look_back()
     keydir = db._keydir
     state = (
         said,
@@ -106,9 +135,12 @@ def live(path: Path, story: list[tuple[Any, ...]], **options: Any) -> tuple[Any,
 @settings(max_examples=60)
 @given(story=steps, io=st.sampled_from(["mmap", "pread"]))
 def test_writes_leave_the_same_bytes(story: list[tuple[Any, ...]], io: str) -> None:
+    """A batch that deletes a million keys held the lock for three times as long as one that puts them, and so did an
+    `update` of more than 64 MiB, or one under a snapshot: they were encoded and shown entry by entry."""
     parent = Path(tempfile.mkdtemp(prefix="bytekv-"))
     try:
-        fast = live(parent / "fast", story, io=io, segment_size_bytes=60_000)
+        with patched({"bytekv.pending._PART_SIZE": 500}):
+            fast = live(parent / "fast", story, io=io, segment_size_bytes=60_000)
         with plain_ways_only():
             plain = live(parent / "plain", story, io=io, segment_size_bytes=60_000)
         assert fast == plain
@@ -126,6 +158,75 @@ def test_the_plain_way_is_plain(path: Path) -> None:
         db["b"] = "1"
         assert db._segments.writer is not None
         assert db._segments.writer.fast_end > 0
+
+
+@pytest.mark.parametrize("part_size", [1, 100, 1 << 20])
+def test_a_batch_is_encoded_in_parts(path: Path, part_size: int) -> None:
+    """In bulk, and in memory twice and not four times; what is larger than a part is not copied."""
+    path.mkdir()
+    with open_store(path / "store", sync="os") as db:
+        db["a"] = "1"
+        writer = db._segments.writer
+        assert writer is not None
+        large = bytes(2 * part_size)
+        bulk = Bulk([b"k%d" % n for n in range(20)], [*[b"v", None, b"", large] * 5])
+        plain = pending_of(bulk.operations(), writer, 7, 1000, 50)
+        with patched({"bytekv.pending._PART_SIZE": part_size}):
+            found = pending_bulk_of(bulk, writer, 7, 1000, 50)
+        assert b"".join(found.parts) == b"".join(plain.parts)
+        assert found[6:] == plain[4:], "seq, end, tombstones"
+        shown = [*zip(found.keys, found.locations, strict=True), *((key, None) for key in found.gone)]
+        assert sorted(shown) == sorted((key, location) for key, location, _ in plain.effects)
+        assert size_of(bulk) == size_of(bulk.operations()) == found.end - found.offset
+        if len(large) > 30:
+            assert sum(part is large for part in found.parts) == 5
+            assert max(len(part) for part in found.parts if part is not large) <= max(part_size, 50)
+
+
+@pytest.mark.parametrize("is_viewed", [False, True])
+@pytest.mark.parametrize("where", ["write", "write_all", "after"])
+def test_a_batch_that_is_interrupted_is_carried_out_once_more(path: Path, where: str, is_viewed: bool) -> None:
+    """Deletes and puts, the counts and what a view has noted included."""
+    with open_store(path, sync="os") as db:
+        db.update({b"%d" % number: b"v" * number for number in range(10)})
+        before = dict(db)
+        snapshot = db.snapshot() if is_viewed else None
+        db["1"] = "noted before"
+        write_all, write = Keydir.write_all, Writer.write
+
+        def interrupted(original: Any, is_done: bool) -> Any:
+            def call(*arguments: Any) -> None:
+                if is_done:
+                    original(*arguments)
+                raise KeyboardInterrupt
+
+            return call
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt), db.batch() as batch:
+            for number in range(5):
+                batch.delete(b"%d" % number)
+            batch.delete("not there")
+            batch.put("5", "new")
+            batch.put("x", "new")
+            if where == "write":
+                patch.setattr(Writer, "write", interrupted(write, False))
+            else:
+                patch.setattr(Keydir, "write_all", interrupted(write_all, where == "after"))
+            batch.commit()
+        assert dict(db) == {b"5": b"new", **{b"%d" % n: b"v" * n for n in range(6, 10)}, b"x": b"new"}
+        assert list(db._keydir.index()) == sorted(db._keydir.locations)
+        db["y"] = ""
+        assert db.last_seq == 10 + 1 + 7 + 1
+        rows = db.stats().segments
+        dead = dict(db._keydir.dead), dict(db._keydir.tombstones)
+        assert dead == (
+            {row.segment_id: sum(28 + n for n in range(6)) + 28 + len("noted before") for row in rows},
+            {row.segment_id: 5 * 28 for row in rows},
+        )
+        if snapshot is not None:
+            assert dict(snapshot) == before
+            snapshot.close()
+        assert db.verify().ok
 
 
 # --- reading in chunks -----------------------------------------------------------------------------
