@@ -282,7 +282,7 @@ class Compactor:
                 pause()
             if flags & KIND == PUT:
                 location = base | offset << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0)
-                if locate(key) != location:  # first this, then `expired`: see Keydir.purge
+                if locate(key) != location:  # first this, then `expired`: see Keydir._expire
                     known = expired.get(key)
                     if known is None and expires_ms and not oldest and key not in locations:
                         graves.note_expired(key, raw)

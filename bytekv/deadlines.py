@@ -1,12 +1,12 @@
 """Which keys come due next: a timing wheel that is worked off in pieces.
 
-A key lies in a bucket that covers a stretch of time: a quarter of an hour while that is far away, then a second, in the
-end a millisecond. When the stretch of a bucket has begun, those of its keys that are not due are moved to smaller ones,
+A key lies in a bucket that covers a stretch of time: a quarter of an hour while that is far away, then a second, and
+finally a millisecond. When the stretch of a bucket has begun, its keys that are not due are moved to smaller ones,
 some at a time. So a key is added and removed in constant time, none is kept that nobody waits for, and of millions that
-come due together as many are taken as the caller has time for.
+come due together the caller takes as many as it has time for.
 
-It does not know what a key is due for. When each is due the caller knows; this is an index of that, and a key that it
-holds in vain does no harm. An interrupted call is made good by repeating it.
+Why a key is due is the caller's business, and so is when: this is an index of that, and a key that it holds in vain
+does no harm. An interrupted call is made good by repeating it.
 """
 
 from __future__ import annotations

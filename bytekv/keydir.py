@@ -4,7 +4,7 @@ Knows nothing of files. All changes happen under the store's lock. `locations` i
 a dict look-up is atomic, and what it returns is a location that was right at that moment.
 
 Theory of operation. `locations` holds exactly the keys that exist, except those whose time has come
-since the last `purge`; who reads asks `expires` as well. A purged key moves to `expired`: gone for
+since the last purge; readers ask `expires` as well. A purged key moves to `expired`: gone for
 every reader and for good, but its entry stays on disk as it is. Once its grace is over, it is forgotten. Then
 only its entry is left, which still hides older ones of the same key: a compaction makes a tombstone of it, and
 so it is counted as what that will take, `lapsed`, and the rest of it is dead. The sorted index exists from the
@@ -472,7 +472,7 @@ class Keydir:
 
     def _note_all(self) -> None:
         segments = set(map(rshift, self.locations.values(), itertools.repeat(SEGMENT_SHIFT)))
-        # The index is of no use any more here. What a view cannot have of it, whoever reads there has to sort.
+        # The index is of no use any more here. Views that cannot have it sort what they need when they are read.
         is_right = self.changed is not None and self._index is not None and len(self.changed) < _FEW_CHANGES
         index = self.index() if is_right else None
         for view in self._open_views():
@@ -489,7 +489,7 @@ class Keydir:
         """Take out some of the keys whose time has come, ``count`` at most; tell whether there may be more.
 
         Under the lock. Interrupted, it is to be repeated, and the dead bytes are to be counted anew. Complexity:
-        O(1) a key, about 1.5 µs.
+        O(1) a key, about 1.5 µs; more when a dict has to grow, 60 ms at 700,000 expired keys.
         """
         self.finish_purge()
         self._is_purging = True
