@@ -339,8 +339,10 @@ def _run(given: list[str], before_long_work: Callable[[], object]) -> int:
             return int(end.code or 0)
     except SystemExit as end:  # --help, --version
         return int(end.code or 0)
-    if not arguments.dir:  # an unset variable, and not the current directory
-        raise commands.UsageError("the name of the store's directory is empty")
+    for what in ("dir", "file", "dest", "segment"):
+        if getattr(arguments, what, None) == "":  # and not the current directory
+            name = "the store's directory" if what == "dir" else what.upper()
+            raise commands.UsageError(f"the name of {name} is empty; is a variable not set?")
     if arguments.verbose:
         import logging
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from .codec import MAX_VALUE_SIZE, check_sizes
-from .errors import StoreLockedError
+from .errors import StoreLockedError, StoreNotFoundError
 from .mapping import expiry_of
 from .store import Store, repair
 from .store import open as open_store
@@ -387,7 +387,8 @@ def _written(path: str) -> Iterator[Callable[[bytes], object]]:
         return
     path = os.path.realpath(path)  # a link stays one
     whole = not os.path.exists(path) or os.path.isfile(path)
-    target = f"{path}.{os.getpid()}.part" if whole else path
+    # Random, as well: in a container the number of a process is that of the one that was killed.
+    target = f"{path}.{os.getpid()}-{os.urandom(4).hex()}.part" if whole else path
     try:
         file = _new_file(target, path) if whole else open(path, "wb")
     except OSError as error:
@@ -471,7 +472,8 @@ def import_entries(arguments: Namespace) -> int:
                 advice = (
                     "; text, numbers and bytes that look alike become one key: --duplicates first or last keeps one"
                 )
-            raise UsageError(f"{name}{error}{advice}; {done} entries before it were imported") from None
+            so_far = f"{done} entries before it were imported" if done else "nothing was imported"
+            raise UsageError(f"{name}{error}{advice}; {so_far}") from None
     say(f"{result.stored} entries imported" + (f", {result.expired} had expired" if result.expired else ""))
     return DONE
 
@@ -532,7 +534,11 @@ def inspect_segment(arguments: Namespace) -> int:
     path = arguments.segment
     if path.isdecimal() and path.isascii() and len(path) < 20 and not os.path.exists(path):
         path = os.path.join(arguments.dir, f"{int(path):010d}.seg")
-    with Inspection(path) as inspection:
+    try:
+        inspection = Inspection(path)
+    except StoreNotFoundError:
+        raise UsageError(f"{path}: no such segment; ls shows which there are, NUMBER.seg") from None
+    with inspection:
         is_damaged = _show_header(arguments, inspection.header)
         for found in inspection:
             is_damaged |= found.kind == "damage"
@@ -639,7 +645,7 @@ def _secrets(arguments: Namespace) -> tuple[bytes | None, str | dict[str, str] |
     Neither is ever missing without a word: where one door would stay open beside one that is guarded, or where a secret
     or its file is empty, too long or cut, that is an error.
     """
-    for option in ("password", "password_file", "token", "token_file", "backup_dir"):
+    for option in ("resp", "http", "password", "password_file", "token", "token_file", "backup_dir"):
         if getattr(arguments, option) == "":
             raise UsageError(f"--{option.replace('_', '-')} is empty; is a variable not set?")
     if "" in arguments.allowed_host:

@@ -101,8 +101,10 @@ def decode_line(line: bytes) -> Row:
         raise LineError(f"not UTF-8 at byte {error.start}") from None
     except RecursionError:
         raise LineError("nested too deeply") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise LineError(f"not JSON: {error}") from None
+    except ValueError:
+        raise LineError("a number of too many digits") from None
     if not isinstance(fields, dict):
         raise LineError("not a JSON object")
     if unknown := fields.keys() - _FIELDS - _OF_ITS_STORE:
@@ -122,7 +124,7 @@ def decode_line(line: bytes) -> Row:
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise LineError("a field stands there twice")
+        raise LineError("has a field twice")
     return fields
 
 
@@ -185,7 +187,7 @@ def load(
     """
     began, now_s = store.last_seq, clock()
     stored = expired = number = size = 0
-    batch, keys = store.batch(), set[bytes]()
+    batch, keys, seen = store.batch(), set[bytes](), set[bytes]()  # keys: that the batch stores; seen: or deletes
     for key, value, expires in rows:
         number += 1
         if key in keys or _is_ours(store, key, began):
@@ -193,7 +195,8 @@ def load(
                 raise DuplicateError(number, key)
             if duplicates == "first":
                 continue
-            stored -= key not in keys  # it is counted with this batch
+            stored -= key not in seen  # it is counted with this batch
+        seen.add(key)
         if expires is not None and expires <= now_s:
             batch.delete(key)
             keys.discard(key)
@@ -206,7 +209,7 @@ def load(
             batch.commit()
             stored += len(keys)
             loaded(stored)
-            batch, keys, size = store.batch(), set(), 0
+            batch, keys, seen, size = store.batch(), set(), set(), 0
     if len(batch):
         batch.commit()
         stored += len(keys)

@@ -201,17 +201,21 @@ def _caches(path: str, left_out: Callable[[str], object]) -> list[str]:
     """Return the directories of a cache that have a database each."""
     if os.path.exists(os.path.join(path, "cache.db")):
         return [path]
-    try:
-        names = sorted(os.listdir(path))
-    except OSError as error:
-        raise SourceError(f"{path}: {error.strerror}") from error
+    names = _names(path)
     shards = [name for name in names if re.fullmatch("[0-9]{3,}", name, re.ASCII)]  # of a FanoutCache: 000, 001, …
     if not shards:
         raise SourceError(f"{path}: a directory without diskcache's cache.db; name the one that the cache was given")
     for name in set(names).intersection(_SUB_CACHES):
-        for sub_cache in sorted(os.listdir(os.path.join(path, name))):
+        for sub_cache in _names(os.path.join(path, name)):
             left_out(f"{os.path.join(path, name, sub_cache)} is a cache of its own and was left out; import it, too")
     return [os.path.join(path, name) for name in shards]
+
+
+def _names(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}") from error
 
 
 def _read_cache(directory: str) -> Iterator[Row]:

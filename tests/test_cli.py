@@ -270,7 +270,7 @@ STATUSES: list[tuple[Callable[[Path], None], str, bytes, int, str]] = [
     (missing, f"set {'k' * 65536} 1", b"", 2, "a key of 65536 bytes; the limit is 65535"),
     (missing, "import nothing.jsonl", b"", 2, "nothing.jsonl: No such file or directory"),
     (missing, "import /", b"", 2, "/: Is a directory"),
-    (missing, "import", b"\n{}\n", 2, "line 2: needs either key or key_b64; 0 entries before it"),
+    (missing, "import", b"\n{}\n", 2, "line 2: needs either key or key_b64; nothing was imported"),
     (missing, "import --from dbm nothing", b"", 2, "nothing: not there"),
     (missing, "import --from pickle x", b"", 2, "invalid choice: 'pickle'"),
     (missing, "import --table t", b"", 2, "--table and --columns are for"),
@@ -288,7 +288,7 @@ STATUSES: list[tuple[Callable[[Path], None], str, bytes, int, str]] = [
     (missing, "repair", b"", 3, "no store there"),
     (missing, "backup x", b"", 3, "no store there"),
     (missing, "export", b"", 3, "no store there"),
-    (missing, "inspect 1", b"", 3, "0000000001.seg: no store there|0000000001.seg: No such file"),
+    (missing, "inspect 1", b"", 2, "0000000001.seg: no such segment"),
     (missing, "-d a/b/c set a 1", b"", 3, "parent directory does not exist"),
     (a_file, "get a", b"", 3, "a file, not a directory"),
     (a_file, "set a 1", b"", 3, "a file|not a directory"),
@@ -323,6 +323,17 @@ def test_exit_statuses(run, path, monkeypatch, there, line, stdin, status, messa
         assert found.out == b""
     if status == 2:
         assert sorted(path.parent.rglob("*")) == before, "wrong use changes nothing"
+
+
+@pytest.mark.parametrize("line", ["backup", "export", "import", "import --from=dbm", "inspect"])
+def test_an_empty_name_is_not_the_current_directory(run, path, monkeypatch, line):
+    """A backup to a variable that is not set filled the current directory, if that was empty."""
+    as_it_is(path)
+    monkeypatch.chdir(path.parent)
+    found = run(*line.split(), "")
+    assert (found.status, found.out) == (2, b"")
+    assert re.search("the name of (DEST|FILE|SEGMENT) is empty; is a variable not set", found.err)
+    assert os.listdir(path.parent) == ["store"]
 
 
 def test_every_status_is_in_the_table():
@@ -538,6 +549,22 @@ def test_export_writes_a_whole_file_or_none(run, path, monkeypatch):
     assert run("export", "out").status == 70
     assert target.read_bytes() == b'{"key": "b", "value": "2"}\n'
     assert sorted(os.listdir(path.parent)) == ["out", "store"]
+
+
+def test_what_a_killed_export_left_is_not_in_the_way(run, path, monkeypatch):
+    """In a container the next process has the same number: the file of the one that was killed was there for ever."""
+    as_it_is(path)
+    monkeypatch.chdir(path.parent)
+
+    def be_killed(source: str, target: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", be_killed)
+        patch.setattr(os, "unlink", lambda file: None)
+        assert run("export", "out").status == 130
+    assert len(list(path.parent.glob("out.*.part"))) == 1
+    assert run("export", "out").status == 0
 
 
 def mode(file: Path) -> int:

@@ -62,7 +62,7 @@ WRONG = {
     b"{": "not JSON",
     b'{"key": "a", "value": "b"} {}': "not JSON",
     b"[" * 100_000: "nested too deeply|not JSON",
-    b'{"key": "a", "value": ' + b"1" * 5000 + b"}": "not JSON",
+    b'{"key": "a", "value": ' + b"1" * 5000 + b"}": "a number of too many digits",
     b"[]": "not a JSON object",
     b"null": "not a JSON object",
     b'"key"': "not a JSON object",
@@ -157,6 +157,15 @@ def test_what_is_counted_is_what_is_stored(path, monkeypatch, batch):
         with pytest.raises(DuplicateError, match=r"entry 3: .* the same key b'a'"):
             load(db, rows, duplicates="refuse")
         assert load(db, rows[:2], duplicates="refuse") == (2, 0), "what was there before is no duplicate"
+
+
+def test_a_key_that_goes_and_comes_within_a_batch_is_counted_once(path, monkeypatch):
+    """The batch before had counted it, and for each of its entries in this one that was taken back."""
+    monkeypatch.setattr(exchange, "BATCH_ENTRIES", 2)
+    rows = [(b"a", b"1", None), (b"b", b"2", None), (b"a", b"3", 1.0), (b"a", b"4", None)]
+    with open_store(path) as db:
+        assert load(db, rows) == (2, 1)
+        assert dict(db) == {b"a": b"4", b"b": b"2"}
 
 
 @pytest.mark.parametrize("batch", [1, 1000])

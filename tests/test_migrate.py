@@ -601,6 +601,13 @@ def test_a_cache_within_a_fanout_cache_is_named(folder):
     assert read("diskcache", folder / "cache/inner") == {b"cache/inner": (b"v", None)}
 
 
+def test_what_is_called_as_the_caches_of_a_fanout_cache_and_is_a_file(folder):
+    (folder / "000").mkdir()
+    (folder / "deque").touch()
+    with pytest.raises(SourceError, match="deque: Not a directory"):
+        read("diskcache", folder)
+
+
 def test_a_file_is_the_value_of_one_row(folder):
     """Rows that all name one file of a gigabyte would become terabytes."""
     (folder / "ab").mkdir()

@@ -392,6 +392,7 @@ STATUSES = {
     "serve --resp 127.0.0.1:{taken}": (2, "cannot serve there: .*address already in use"),
     "serve --resp :0 --password-file nothing": (2, "nothing: No such file"),
     "serve --resp :0 --password-file empty": (2, "empty: the first line is empty"),
+    "serve --resp= --password-file=f": (2, "--resp is empty; is a variable not set"),
     "serve --resp :0 --password-file=": (2, "--password-file is empty; is a variable not set"),
     "serve --resp :0 --password=": (2, "--password is empty"),
     "serve --http :0 --token-file=": (2, "--token-file is empty"),
