@@ -174,9 +174,18 @@ def _is_whole(target: Directory, row: SegmentRow, uuid: bytes) -> bool:
 
 
 def _link(source: Directory, target: Directory, row: SegmentRow) -> bool:
-    """Give a sealed segment a second name in the target; False where the file system does not do that."""
-    files, temporary = target.files, target.segment_new_path
-    if not files.link(source.segment_path(row.segment_id), temporary):
+    """Give a sealed segment a second name in the target; False where the file system does not do that.
+
+    And where the file has more bytes, a torn tail that could not be cut off: what was set aside of it stays behind, and
+    nothing here would tell a repair that it does not count. Or fewer, which is said by who copies it.
+    """
+    files, temporary, path = target.files, target.segment_new_path, source.segment_path(row.segment_id)
+    descriptor = files.open(path)
+    try:
+        is_exact = files.size(descriptor, path) == row.length
+    finally:
+        files.close(descriptor)
+    if not is_exact or not files.link(path, temporary):
         return False
     files.replace(temporary, target.segment_path(row.segment_id))
     # Were both names of one file, the temporary one is still there; the sweep at the end takes it.

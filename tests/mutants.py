@@ -1152,6 +1152,13 @@ MUTANTS = [
         _BACKUP,
     ),
     _mutant(
+        "a backup shares files whatever follows in them",
+        "backup",
+        "is_exact = files.size(descriptor, path) == row.length",
+        "is_exact = True",
+        _BACKUP,
+    ),
+    _mutant(
         "a backup takes for whole what it once had",
         "backup",
         "there.get(row.segment_id) == row and _is_whole(target, row, moment.store_uuid)",

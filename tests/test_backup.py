@@ -32,6 +32,7 @@ from tests.harness import (
     NO_WORKER,
     FakeFiles,
     QuickFiles,
+    crash,
     damage,
     fresh,
     open_store,
@@ -166,9 +167,10 @@ def test_what_an_earlier_backup_has_lost_is_made_anew(path: Path, dest: Path, lo
         expect(dest, dict(db))
 
 
-def test_what_is_cut_short_is_not_copied(path: Path, dest: Path) -> None:
+@pytest.mark.parametrize("links", [False, True])
+def test_what_is_cut_short_is_not_copied(path: Path, dest: Path, links: bool) -> None:
     """Somebody has shortened a segment behind the store's back: the backup says so, and does not wait for bytes."""
-    with open_store(path, segment_size_bytes=1000, files=Copying(), io="pread") as db:
+    with open_store(path, segment_size_bytes=1000, files=QuickFiles() if links else Copying(), io="pread") as db:
         fill(db)
         before = dict(db)
         db.backup(dest)
@@ -182,6 +184,25 @@ def test_what_is_cut_short_is_not_copied(path: Path, dest: Path) -> None:
         sealed.write_bytes(whole)
         db.backup(dest)
         expect(dest, dict(db))
+
+
+def test_a_torn_tail_stays_behind(path: Path, dest: Path) -> None:
+    """A recovery does not cut it off a file with two names. Linked, it came along, but not what says that it is one: a
+    repair of a backup that had lost its manifest kept what had been reported lost."""
+    db = open_store(path)
+    db["a"] = "1"
+    db.update({"torn": "1", "too": "2"})
+    db["whole"] = "3"
+    crash(db)
+    (file,) = segment_files(path)
+    damage(file, file.read_bytes().index(b"torn"))
+    os.link(file, path.parent / "second name")
+    with open_store(path) as db:
+        assert dict(db) == {b"a": b"1"}
+        assert db.backup(dest).linked == 0
+    (dest / "MANIFEST").unlink()
+    bytekv.repair(dest)
+    expect(dest, {b"a": b"1"})
 
 
 def test_hints_come_along(path: Path, dest: Path) -> None:
