@@ -314,7 +314,7 @@ class Image(NamedTuple):
     items: dict[int, list[Item]]
     rows: dict[int, Any]
     manifest: Any
-    cut: list[Written]  # what a recovery has set aside, and is there all the same
+    cut: dict[int, int]  # where recoveries have ended segments whose files go on
 
 
 def image_of(path: Path) -> Image:
@@ -322,11 +322,11 @@ def image_of(path: Path) -> Image:
     raws = {int(file.stem): file.read_bytes() for file in harness.segment_files(path)}
     items = {segment_id: items_of(raw) for segment_id, raw in raws.items()}
     rows = {row.segment_id: row for row in manifest.segments}
-    cut: list[Written] = []
+    cut: dict[int, int] = {}
     for segment_id, row in rows.items():
         is_over = row.state != ACTIVE or len(raws[segment_id]) == row.length
         if is_over:  # what follows was set aside by a recovery
-            cut += [entry for item in items[segment_id] if item.end > row.length for entry in item.entries]
+            cut[segment_id] = row.length
             items[segment_id] = [item for item in items[segment_id] if item.end <= row.length]
     return Image(raws, items, rows, manifest, cut)
 
@@ -384,8 +384,12 @@ class Verdict(NamedTuple):
 
 def judge(path: Path, image: Image, *, has_manifest: bool, moved: bool) -> Verdict:
     now = {int(file.stem): file.read_bytes() for file in harness.segment_files(path)}
-    # It is known again by what it begins with, where that has not been moved away.
-    verdict = Verdict([], image.cut if moved and not has_manifest else [], [])
+    verdict = Verdict([], [], [])
+    if moved and not has_manifest:  # what was set aside is known again by what it begins with, if it is still there
+        for segment_id, end in image.cut.items():
+            raw = image.raws[segment_id].rstrip(b"\0")
+            tails = (items_of(raw[:SEGMENT_HEADER_SIZE] + raw[at : at + 2000]) for at in range(end, len(raw)))
+            verdict.may.extend(entry for items in tails for item in items[:1] for entry in item.entries)
     is_whole_header = {
         segment_id: now.get(segment_id, b"")[:SEGMENT_HEADER_SIZE] == raw[:SEGMENT_HEADER_SIZE]
         for segment_id, raw in image.raws.items()
