@@ -94,7 +94,7 @@ class Recovery:
         if self.torn_bytes:
             text += f"; {self.torn_bytes} bytes of an unfinished write set aside in {', '.join(self.quarantined)}"
         if self.hints_missing:
-            text += f"; {self.hints_missing} segments scanned for want of a hint"
+            text += f"; {self.hints_missing} segments scanned because they had no hint file"
         if self.swept:
             more = f" and {len(self.swept) - 8} more" if len(self.swept) > 8 else ""
             text += f"; leftovers removed: {', '.join(self.swept[:8])}{more}"

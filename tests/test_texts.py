@@ -64,7 +64,7 @@ def test_recovery_counts_the_hints_that_it_missed(open_store: Any, path: Path) -
     for hint in path.glob("*.hint"):
         hint.unlink()
     with open_store("r") as reader:
-        assert str(reader.recovery).endswith(" ms; 1 segments scanned for want of a hint")
+        assert str(reader.recovery).endswith(" ms; 1 segments scanned because they had no hint file")
 
 
 def test_recovery_names_what_it_set_aside_and_removed(path: Path) -> None:
