@@ -63,7 +63,7 @@ _MAX_MANIFEST_SIZE = 64 << 20
 
 # flock already keeps a second open of the same process out; this table also does where flock is
 # emulated with fcntl locks, which one process may take twice and any close() drops.
-# What could not be given back, for want of memory, goes with its Directory, as the lock's file does.
+# What could not be given back, because there was no memory, goes with its Directory, as the lock's file does.
 _held: weakref.WeakValueDictionary[tuple[int, int], Directory] = weakref.WeakValueDictionary()
 _held_guard = threading.RLock()  # re-entered if a finaliser closes another store meanwhile
 _FORK_PATIENCE_S = 5.0  # a slow disk, or what a finaliser in that thread waits for, must not keep a fork for ever
@@ -142,7 +142,7 @@ class Directory:
         self.files.sync_directory(self.folder)
 
     def share(self) -> Directory:
-        """Return the same directory for who reads on though the store be closed; to be released by itself."""
+        """Return the same directory for a reader that goes on after the store was closed; to be released by itself."""
         shared = Directory(self.path, self.files)
         shared.folder = self.folder.share()
         return shared

@@ -149,7 +149,7 @@ class _Held:
         self.real = real
 
     def close(self) -> None:
-        """Close it now, for whoever uses it, too."""
+        """Close it now, even if somebody still uses it."""
         number, self.number = self.number, -1
         if number >= 0:
             with _unheeded():
@@ -233,7 +233,7 @@ class Folder(str):
     def prove(self) -> None:
         """Raise `StoreFailedError` if the store was removed or replaced: its lock file has lost its name then.
 
-        Whoever has removed it may have made another store here, or let another writer in.
+        There may be another store here by then, or another writer.
         """
         if isinstance(self._origin, Place):
             self._origin.folder.prove()
@@ -275,7 +275,7 @@ class Folder(str):
             held.close()
 
     def share(self) -> Folder:
-        """Return the same directory, held open by itself, for who reads on though this one be closed."""
+        """Return the same directory, held open by itself, for a reader that goes on after this one was closed."""
         shared = Folder(self._origin)
         shared._held = self.hold()
         return shared

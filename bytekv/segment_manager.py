@@ -147,7 +147,7 @@ class SegmentManager:
                 if not self.let_go_for(error):
                     raise
         # Somebody else may have been at it meanwhile. No lock keeps threads apart here, for a signal handler that waits
-        # for the store's would keep it from whoever holds that one.
+        # for the store's would keep it from the thread that holds that one.
         self._evict(self.max_open - 1)  # not before: for a reader that is in vain if the file is gone from the disk
         found = self.readers.setdefault(segment_id, found)
         if self._row(segment_id) is None:  # asked after: `release` takes the row away before it looks here
@@ -263,7 +263,7 @@ class SegmentManager:
 
     def _flags_of_writer(self) -> int:
         flags = self.manifest.compat_flags
-        if flags & BACKUP:  # whoever writes makes a store of its own of it, which goes on otherwise than the first
+        if flags & BACKUP:  # written to, it is a store of its own, which goes on otherwise than the first
             return another_history(flags & ~BACKUP, self.directory.files.random(4))
         return flags
 
@@ -474,7 +474,7 @@ class SegmentManager:
     def pin(self, release: Callable[[], None], *, is_call: bool) -> Pin:
         """Keep the files of this moment; ``release`` is called when they are let go. Under the lock.
 
-        ``is_call``: they are needed by a call that may be carried out to its end though the store be closed.
+        ``is_call``: they are needed by a call that goes on to its end even if the store is closed meanwhile.
         """
         pins, number = self._pins, next(self._pin_numbers)
 
@@ -488,7 +488,7 @@ class SegmentManager:
         return pin
 
     def forget_pins(self) -> None:
-        """Let go what whoever iterates has pinned: the store is being closed."""
+        """Let go of what iterators have pinned: the store is being closed."""
         for number, reference in list(self._pins.items()):
             pin = reference()
             if pin is None or not pin.is_call:

@@ -131,6 +131,11 @@ def _rolling(store: Store) -> None:
     store["padding"] = bytes(_SEGMENT_SIZE - writer.end - 80 - len("padding"))
 
 
+def _prepared(store: Store) -> None:
+    _rolling(store)
+    store._commit.prepare_next()
+
+
 def _behind(store: Store) -> Store:
     reader = open_store(store.path, "r", files=store._files)
     _kept.append(store)
@@ -218,6 +223,7 @@ CALLS: dict[str, Call] = {
     "put a large value": Call(lambda db: db.__setitem__(b"new", b"v" * 9000)),
     "put over a large value": Call(lambda db: db.__setitem__(b"large", b"v")),
     "put that rolls": Call(lambda db: db.__setitem__(b"new", b"v" * 100), _rolling),
+    "put that begins what was prepared": Call(lambda db: db.__setitem__(b"new", b"v" * 100), _prepared),
     "put after opening": Call(lambda db: db.__setitem__(b"new", b"value"), lambda db: None),
     "put after a sync": Call(lambda db: db.__setitem__(b"new", b"value"), _synced),
     "put beside a snapshot": Call(lambda db: db.__setitem__(b"kept", b"value"), _watched),
@@ -263,6 +269,7 @@ CALLS: dict[str, Call] = {
     "close": Call(lambda db: db.close()),
     "close after opening": Call(lambda db: db.close(), lambda db: None),
     "close beside a snapshot": Call(lambda db: db.close(), _watched),
+    "close with a segment prepared": Call(lambda db: db.close(), _prepared),
 }
 
 
@@ -273,7 +280,10 @@ def _work(store: Store) -> None:
 
 
 #: What the worker's thread does, where signal handlers never run.
-BACKGROUND: dict[str, Call] = {"work in the background": Call(_work)}
+BACKGROUND: dict[str, Call] = {
+    "work in the background": Call(_work),
+    "prepare the next segment": Call(lambda db: db._commit.prepare_next(), _rolling),
+}
 EVERY_CALL = CALLS | BACKGROUND
 
 
