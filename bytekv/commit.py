@@ -106,6 +106,7 @@ class Committer:
         "_options",
         "_sync_lock_is_owned",
         "_synced_seq",
+        "_synced_seq",
         "_uncounted",
         "_unseen",
         "_wake",
@@ -150,6 +151,7 @@ class Committer:
         self.interrupted = False  # a call ended in the middle: readers look, and settle it
         self.seq = last_seq  # of the last operation appended
         self.durable_seq = last_seq
+        self._synced_seq = last_seq  # the same, but while what a sync has made durable is being shown
         self.failure: StoreFailedError | None = None
         self.refusal: Callable[[], BytekvError] | None = None  # closed, read-only, forked
         self.dirty_since: float | None = None  # when the oldest operation that is not durable was appended
@@ -461,6 +463,8 @@ class Committer:
                 return  # a batch was being shown, and has been
             if self.pending:
                 self._roll_forward()
+            if self._synced_seq > self.durable_seq:
+                self._became_durable(self._synced_seq)  # the first of them may be shown by half
             self.interrupted = False
             waiting = bool(self._unseen.queue)
         if waiting:

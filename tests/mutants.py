@@ -214,6 +214,13 @@ MUTANTS = [
         "tests/test_failed_sync.py",
     ),
     _mutant(
+        "readers see half of a durable batch until the next sync",
+        "commit",
+        "if self._synced_seq > self.durable_seq:",
+        "if False:",
+        "tests/test_slow_syncs.py",
+    ),
+    _mutant(
         "nobody replaces a leader that was interrupted before it began",
         "commit",
         "waiter.wait(patience_s)",
