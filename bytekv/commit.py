@@ -57,7 +57,7 @@ from .errors import (
 )
 from .gate import Gate
 from .group import Group, Waiter
-from .keydir import PURGED_AT_ONCE, Keydir
+from .keydir import PURGED_AT_ONCE, Keydir, Ordered, ordered
 from .options import Options
 from .pending import Bulk, Operation, Pending, PendingBulk, pending_bulk_of, pending_of, size_of
 from .segment import Writer
@@ -84,6 +84,8 @@ _PATIENCE_S: Final = 0.1  # after this long a waiter looks whether there still i
 _LONGEST_PATIENCE_S: Final = 1.0
 _PURGED_BY_A_PUT: Final = 2  # expired keys, 4 µs
 _PREPARE_FROM: Final = 1024 * 1024  # bytes of a segment that is worth preparing the next for
+_BREATH_S: Final = 0.0001
+_MOST_SLICES: Final = 1000  # of changed keys, after which an index is brought up to date at once: writers are faster
 
 _pack_entry = ENTRY.pack
 _pack_crc = CRC.pack
@@ -669,6 +671,25 @@ class Committer:
         is_more = self.keydir.purge_some(self._files.now_ms(), self.size_of, count)
         self._uncounted = uncounted
         return is_more
+
+    def order(self, kept: Ordered) -> None:
+        """Bring an index up to date as far as that takes long, and let writers in meanwhile. Without the lock."""
+        self.check_reentry()
+        if not kept.is_order_due:
+            return
+        with self.lock, self:
+            new = kept.begin_order()
+        if new is not None:
+            order, keys = new
+            index = ordered(keys)
+            with self.lock, self:
+                kept.end_order(order, index)
+        for _ in range(_MOST_SLICES):
+            if not kept.is_order_due:
+                return
+            with self.lock, self:
+                kept.order_some()
+            self._files.pause(_BREATH_S)  # else this thread has the lock again before anybody wakes
 
     def count_again(self) -> None:
         """Have the dead bytes counted anew before the next write: the caller was interrupted while counting."""

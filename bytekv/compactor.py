@@ -327,6 +327,7 @@ class Compactor:
         """
         keydir, last = self._keydir, None
         while True:
+            self._committer.order(keydir)
             with self._committer.lock, self._committer:
                 keys = keydir.select(last, None, last is None, True, False, _IN_ORDER)
             for key in keys:

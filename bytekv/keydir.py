@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from abc import abstractmethod
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Container, Iterator
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from sortedcontainers import SortedList
 
-__all__ = ["PURGED_AT_ONCE", "Keydir", "View", "ordered"]
+__all__ = ["PURGED_AT_ONCE", "Keydir", "Ordered", "View", "ordered"]
 
 SizeOf = Callable[[int], int]
 
@@ -77,11 +78,11 @@ def _sorted_in_slices(keys: list[bytes]) -> Iterator[list[bytes]]:
 
 
 def ordered(keys: list[bytes]) -> SortedList:
-    """Return keys in order, each once. Without the lock, and other threads are let in between."""
+    """Return keys in order. Without the lock, and other threads are let in between."""
     index = sorted_list()
     add = index.add  # `update` would sort all of them again, in one call
     for piece in _sorted_in_slices(keys):
-        for key in dict.fromkeys(piece):
+        for key in piece:
             add(key)
     return index
 
@@ -96,16 +97,109 @@ class _Ended:
         raise StoreClosedError("this snapshot was closed")
 
 
-class _Order:
-    """What a view's keys are being sorted from: the sorted ones, and so many of a list that only grows."""
+class Ordered:
+    """The keys of a dict that come and go, sorted when somebody asks for that. Under the lock unless said otherwise.
 
-    __slots__ = ("count", "fresh", "vanished")
+    `changed` remembers the keys that came or went since the index was last right. While the index is being changed
+    there is no `changed`, so one that an interrupt has left half done is made anew from the dict.
+    """
 
-    def __init__(self, vanished: object, fresh: list[bytes], count: int) -> None:
-        self.vanished, self.fresh, self.count = vanished, fresh, count
+    __slots__ = ("_index", "_sorting", "changed")
+
+    changed: set[bytes] | None  # None: there is no index yet
+    _index: SortedList | None  # None beside changed: it is being made
+    _sorting: object  # who makes it
+
+    @abstractmethod
+    def _members(self) -> dict[bytes, Any]:
+        """Return the dict."""
+
+    def _drop_index(self) -> None:
+        self.changed = self._sorting = None
+        self._index = None
+
+    def index(self) -> SortedList:
+        """Return all keys in bytewise order.
+
+        Complexity: O(n log n) at the first call (0.4 µs a key), then O(log n) for each key that came
+        or went since the last call.
+        """
+        changed, index = self.changed, self._index
+        if index is None:
+            self._drop_index()
+            changed, index = None, sorted_list()
+            self._index = index
+        if changed is None or len(changed) > _RESORT * len(index) + 16:
+            self.changed = None  # until it is whole: an interrupt in the middle must not leave half of it
+            index.clear()
+            index.update(self._members())
+            self.changed = set()
+        elif changed:
+            self._apply(set(changed))
+        return index
+
+    @property
+    def is_order_due(self) -> bool:
+        """Tell whether `index` would keep others waiting, so that the order is to be made before. Without the lock."""
+        changed, index = self.changed, self._index
+        if changed is None or index is None:
+            return len(self._members()) > _SLICE
+        return len(changed) > _FEW_CHANGES
+
+    def begin_order(self) -> tuple[object, list[bytes]] | None:
+        """Return what `ordered` makes a new index of, None if the old one is worth keeping up. Under the lock.
+
+        What changes from here on is in `changed` and left to `order_some` and `index`.
+        """
+        changed, index = self.changed, self._index
+        if index is not None and changed is not None and len(changed) <= _RESORT_IN_SLICES * len(index):
+            return None
+        keys = list(self._members())
+        # What is replaced lives on in there until the lock is free again: to let it go takes as long as a slice.
+        self._index, self._sorting = None, [index, changed]
+        self.changed = set()
+        return self._sorting, keys
+
+    def end_order(self, order: object, index: SortedList) -> None:
+        """Take a new index over, unless it was needed, and made, before. Under the lock."""
+        if self._sorting is order:
+            self._index, self._sorting = index, None
+
+    def order_some(self) -> None:
+        """Bring the index up to date as far as some of the changed keys are concerned. Under the lock."""
+        if self.changed and self._index is not None:
+            self._apply(set(islice(self.changed, _FEW_CHANGES)))
+
+    def _apply(self, some: set[bytes]) -> None:
+        """Bring the index up to date as far as ``some`` of the changed keys are concerned."""
+        changed, index, keys = self.changed, self._index, self._members()
+        assert changed is not None
+        assert index is not None
+        self.changed = None  # until it is whole: an interrupt in the middle must not leave half of it
+        for key in some:
+            if key not in keys:
+                index.discard(key)
+            elif key not in index:
+                index.add(key)
+        changed -= some
+        self.changed = changed
+
+    def select(
+        self,
+        start: bytes | None,
+        stop: bytes | None,
+        include_start: bool,
+        include_stop: bool,
+        reverse: bool,
+        count: int,
+    ) -> list[bytes]:
+        """Return the first ``count`` keys of a range, from its end if ``reverse``."""
+        index = self.index()
+        found: Iterator[bytes] = index.irange(start, stop, (include_start, include_stop), reverse)
+        return [key for key, _ in zip(found, range(count), strict=False)]
 
 
-class View:
+class View(Ordered):
     """The keydir as it was at one moment.
 
     Nothing is copied: whoever changes a key first notes in `undo` of every open view what the key was. A
@@ -119,12 +213,9 @@ class View:
 
     __slots__ = (
         "__weakref__",
-        "_fresh",
         "_keydir",
         "_mortal",
         "_noted",
-        "_sorting",
-        "_vanished",
         "count",
         "number",
         "owner",
@@ -144,16 +235,15 @@ class View:
         self.undo: Any = self._noted  # for readers; it ends with `close`, while a writer may be noting something
         self.segments: set[int] = set()  # into which undo points
         self.read_ahead: list[tuple[bytes, bytes]] = []  # what a scan has read and perhaps not yet given out
-        self._vanished: SortedList = sorted_list()  # keys in undo that were there, and perhaps some that were not
-        self._fresh: list[bytes] = []  # those of them that are still to be sorted in, by who reads: writers do not wait
-        self._sorting: object = None  # who sorts in many of them, and from what
-        self._mortal: dict[bytes, int] = {}  # and those of them that were to expire
+        self._mortal: dict[bytes, int] = {}  # those of undo that were to expire
+        self._drop_index()
 
     def note(self, key: bytes, location: int | None, expires_ms: int) -> None:
         """Remember what a key was, unless it has changed before. Under the lock."""
         if key not in self._noted:
             if location is not None:
-                self._fresh.append(key)
+                if self.changed is not None:
+                    self.changed.add(key)  # to be sorted in by who reads: writers do not wait
                 if expires_ms:
                     self._mortal[key] = expires_ms
                 self.segments.add(location >> SEGMENT_SHIFT)  # first: who finds the location may need the file
@@ -163,7 +253,8 @@ class View:
         """Do what `note` does for keys that do not expire. Under the lock; repeatable."""
         noted = self._noted
         missing = {key: old for key, old in zip(keys, locations, strict=True) if key not in noted}
-        self._fresh += (key for key, old in missing.items() if old is not None)
+        if self.changed is not None:
+            self.changed.update(key for key, old in missing.items() if old is not None)
         self.segments.update(map(rshift, filter(None, missing.values()), itertools.repeat(SEGMENT_SHIFT)))
         noted.update(missing)
 
@@ -176,11 +267,10 @@ class View:
         """
         noted = self._noted
         missing = {key: location for key, location in locations.items() if key not in noted} if noted else locations
-        if index is None or (self._vanished is not index and len(self._vanished) > _FEW_CHANGES):
-            self._fresh += missing
-        elif self._vanished is not index:
-            index.update(key for key in self._vanished if key not in index)
-            self._vanished, self._sorting = index, None
+        if missing:
+            self._drop_index()  # so many are sorted anew
+        if index is not None:
+            self._index, self.changed = index, set(noted)
         if expires:
             self._mortal.update({key: when for key, when in expires.items() if key in missing})
         self.segments |= segments
@@ -221,44 +311,13 @@ class View:
     ) -> list[bytes]:
         """Return the first ``count`` keys of a range that may have been there; `locate` knows. Under the lock."""
         keys = self._keydir.select(start, stop, include_start, include_stop, reverse, count)
-        if self._fresh:
-            self._sorting = None
-            # An interrupted call may have left a key twice.
-            self._vanished.update({key for key in self._fresh if key not in self._vanished})
-            self._fresh = []
-        if self._vanished:
-            gone = islice(self._vanished.irange(start, stop, (include_start, include_stop), reverse), count)
+        if self._noted:
+            gone = super().select(start, stop, include_start, include_stop, reverse, count)
             keys = sorted({*keys, *gone}, reverse=reverse)[:count]
         return keys
 
-    @property
-    def is_order_due(self) -> bool:
-        """Tell whether `select` would keep others waiting; see `Keydir.is_order_due`."""
-        return len(self._fresh) > _FEW_CHANGES
-
-    def begin_order(self) -> tuple[object, list[bytes]] | None:
-        """Return what `ordered` makes a new list of, None if the old one is worth keeping up. Under the lock."""
-        fresh, vanished = self._fresh, self._vanished
-        if len(fresh) <= _RESORT_IN_SLICES * len(vanished):
-            return None
-        # What is replaced lives on in here until the lock is free again: to let it go takes as long as a slice.
-        self._sorting = order = _Order(vanished, fresh, len(fresh))
-        return order, [*vanished, *fresh]
-
-    def end_order(self, order: object, index: SortedList) -> None:
-        """Take a new list over, unless the old one was brought up to date before. Under the lock."""
-        if self._sorting is order and isinstance(order, _Order):
-            self._vanished = index
-            self._fresh = order.fresh[order.count :]
-            self._sorting = None
-
-    def order_some(self) -> None:
-        """Sort in some of the keys that are still to be. Under the lock."""
-        self._sorting = None
-        for key in self._fresh[-_FEW_CHANGES:]:
-            if key not in self._vanished:
-                self._vanished.add(key)
-        del self._fresh[-_FEW_CHANGES:]
+    def _members(self) -> dict[bytes, Any]:
+        return self._noted
 
     def __len__(self) -> int:
         """Return how many keys there were, those not counted that have expired since. Under the lock."""
@@ -267,7 +326,7 @@ class View:
         return self.count - sum(1 for expires_ms in self._mortal.values() if expires_ms <= now_ms)
 
 
-class Keydir:
+class Keydir(Ordered):
     """Map keys to locations, in key order, and keep count of dead bytes per segment."""
 
     def __init__(self, grace_ms: int = 0, now_ms: Callable[[], int] = lambda: 0) -> None:
@@ -280,9 +339,7 @@ class Keydir:
         self.dead: dict[int, int] = {}  # segment -> bytes of superseded puts; see `is_whole`
         self.tombstones: dict[int, int] = {}  # segment -> bytes of tombstones
         self.lapsed: dict[int, int] = {}  # segment -> bytes of the tombstones that forgotten entries will become
-        self.changed: set[bytes] | None = None  # None: there is no index yet
-        self._index: SortedList | None = None  # None beside changed: it is being made
-        self._sorting: object = None  # who makes it
+        self._drop_index()
         self._due = Deadlines()  # of keys in locations: when they expire
         self._leaving = Deadlines()  # of keys in expired: when their grace is over
         self.grace_ms = grace_ms
@@ -424,8 +481,7 @@ class Keydir:
         self.expired.clear()
         self._due.clear()
         self._leaving.clear()
-        self.changed = self._sorting = None
-        self._index = None
+        self._drop_index()
 
     def locate(self, key: bytes, now_ms: int) -> int | None:
         """Return a key's location, None if it does not exist or has expired. Safe without the lock."""
@@ -475,6 +531,7 @@ class Keydir:
         # The index is of no use any more here. Views that cannot have it sort what they need when they are read.
         is_right = self.changed is not None and self._index is not None and len(self.changed) < _FEW_CHANGES
         index = self.index() if is_right else None
+        self._drop_index()  # first: it has one owner, and a call that is repeated must not hand it on once more
         for view in self._open_views():
             view.note_all(self.locations, self.expires, segments, index)
             index = None
@@ -550,71 +607,8 @@ class Keydir:
 
     # --- order ---------------------------------------------------------------------------------
 
-    def index(self) -> SortedList:
-        """Return all keys in bytewise order.
-
-        Complexity: O(n log n) at the first call (0.4 µs a key), then O(log n) for each key that came
-        or went since the last call.
-        """
-        changed, locations = self.changed, self.locations
-        index = self._index
-        if index is None:
-            changed = self.changed = self._sorting = None
-            index = self._index = sorted_list()
-        if changed is None or len(changed) > _RESORT * len(index) + 16:
-            self.changed = None  # until it is whole: an interrupt in the middle must not leave half of it
-            index.clear()
-            index.update(locations)
-            self.changed = set()
-        elif changed:
-            self._apply(set(changed))
-        return index
-
-    @property
-    def is_order_due(self) -> bool:
-        """Tell whether `index` would keep others waiting, so that the order is to be made before. Without the lock."""
-        changed, index = self.changed, self._index
-        if changed is None or index is None:
-            return len(self.locations) > _SLICE
-        return len(changed) > _FEW_CHANGES
-
-    def begin_order(self) -> tuple[object, list[bytes]] | None:
-        """Return what `ordered` makes a new index of, None if the old one is worth keeping up. Under the lock.
-
-        What changes from here on is in `changed` and left to `order_some` and `index`.
-        """
-        changed, index = self.changed, self._index
-        if index is not None and changed is not None and len(changed) <= _RESORT_IN_SLICES * len(index):
-            return None
-        keys = list(self.locations)
-        # What is replaced lives on in there until the lock is free again: to let it go takes as long as a slice.
-        self._index, self._sorting = None, [index, changed]
-        self.changed = set()
-        return self._sorting, keys
-
-    def end_order(self, order: object, index: SortedList) -> None:
-        """Take a new index over, unless it was needed, and made, before. Under the lock."""
-        if self._sorting is order:
-            self._index, self._sorting = index, None
-
-    def order_some(self) -> None:
-        """Bring the index up to date as far as some of the changed keys are concerned. Under the lock."""
-        if self.changed and self._index is not None:
-            self._apply(set(islice(self.changed, _FEW_CHANGES)))
-
-    def _apply(self, some: set[bytes]) -> None:
-        """Bring the index up to date as far as ``some`` of the changed keys are concerned."""
-        changed, index, locations = self.changed, self._index, self.locations
-        assert changed is not None
-        assert index is not None
-        self.changed = None  # until it is whole: an interrupt in the middle must not leave half of it
-        for key in some:
-            if key not in locations:
-                index.discard(key)
-            elif key not in index:
-                index.add(key)
-        changed -= some
-        self.changed = changed
+    def _members(self) -> dict[bytes, int]:
+        return self.locations
 
     def is_ordered(self, worth: int) -> bool:
         """Tell whether there is an index, or so few keys, at most ``worth``, that it is soon made."""
@@ -623,22 +617,7 @@ class Keydir:
     def forget_index(self) -> None:
         """Drop the index if keeping it up has become dearer than sorting anew; called now and then."""
         if self.changed is not None and len(self.changed) > len(self.locations) + 1000:
-            self.changed = self._sorting = None
-            self._index = None
-
-    def select(
-        self,
-        start: bytes | None,
-        stop: bytes | None,
-        include_start: bool,
-        include_stop: bool,
-        reverse: bool,
-        count: int,
-    ) -> list[bytes]:
-        """Return the first ``count`` keys of a range, from its end if ``reverse``."""
-        index = self.index()
-        found: Iterator[bytes] = index.irange(start, stop, (include_start, include_stop), reverse)
-        return [key for key, _ in zip(found, range(count), strict=False)]
+            self._drop_index()
 
     # --- bytes ---------------------------------------------------------------------------------
 

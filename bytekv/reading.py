@@ -20,7 +20,7 @@ from .chunks import pairs_of
 from .codec import Entry, decode_entry
 from .commit import Committer
 from .errors import BytekvError, CorruptionError
-from .keydir import Keydir, View, ordered
+from .keydir import View
 from .mapping import Range
 from .options import Options
 from .worker import Pacer
@@ -35,8 +35,6 @@ __all__ = ["Reading"]
 
 _FIRST_CHUNK: Final = 64
 _LAST_CHUNK: Final = 1024
-_BREATH_S: Final = 0.0001
-_MOST_SLICES: Final = 1000  # of changed keys, after which the index is brought up to date at once: writers are faster
 
 
 class _Gone:
@@ -63,7 +61,7 @@ class Reading:
         self._segments = committer.segments
         self._keydir = committer.keydir
         self._now_ms = committer.keydir.now_ms
-        self._ordering = threading.RLock()  # taken before the store's lock, never inside of it
+        self.ordering: Any = threading.RLock()  # taken before the store's lock, never inside of it
         self._trusting = not options.verify_reads
         self._locations: Any = committer.keydir.locations
         self._readers: Any = committer.segments.readers
@@ -202,29 +200,10 @@ class Reading:
         self._committer.check_reentry()
         for kept in (self._keydir, view):
             if kept.is_order_due:
-                with self._ordering:  # others need the same order
-                    self._order(kept)
+                with self.ordering:  # others need the same order
+                    self._committer.order(kept)
         with self._committer.lock, self._committer:
             return view.select(*range_, count)
-
-    def _order(self, kept: Keydir | View) -> None:
-        """Bring keys in order, those that exist or those that a view has noted, and let writers in meanwhile."""
-        committer = self._committer
-        if not kept.is_order_due:
-            return
-        with committer.lock, committer:
-            new = kept.begin_order()
-        if new is not None:
-            order, keys = new
-            index = ordered(keys)
-            with committer.lock, committer:
-                kept.end_order(order, index)
-        for _ in range(_MOST_SLICES):
-            if not kept.is_order_due:
-                return
-            with committer.lock, committer:
-                kept.order_some()
-            self._segments.directory.files.pause(_BREATH_S)  # else this thread has the lock again before anybody wakes
 
     def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]:
         """Walk through the keys of a range at the moment of a view."""

@@ -843,6 +843,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 finally:
                     upkeep.compacting = LastLock(upkeep.compacting)
                     commit.replace_locks(LastLock)
+                    self._reading.ordering = LastLock(self._reading.ordering)
                     commit.drags = False  # nobody compacts any more
         except BaseException:
             self.close()  # which tells the same once more, or has nothing to tell
