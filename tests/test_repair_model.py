@@ -448,7 +448,8 @@ def judge(path: Path, image: Image, *, has_manifest: bool, moved: bool) -> Verdi
                         verdict.may.append(entry)
                         if readable and (entry.seq <= surely_durable or (item_is_whole and before_is_whole)):
                             verdict.must.append(entry)
-                    elif has_manifest or segment_id in now:  # else nothing tells that there was such a file
+                    elif has_manifest or (segment_id in now and (segment_id in is_log or len(raw) > entry.offset)):
+                        # Else nothing tells that there was such a file, or how long an output was.
                         verdict.lost.append((segment_id, entry))
                 elif item_is_whole and unbroken:
                     verdict.may.append(entry)
