@@ -691,7 +691,7 @@ def _tokens(path: str) -> dict[str, str]:
         if token.startswith("#"):
             continue
         if token in tokens:
-            raise UsageError(f"{path}: the token of line {number} stands there twice")
+            raise UsageError(f"{path}: the token of line {number} is there twice")
         tokens[token] = " ".join(scopes) or "read write admin"
         if wrong := _wrong_token(token, tokens[token]):
             raise UsageError(f"{path}, line {number}: {wrong}")

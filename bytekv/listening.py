@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -53,7 +53,7 @@ def listen(host: str, port: int, *, secret: str, is_set: bool) -> list[socket.so
         # The address itself is looked at, not the name, and it is the one that is bound below.
         if not is_set and not ipaddress.ip_address(str(sockaddr[0]).partition("%")[0]).is_loopback:
             raise ValueError(
-                f"{host} is not a loopback address: whoever can reach it could do everything; set {secret}"
+                f"{host} is not a loopback address: anyone who can reach it could do everything; set {secret}"
             )
     sockets: list[socket.socket] = []
     try:
@@ -218,31 +218,42 @@ class Places:
 
 
 class Pace:
-    """Does things in the order in which they come, not more than one in a while."""
+    """Does things in the order in which they come, not more than one in a while, and of each guest one at a time."""
 
     def __init__(self, interval_s: float = _PACE_S) -> None:
         self._interval_s = interval_s
-        self._waiting: deque[Callable[[], object]] = deque()
+        self._waiting: OrderedDict[Guest, Callable[[], object]] = OrderedDict()
+        self._turn: asyncio.TimerHandle | None = None
         self._not_before = 0.0
 
-    def do(self, thing: Callable[[], object]) -> None:
-        """Do a thing now, or when it is its turn."""
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def do(self, guest: Guest, thing: Callable[[], object]) -> None:
+        """Do a thing for a guest now, or when it is its turn."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if not self._waiting and now >= self._not_before:
+        if self._turn is None and now >= self._not_before:
             self._not_before = now + self._interval_s
             thing()
             return
-        self._waiting.append(thing)
-        if len(self._waiting) == 1:
-            loop.call_at(self._not_before, self._go_on)
+        self._waiting[guest] = thing
+        if self._turn is None:
+            self._turn = loop.call_at(self._not_before, self._go_on)
+
+    def leave(self, guest: Guest) -> None:
+        """Forget what a guest waits for; again does nothing."""
+        self._waiting.pop(guest, None)
 
     def _go_on(self) -> None:
+        self._turn = None
+        if not self._waiting:
+            return
         loop = asyncio.get_running_loop()
         self._not_before = loop.time() + self._interval_s
-        thing = self._waiting.popleft()
+        _, thing = self._waiting.popitem(last=False)
         if self._waiting:
-            loop.call_at(self._not_before, self._go_on)
+            self._turn = loop.call_at(self._not_before, self._go_on)
         thing()
 
 

@@ -1496,6 +1496,15 @@ MUTANTS = [
         _HTTP_SAFETY,
     ),
     _mutant(
+        "HTTP: what a stranger waits for that has left is kept",
+        "http/server",
+        "            pace.leave(self)\n",
+        "",
+        "tests/test_http_servers.py",
+        "-k",
+        "strangers",
+    ),
+    _mutant(
         "HTTP: a client may take as long as it likes for its reply",
         "http/application",
         "asyncio.timeout(self.send_timeout_s)",

@@ -11,6 +11,7 @@ import resource
 import socket
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from unittest import mock
 
@@ -213,7 +214,7 @@ def test_what_strangers_want_is_done_at_a_pace_and_in_order():
         loop = asyncio.get_running_loop()
         pace = Pace(0.001)
         for number in range(5):
-            pace.do(lambda number=number: done.append((number, loop.time())))
+            pace.do(FakeGuest(), lambda number=number: done.append((number, loop.time())))
         assert [number for number, _ in done] == [0], "the first need not wait"
         while len(done) < 5:
             await asyncio.sleep(0)
@@ -221,6 +222,30 @@ def test_what_strangers_want_is_done_at_a_pace_and_in_order():
     asyncio.run(run())
     assert [number for number, _ in done] == [0, 1, 2, 3, 4]
     assert all(later - earlier >= 0.0009 for (_, earlier), (_, later) in pairwise(done))
+
+
+def test_who_has_left_waits_for_nothing():
+    done = []
+
+    async def run() -> None:
+        pace, guests = Pace(0.001), [FakeGuest() for _ in range(4)]
+        for guest in guests:
+            pace.do(guest, partial(done.append, guest))
+        for gone in (guests[1], guests[2], guests[1]):
+            pace.leave(gone)
+        assert len(pace) == 1
+        while len(pace):
+            await asyncio.sleep(0)
+        assert done == [guests[0], guests[3]]
+        pace.do(gone, partial(done.append, gone))
+        pace.leave(gone)
+        last = FakeGuest()
+        pace.do(last, partial(done.append, last))
+        while done[-1] is not last:
+            await asyncio.sleep(0)
+        assert done == [guests[0], guests[3], last]
+
+    asyncio.run(run())
 
 
 def test_without_descriptors_accepting_goes_on_later_and_says_so_in_a_line(monkeypatch, caplog):

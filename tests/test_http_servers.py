@@ -23,7 +23,7 @@ import pytest
 
 from bytekv.http import Application, running, serve
 from bytekv.http import server as server_module
-from bytekv.listening import listen
+from bytekv.listening import Pace, listen
 from tests.test_http_values import KEYS, quoted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -354,6 +354,32 @@ def test_strangers_make_room_for_each_other_and_for_nobody_else(open_store, monk
             assert [status_of(connection, GET_STATS) for connection in (client, late, client)] == [200] * 3
 
     asyncio.run(with_server(open_store(), come, tokens="s3cret"))
+
+
+@needs_uvicorn
+def test_strangers_that_have_left_are_forgotten(open_store, monkeypatch):
+    """Each that asked once and left waited for its turn to ask again, which came more slowly than others left."""
+    paces: list[Pace] = []
+
+    def slow() -> Pace:
+        paces.append(Pace(3600))
+        return paces[0]
+
+    monkeypatch.setattr(server_module, "Pace", slow)
+
+    def come_and_go(url: str) -> None:
+        connect = lambda: socket.create_connection(("127.0.0.1", port_of(url)), timeout=TIMEOUT_S)  # noqa: E731
+        with connect() as client:
+            assert status_of(client, GET_STATS) == 200
+            with contextlib.ExitStack() as stack:
+                for _ in range(5):
+                    assert status_of(stack.enter_context(connect()), GET_CONSOLE) == 200
+                assert len(paces[0]) >= 3, "the first need not wait, the last may not have come so far"
+            for _ in range(200):
+                assert status_of(client, GET_STATS) == 200
+            assert len(paces[0]) == 0
+
+    asyncio.run(with_server(open_store(), come_and_go, tokens="s3cret"))
 
 
 @needs_uvicorn

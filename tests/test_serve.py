@@ -415,7 +415,7 @@ STATUSES = {
     "serve --resp :0 --password a --password-file b": (2, "not allowed with"),
     "serve --resp :0 --sync never": (2, "invalid choice: 'never'"),
     "serve --http :0 --token-file empty": (2, "empty: has no token"),
-    "serve --http :0 --token-file twice": (2, "twice: the token of line 2 stands there twice"),
+    "serve --http :0 --token-file twice": (2, "twice: the token of line 2 is there twice"),
     "-d empty serve --resp :0": (3, "a file, not a directory"),
 }
 

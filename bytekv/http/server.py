@@ -245,7 +245,7 @@ def _protocol(head_timeout_s: float, send_timeout_s: float, places: Places, seld
             if self._is_known:
                 super().on_response_complete()
             else:
-                pace.do(super().on_response_complete)  # and the next request, if it has arrived
+                pace.do(self, super().on_response_complete)  # and the next request, if it has arrived
 
         def resume_writing(self) -> None:
             super().resume_writing()
@@ -283,6 +283,7 @@ def _protocol(head_timeout_s: float, send_timeout_s: float, places: Places, seld
 
         def connection_lost(self, exc: Exception | None) -> None:
             places.leave(self)
+            pace.leave(self)
             self._unwatch()
             super().connection_lost(exc)
 
