@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -172,16 +173,20 @@ def test_many_readers_show_moments(tmp_path: Path) -> None:
 
 _KEYS = 97
 _WRITER = """
-import os, random, sys, bytekv
+import os, random, signal, sys, time, bytekv
 path, seconds, seed = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
-import time
+stopping = False
+def stop(*_):
+    global stopping
+    stopping = True
+signal.signal(signal.SIGTERM, stop)
 end = time.monotonic() + seconds
 rest = random.Random(seed)
 db = bytekv.open(path, segment_size_bytes=64 * 1024, compact_dead_bytes=4096, sync="os")
 db.update({b"%d" % key: b"%d " % key for key in range(97)})
 os.write(1, b"begun\\n")
 n = 97
-while time.monotonic() < end:
+while time.monotonic() < end or not stopping:
     with db.batch() as batch:  # of 1 to 3 operations; the first number of each is a multiple of 3
         for n in range(n, n + 3):
             key = b"%d" % (n % 97)
@@ -203,6 +208,7 @@ import os, sys, bytekv
 path, io = sys.argv[1], sys.argv[2]
 reader = bytekv.open(path, "r", io=io)
 looks = moments = seen = 0
+told = False
 last = sys.argv[3] == "to the end"
 stopping = False
 import signal
@@ -215,6 +221,9 @@ while True:
     ending = stopping
     looks += 1
     moments += reader.refresh()
+    if moments > 2 and not told:
+        told = True
+        os.write(1, b"moved\\n")
     seq = reader.last_seq
     assert seq >= seen, f"backwards: {seq} after {seen}"
     seen = seq
@@ -242,8 +251,15 @@ def follow(path: Path, seconds: float, readers: int, seed: int) -> tuple[int, in
             [sys.executable, "-c", source, str(path), *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,  # else `select` does not see what has been read already
             env=environment,
         )
+
+    def wait_for(word: bytes, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], 120)[0], f"not {word!r} in two minutes"
+        if process.stdout.readline() != word:
+            end(process)
 
     def end(process: subprocess.Popen[bytes]) -> list[int]:
         out, err = process.communicate(timeout=seconds + 120)
@@ -251,12 +267,12 @@ def follow(path: Path, seconds: float, readers: int, seed: int) -> tuple[int, in
         return [int(word) for word in out.split()]
 
     writer = start(_WRITER, seconds, seed)
-    assert writer.stdout is not None
-    assert writer.stdout.readline() == b"begun\n"
+    wait_for(b"begun\n", writer)
     processes = [start(_READER, ("mmap", "pread")[number % 2], "to the end") for number in range(readers)]
-    for process in processes:
-        assert process.stdout is not None
-        process.stdout.readline()
+    for word in (b"begun\n", b"moved\n"):  # the writer goes on until each has, however slow the machine is
+        for process in processes:
+            wait_for(word, process)
+    writer.send_signal(signal.SIGTERM)
     (written,) = end(writer)
     looks = moments = 0
     for process in processes:
