@@ -129,8 +129,8 @@ class Reading:
 
     def has(self, key: bytes) -> bool:
         """Tell whether a key is there that seems to have expired: a put of it may have been under way."""
-        if self._committer.is_entered:
-            return False
+        if self._committer.is_entered:  # a handler, perhaps in the middle of that put: the entry itself tells
+            return self.find(key) is not None
         with self._committer.lock, self._committer:
             self._committer.purge_some()
             self.check_open()

@@ -214,6 +214,13 @@ MUTANTS = [
         "tests/test_failed_sync.py",
     ),
     _mutant(
+        "a handler in the middle of a put over an expired key takes it for expired",
+        "reading",
+        "            return self.find(key) is not None\n",
+        "            return False\n",
+        "tests/test_handlers.py",
+    ),
+    _mutant(
         "readers see half of a durable batch until the next sync",
         "commit",
         "if self._synced_seq > self.durable_seq:",

@@ -285,6 +285,14 @@ def bench(path: Path) -> Iterator[HandlerBench]:
     bench.close_strays()
 
 
+def test_get_and_in_agree_in_a_handler_in_the_middle_of_a_put_over_an_expired_key(bench: HandlerBench) -> None:
+    """The key's new location was there and its old time, too: `get` found the value, ``in`` said that it is gone."""
+    name = "put over an expired key"
+    case = Case(name, next(mode for mode in EVERY_CALL[name].modes if mode.io == "mmap" and mode.sync == "os"), "get")
+    for number in range(1, case.count(bench) + 1):
+        case.strike(bench, number, in_finaliser=False)
+
+
 @pytest.mark.parametrize("name", EVERY_CALL)
 def test_a_handler_at_some_opcodes(bench: HandlerBench, name: str) -> None:
     chance = random.Random(name)
