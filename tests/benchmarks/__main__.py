@@ -23,7 +23,14 @@ SETS = {
     "durable": ("durable_put_1", "durable_put_8", "durable_put_32"),
     "mixed": ("ycsb_a", "ycsb_b", "ycsb_c", "ycsb_e"),
     "space": ("heap", "memory", "disk"),
-    "stalls": ("put_while_compacting", "gil_while_compacting", "put_while_expiring", "steady_space", "pauses"),
+    "stalls": (
+        "put_while_compacting",
+        "gil_while_compacting",
+        "put_while_expiring",
+        "steady_space",
+        "snapshot_space",
+        "pauses",
+    ),
     "segments": tuple(name for name in WORKLOADS if name.startswith("segments_")),
     "growth": ("put", "get", "scan", "open", "open_no_hints", "memory"),
 }

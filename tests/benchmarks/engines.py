@@ -47,7 +47,13 @@ _DURABLE = ("durable_put_1", "durable_put_8", "durable_put_32")
 _ONLY_BYTEKV = {
     **_lacking(_NO_HINTS, "open_no_hints"),
     **_lacking(
-        _NO_WORKER, "put_while_compacting", "gil_while_compacting", "put_while_expiring", "steady_space", "pauses"
+        _NO_WORKER,
+        "put_while_compacting",
+        "gil_while_compacting",
+        "put_while_expiring",
+        "steady_space",
+        "snapshot_space",
+        "pauses",
     ),
     **_lacking("has no segments", "segments_1", "segments_10", "segments_100", "segments_1000"),
 }

@@ -221,6 +221,17 @@ def steady_space(results: Results) -> Table | None:
     return Table("Overwritten for ever", columns, rows) if rows else None
 
 
+def snapshot_space(results: Results) -> Table | None:
+    """How large a store is while it is overwritten under an open snapshot."""
+    rows = []
+    for size in results.sizes(["snapshot_space"]):
+        if figures := results.figures("snapshot_space", "bytekv", size):
+            live = f"{figures['live_bytes'] / 2**20:.1f}"
+            rows.append([str(size), live, f"{figures['most']:.2f}", f"{figures['pinned']:.2f}"])
+    columns = ["", "live [MiB]", "disk at most [×]", "kept for the snapshot [×]"]
+    return Table("Overwritten under a snapshot", columns, rows) if rows else None
+
+
 def pauses(results: Results) -> Table | None:
     """How long a writer waits beside another thread that does something with all keys."""
     rows = []
@@ -297,7 +308,7 @@ def tables(results: Results, clock: str) -> list[Table]:
         if size in RATIO_TARGET_SIZES or (len(results.sizes()) == 1 and size.value_size == 100):
             found.append(targets(results, size, clock))
         found += [latencies(results, size), space(results, size)]
-    found += [stalls(results), steady_space(results), pauses(results)]
+    found += [stalls(results), steady_space(results), snapshot_space(results), pauses(results)]
     found += [growth(results), segments(results), goals(results)]
     return [table for table in found if table is not None]
 
@@ -342,7 +353,14 @@ def render_page(results: Results, stem: str, plots: Sequence[tuple[str, str]], r
         parts += [table.as_markdown() for table in found if table is not None]
     parts += [
         table.as_markdown()
-        for table in (stalls(results), steady_space(results), pauses(results), growth(results), segments(results))
+        for table in (
+            stalls(results),
+            steady_space(results),
+            snapshot_space(results),
+            pauses(results),
+            growth(results),
+            segments(results),
+        )
         if table is not None
     ]
     parts.append("## The workloads")

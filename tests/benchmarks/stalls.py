@@ -1,4 +1,4 @@
-"""What an application feels of what bytekv does in the background: four workloads.
+"""What an application feels of what bytekv does in the background: five workloads.
 
 Only bytekv has these: it compacts in a thread of Python, which competes with the application for the GIL.
 
@@ -23,6 +23,10 @@ long. What the process holds is measured once they are loaded and at the end.
 *steady space*: every key is overwritten in random order, eight times over; how much disk all files of the store take
 meanwhile at most, and at the end, how long closing and opening it take then, and how fast the writer is beside the same
 without compaction.
+
+*snapshot space*: a snapshot is open while three quarters of the keys are overwritten again and again and the others
+once each, a few at a time, so that the snapshot notes them in ever other segments; how much disk all files take at
+most, and the files that only the snapshot needs.
 """
 
 from __future__ import annotations
@@ -303,3 +307,32 @@ def steady_space(session: Session) -> Figures:
         engine.close()
         shutil.rmtree(path)
     return figures | {"throughput": rates[True] / rates[False]}
+
+
+@workload("snapshot_space")
+def snapshot_space(session: Session) -> Figures:
+    data, path = session.scratch_data(), session.scratch_path()
+    engine = Bytekv(path, data.value_size)
+    try:
+        for chunk in session.chunks(range(data.count)):
+            engine.put_each(data.renew(chunk))
+        live, most, pinned = engine.db.stats().live_bytes, 0, 0
+        often = [number for number in range(data.count) if number % 4]
+        seldom = range(0, data.count, 4)
+        share = max(1, len(seldom) // _OVERWRITTEN)
+        with engine.db.snapshot() as snapshot:
+            first = {number: snapshot[data.keys[number]] for number in seldom[:10]}
+            for start in range(0, len(seldom), share):
+                for numbers in (often, seldom[start : start + share]):
+                    for chunk in session.chunks(numbers):
+                        engine.put_each(data.renew(chunk))
+                        most = max(most, _allocated(path))
+                pinned = max(pinned, engine.db.stats().pinned_bytes)
+            if any(snapshot[data.keys[number]] != value for number, value in first.items()):
+                raise WrongAnswerError("a snapshot has changed")
+        for chunk in session.chunks(range(data.count)):
+            data.check_values(chunk, engine.get_each([data.keys[number] for number in chunk]))
+    finally:
+        engine.close()
+        shutil.rmtree(path)
+    return {"live_bytes": live, "most": most / live, "pinned": pinned / live}

@@ -109,6 +109,11 @@ WORKLOADS: Final[dict[str, About]] = {
         "steady overwriting",
         "bytes on disk for a live byte while every key is overwritten again and again, at most",
     ),
+    "snapshot_space": About(
+        "×",
+        "overwriting under a snapshot",
+        "bytes on disk for a live byte while a snapshot is open and most keys change often, the others once, at most",
+    ),
     "pauses": About(
         "stall",
         "pauses of a writer",
