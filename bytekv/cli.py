@@ -69,7 +69,7 @@ def _everywhere(command: argparse.ArgumentParser, *, default: Any) -> None:
         "--verbose",
         action="count",
         default=default or 0,
-        help="tell what happens; twice: why a segment was rolled or compacted, too",
+        help="tell what happens; given twice, also why a segment was rolled or compacted",
     )
 
 
@@ -182,7 +182,9 @@ def _parse_serve(command: argparse.ArgumentParser) -> None:
         help="what Redis clients have to say, and the token of HTTP if none is given; ps shows it to others",
     )
     password.add_argument("--password-file", metavar="FILE", help="its first line is the password")
-    password.add_argument("--no-password", action="store_true", help="let Redis clients in without, although HTTP asks")
+    password.add_argument(
+        "--no-password", action="store_true", help="let Redis clients in without one, although HTTP needs a token"
+    )
     token = command.add_mutually_exclusive_group()
     token.add_argument(
         "--token",
@@ -191,7 +193,7 @@ def _parse_serve(command: argparse.ArgumentParser) -> None:
     )
     token.add_argument("--token-file", metavar="FILE", help="lines of a token and its scopes: read, write, admin")
     token.add_argument(
-        "--no-token", action="store_true", help="let everybody in over HTTP, although Redis clients are asked"
+        "--no-token", action="store_true", help="let everyone in over HTTP, although Redis clients need a password"
     )
     command.add_argument(
         "--allowed-host", metavar="NAME", action="append", default=[], help="a name that HTTP answers to; repeatable"
@@ -241,10 +243,10 @@ COMMANDS: Final = (
     ),
     Command("delete del rm", "delete a key", commands.delete_key, _parse_delete, is_short=True),
     Command("scan", "list keys and values in key order, a tab between them", commands.scan_entries, _parse_scan),
-    Command("compact", "give the space of what was deleted or overwritten back", commands.compact, _parse_upkeep),
+    Command("compact", "give back the space of what was deleted or overwritten", commands.compact, _parse_upkeep),
     Command("stats", "count keys and bytes", commands.show_stats, _takes_json),
     Command("verify", "read and check every byte; changes nothing", commands.verify, _takes_json),
-    Command("repair", "save what is whole of a damaged store", commands.repair_store, _parse_upkeep),
+    Command("repair", "save what is intact in a damaged store", commands.repair_store, _parse_upkeep),
     Command("backup", "copy the store into another directory, beside a writer, too", commands.back_up, _parse_backup),
     Command("export", "write all entries as JSON Lines", commands.export_entries, _parse_export),
     Command(
