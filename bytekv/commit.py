@@ -602,7 +602,7 @@ class Committer:
             self.dirty_since = self._files.monotonic()
         for key, location, expires_ms in change.effects:
             if key is None:
-                keydir.clear()
+                keydir.clear(self.segments.with_keys)
                 uncounted = True  # nearly everything is dead now: count what is not
             elif location is None:
                 keydir.remove(key, self.size_of(keydir.newest(key)))

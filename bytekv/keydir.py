@@ -263,7 +263,7 @@ class View(Ordered):
     ) -> None:
         """Do what `note` does for all keys. Under the lock; repeatable.
 
-        ``segments``: into which ``locations`` point; ``index``: a sorted list of all keys that nobody else needs.
+        ``segments``: into which ``locations`` may point; ``index``: a sorted list of all keys that nobody else needs.
         """
         noted = self._noted
         missing = {key: location for key, location in locations.items() if key not in noted} if noted else locations
@@ -440,8 +440,11 @@ class Keydir(Ordered):
         """
         base = segment << SEGMENT_SHIFT
         if summary.clears:
-            for key in [*self.locations, *self.expired]:
-                self.remove(key, size_of(self.newest(key)))
+            dead = self.dead
+            for location in itertools.chain(self.locations.values(), self.expired.values()):
+                number = location >> SEGMENT_SHIFT
+                dead[number] = dead.get(number, 0) + (location & SIZE_MASK or size_of(location))
+            self.clear()
         for key in summary.tombstones:
             old = self.newest(key)
             if old is not None:
@@ -472,10 +475,13 @@ class Keydir(Ordered):
             for key in [key for key, location in table.items() if location >> SEGMENT_SHIFT in gone]:
                 self.remove(key, 0)
 
-    def clear(self) -> None:
-        """Forget every key; `recount` is due afterwards."""
+    def clear(self, segments: Callable[[], set[int]] | None = None) -> None:
+        """Forget every key; `recount` is due afterwards.
+
+        ``segments`` answers into which segments keys may point, where that is known without asking each of them.
+        """
         if self.views:
-            self._note_all()
+            self._note_all(segments)
         self.locations.clear()
         self.expires.clear()
         self.expired.clear()
@@ -526,8 +532,11 @@ class Keydir(Ordered):
         for view in self._open_views():
             view.note(key, location, self.expires.get(key, 0) if location is not None else 0)
 
-    def _note_all(self) -> None:
-        segments = set(map(rshift, self.locations.values(), itertools.repeat(SEGMENT_SHIFT)))
+    def _note_all(self, known: Callable[[], set[int]] | None = None) -> None:
+        if known is not None:
+            segments = known() if self.locations else set()
+        else:
+            segments = set(map(rshift, self.locations.values(), itertools.repeat(SEGMENT_SHIFT)))
         # The index is of no use any more here. Views that cannot have it sort what they need when they are read.
         is_right = self.changed is not None and self._index is not None and len(self.changed) < _FEW_CHANGES
         index = self.index() if is_right else None

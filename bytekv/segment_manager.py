@@ -110,6 +110,13 @@ class SegmentManager:
             lengths[self.writer.header.segment_id] = self.writer.end
         return lengths
 
+    def with_keys(self) -> set[int]:
+        """Return all segments into which a key may point: those listed, and victims whose keys are being moved.
+
+        What is dead there is not asked: while keys are moved, the counts may be wrong.
+        """
+        return {*self.lengths(), *self.retiring}.difference(self._retired)
+
     def lengths_of_entries(self) -> dict[int, int]:
         """Return the bytes of entries in each segment, the header not counted."""
         return {segment_id: length - SEGMENT_HEADER_SIZE for segment_id, length in self.lengths().items()}

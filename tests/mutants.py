@@ -425,6 +425,20 @@ MUTANTS = [
         "tests/test_fast_paths.py",
     ),
     _mutant(
+        "a clear keeps no victims for a view whose keys are still being moved",
+        "segment_manager",
+        "{*self.lengths(), *self.retiring}.difference",
+        "{*self.lengths()}.difference",
+        _SNAPSHOTS,
+    ),
+    _mutant(
+        "a follower's clear counts nothing as dead",
+        "keydir",
+        "                dead[number] = dead.get(number, 0) + (location & SIZE_MASK or size_of(location))\n",
+        "                pass\n",
+        "tests/test_followers.py",
+    ),
+    _mutant(
         "a clear under a view notes nothing",
         "keydir",
         "        self.segments |= segments\n        noted.update(missing)\n",

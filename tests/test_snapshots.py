@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bytekv
+from bytekv.codec import SEGMENT_SHIFT
+from bytekv.compactor import Compactor
 from tests import harness
 from tests.harness import FakeFiles, segment_files
 
@@ -327,3 +329,37 @@ def test_readers_never_see_half_a_batch(open_store):
     finally:
         sys.setswitchinterval(interval)
     assert not wrong
+
+
+@pytest.mark.parametrize("moved", [0, 1, 5, 10])
+def test_a_clear_in_the_middle_of_a_compaction_leaves_a_snapshot_its_files(open_store, monkeypatch, moved):
+    """A clear does not ask a million keys where they are. So what it keeps for a view are all files into which a key
+    may point: the victims of a compaction as well that has not moved all of their keys yet."""
+    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
+    db = open_store(sync="os")
+    db.update({f"{number}": b"v" * number for number in range(10)})
+    db.update({f"{number}": b"w" * number for number in range(5)})
+    content = dict(db)
+    snapshot = db.snapshot()
+    move_all = Compactor._move_all
+
+    def move_and_clear(self, job, pause):
+        for _ in range(moved):
+            with db._commit.lock, db._commit:
+                self._move_some(job)
+        pointed = {location >> SEGMENT_SHIFT for location in db._locations.values()}
+        db.clear()
+        assert pointed <= snapshot._view.segments
+        db["later"] = "1"
+        move_all(self, job, pause)
+
+    monkeypatch.setattr(Compactor, "_move_all", move_and_clear)
+    db.compact()
+    monkeypatch.setattr(Compactor, "_move_all", move_all)
+    db.compact()
+    assert dict(db) == {b"later": b"1"}
+    assert dict(snapshot) == content
+    snapshot.close()
+    db.compact()
+    assert len(segment_files(Path(db.path))) <= 2, "nothing is kept for ever"
+    assert db.verify().ok
