@@ -84,7 +84,7 @@ _PATIENCE_S: Final = 0.1  # after this long a waiter looks whether there still i
 _LONGEST_PATIENCE_S: Final = 1.0
 _PURGED_BY_A_PUT: Final = 2  # expired keys, 4 µs
 _PREPARE_FROM: Final = 1024 * 1024  # bytes of a segment that is worth preparing the next for
-_BREATH_S: Final = 0.0001
+_BREATH_S: Final = 0.001
 _MOST_SLICES: Final = 1000  # of changed keys, after which an index is brought up to date at once: writers are faster
 
 _pack_entry = ENTRY.pack
@@ -532,6 +532,8 @@ class Committer:
     def without_idle_deletes(self, bulk: Bulk) -> Bulk:
         """Leave out the deletes of keys that no writer finds. Under the lock."""
         keys, values = bulk
+        if None not in values:
+            return bulk
         if self._unseen.queue or self.keydir.expires:
             now_ms = self._files.now_ms()
             is_due = [

@@ -40,7 +40,6 @@ SizeOf = Callable[[int], int]
 
 #: Above this share of changed keys a fresh sort (timsort finds the sorted runs) beats single insertions.
 _RESORT = 0.1
-_RESORT_IN_SLICES: Final = 0.3  # the same where others are let in between
 
 _FEW_CHANGES: Final = 1000  # that an index is brought up to date with at once
 _SLICE: Final = 10_000  # keys that are sorted at once while others wait
@@ -152,7 +151,7 @@ class Ordered:
         What changes from here on is in `changed` and left to `order_some` and `index`.
         """
         changed, index = self.changed, self._index
-        if index is not None and changed is not None and len(changed) <= _RESORT_IN_SLICES * len(index):
+        if index is not None and changed is not None and len(changed) <= _RESORT * len(index):
             return None
         keys = list(self._members())
         # What is replaced lives on in there until the lock is free again: to let it go takes as long as a slice.

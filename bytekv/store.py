@@ -95,6 +95,30 @@ _MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refu
 # --- the store ---------------------------------------------------------------------------------
 
 
+def _decide_in_bulk(
+    commit: Committer, bulk: Bulk, decided: list[Sequence[Operation] | Bulk]
+) -> Sequence[Operation] | Bulk:
+    bulk = commit.without_idle_deletes(bulk)
+    decided[:] = [bulk if bulk.keys else ()]
+    return decided[0]
+
+
+def _decide_one_by_one(
+    commit: Committer, files: Files, writes: Writes, decided: list[Sequence[Operation] | Bulk]
+) -> Sequence[Operation] | Bulk:
+    now_ms = files.now_ms()
+    operations: list[Operation] = []
+    for key, write in writes.items():
+        if isinstance(write, bytes):
+            operations.append(Operation(PUT, key, write))
+        elif write is not None:
+            operations.append(Operation(PUT, key, write[0], write[1].at(now_ms)))
+        elif commit.newest(key, now_ms) is not None:
+            operations.append(Operation(TOMBSTONE, key))
+    decided[:] = [operations]
+    return operations
+
+
 class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     """A persistent mapping of bytes to bytes, in key order; made by `bytekv.open`.
 
@@ -541,36 +565,15 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         return Batch(self._commit_batch)
 
     def _commit_batch(self, writes: Writes, gate_owner: object = None) -> int | None:
-        commit = self._commit
-        values = list(writes.values())
-        if (kinds := set(map(type, values))) <= {bytes, type(None)}:
-            bulk = Bulk(list(writes), values)  # type: ignore[arg-type]
-
-            def decide_in_bulk() -> Sequence[Operation] | Bulk:
-                nonlocal bulk
-                if len(kinds) > 1 or bytes not in kinds:
-                    bulk = commit.without_idle_deletes(bulk)
-                return bulk if bulk.keys else ()
-
-            seq = commit.change(decide_in_bulk, gate_owner)
-            return seq if bulk.keys else None
-        operations: list[Operation] = []
-
-        def decide() -> Sequence[Operation]:
-            nonlocal operations
-            now_ms = self._files.now_ms()
-            operations.clear()
-            for key, write in writes.items():
-                if isinstance(write, bytes):
-                    operations.append(Operation(PUT, key, write))
-                elif write is not None:
-                    operations.append(Operation(PUT, key, write[0], write[1].at(now_ms)))
-                elif commit.newest(key, now_ms) is not None:
-                    operations.append(Operation(TOMBSTONE, key))
-            return operations
-
+        commit, values = self._commit, list(writes.values())
+        decided: list[Sequence[Operation] | Bulk] = []
+        # No closures: without memory for what they share, CPython 3.11 never frees an argument, here the store.
+        if set(map(type, values)) <= {bytes, type(None)}:
+            decide = partial(_decide_in_bulk, commit, Bulk(list(writes), values), decided)  # type: ignore[arg-type]
+        else:
+            decide = partial(_decide_one_by_one, commit, self._files, writes, decided)
         seq = commit.change(decide, gate_owner)
-        return seq if operations else None
+        return seq if decided and decided[0] else None
 
     def _change(
         self,

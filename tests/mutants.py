@@ -420,8 +420,8 @@ MUTANTS = [
     _mutant(
         "a batch in bulk deletes keys that do not exist",
         "store",
-        "                    bulk = commit.without_idle_deletes(bulk)\n",
-        "                    pass\n",
+        "    bulk = commit.without_idle_deletes(bulk)\n",
+        "    pass\n",
         "tests/test_fast_paths.py",
     ),
     _mutant(

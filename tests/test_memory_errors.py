@@ -179,7 +179,7 @@ def _main(argument: str) -> None:
 
 #: What runs when an opening fails, or a store is closed or dropped.
 _GIVING_BACK = [
-    *(getattr(Store, name) for name in ("__init__", "close", "_shut", "__del__")),
+    *(getattr(Store, name) for name in ("__init__", "close", "_shut", "__del__", "_commit_batch")),
     Upkeep.build_hints,
     *(function for part in (opening, Directory) for function in vars(part).values() if inspect.isfunction(function)),
 ]
