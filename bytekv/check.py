@@ -341,7 +341,7 @@ def salvage(
         try:
             manifest = directory.load(for_writing=True)
         except CorruptionError as error:  # and nothing else: what cannot be read for a moment is not lost
-            report.damage.append(Damage(directory.manifest_path, 0, str(error)))
+            report.damage.append(Damage(error.path, error.offset, error.reason))
             _salvage_without_manifest(new, progress)
         else:
             _salvage_listed(new, manifest, progress)

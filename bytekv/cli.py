@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from . import commands
-from .errors import BytekvError, LimitError, StoreLockedError, StoreNotFoundError
+from .errors import BytekvError, CorruptionError, LimitError, StoreLockedError, StoreNotFoundError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _parse_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--allowed-host", metavar="NAME", action="append", default=[], help="a name that HTTP answers to; repeatable"
     )
-    command.add_argument("--backup-dir", metavar="DIR", help="where BGSAVE puts backups")
+    command.add_argument("--backup-dir", metavar="DIR", help="an existing directory where BGSAVE puts backups")
     command.add_argument(
         "--sync",
         choices=("interval", "always", "os"),
@@ -369,6 +369,8 @@ def _described(error: BytekvError) -> str:
         return f"{error.filename}: no store there"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, CorruptionError) and "repair" not in error.reason:
+        return f"{error}; bytekv repair saves what is whole"
     return str(error)
 
 

@@ -342,6 +342,11 @@ def back_up(arguments: Namespace) -> int:
             report = store.backup(arguments.dest, progress=bar.callback)
         except ValueError as error:
             raise UsageError(str(error)) from None
+        except StoreNotFoundError as error:
+            if error.filename != os.path.abspath(arguments.dest):
+                raise
+            advice = "cannot be made: its parent directory does not exist; create that first"
+            raise StoreNotFoundError(error.errno, advice, error.filename) from None
     if arguments.json:
         _print_json(report._asdict())
     else:
@@ -446,6 +451,8 @@ def import_entries(arguments: Namespace) -> int:
 
     if arguments.source is None and (arguments.table is not None or arguments.columns is not None):
         raise UsageError("--table and --columns are for --from sqlite and --from sqlitedict")
+    if arguments.source is not None and arguments.file == "-":
+        raise UsageError(f"say which database: --from {arguments.source} PATH; it cannot come from standard input")
     duplicates: Duplicates = arguments.duplicates or ("last" if arguments.source is None else "refuse")
     done = 0
 

@@ -229,7 +229,7 @@ class Directory:
             raise CorruptionError(
                 self.manifest_path,
                 0,
-                "missing, but there are segments; restore the file or call bytekv.repair(path)",
+                "missing, but there are segments; restore it, or have bytekv.repair(path) or bytekv repair make it",
             )
         return True
 
@@ -332,7 +332,7 @@ class Directory:
             descriptor = files.open(path)
         except StoreNotFoundError as error:
             self.check_there()
-            raise CorruptionError(path, 0, "the manifest vanished while the store was being opened") from error
+            raise CorruptionError(path, 0, "the manifest is missing, or has just vanished") from error
         try:
             size = files.size(descriptor, path)
             if size > _MAX_MANIFEST_SIZE:

@@ -764,7 +764,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     @property
     def options(self) -> Options:
-        """Return the options that the store was opened with, for who is handed an open one."""
+        """Return the options that the store was opened with, for whoever is handed an open one."""
         return self._options
 
     @property
