@@ -71,11 +71,13 @@ class Damage(NamedTuple):
 class Report:
     """What `Store.verify` or `bytekv.repair` found. ``ok`` if there is no damage."""
 
-    __slots__ = ("checked_bytes", "damage", "entries", "keys", "quarantined", "segments")
+    __slots__ = ("_is_repair", "checked_bytes", "damage", "entries", "keys", "quarantined", "segments")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_repair: bool = False) -> None:
+        self._is_repair = is_repair
         self.segments: int = 0
         self.entries: int = 0
+        #: Counted by `Store.verify` only; a repair leaves it at 0.
         self.keys: int = 0
         self.checked_bytes: int = 0
         self.damage: list[Damage] = []
@@ -88,7 +90,8 @@ class Report:
         return not self.damage
 
     def __str__(self) -> str:
-        text = f"{self.segments} segments, {self.entries} entries, {self.keys} keys, {self.checked_bytes} bytes checked"
+        keys = "" if self._is_repair else f", {self.keys} keys"
+        text = f"{self.segments} segments, {self.entries} entries{keys}, {self.checked_bytes} bytes checked"
         lines = [text + (": ok" if self.ok else f": {len(self.damage)} damaged places"), *map(str, self.damage)]
         return "\n".join([*lines, *(f"kept in {path}" for path in self.quarantined)])
 
@@ -335,7 +338,7 @@ def salvage(
     (4) what it no longer lists is removed. Killed, it starts again from the same files; an error before (3)
     removes what was made. Raises `UnsupportedFormatError` for a newer format and `DiskFullError`.
     """
-    report = Report()
+    report = Report(is_repair=True)
     new = _Replacements(directory, segment_size_bytes, report)
     try:
         try:

@@ -377,7 +377,7 @@ class Server:
     def backup(self) -> bool:
         """Begin a backup in the background; False if one is under way."""
         if self._backup_dir is None:
-            raise ReplyError(b"ERR the server was started without a directory for backups")
+            raise ReplyError(b"ERR the server was started without a directory for backups (backup_dir, --backup-dir)")
         if self.is_backing_up:
             return False
         self.is_backing_up = True
