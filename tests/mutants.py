@@ -483,8 +483,8 @@ MUTANTS = [
     _mutant(
         "a sync that fails leaves half of what was durable before visible",
         "commit",
-        "            self._became_durable(self._synced_seq)",
-        "            pass",
+        "            self._became_durable(self._synced_seq)  # an earlier sync's",
+        "            pass  #",
         "tests/test_failed_sync.py",
     ),
     _mutant(
