@@ -127,11 +127,13 @@ def _strike(path: Path, number: int, raised: list[BaseException]) -> bool:
             except Exception as found:
                 error = found
             if len(raised) > struck:
-                if error is None:  # of a finaliser no error comes out; Python says so
+                is_done = error is None  # of a finaliser no error comes out; Python says so
+                if is_done:
                     error = ignored.pop()
                 assert error is raised[-1], f"{error!r} in place of what was raised in {calls.struck_in} of {call}"
                 raised[-1] = error = None  # type: ignore[call-overload]  # and with it the frames that it has seen
-                call()  # it was interrupted, and can be done once more
+                if not is_done:
+                    call()  # it was interrupted, and can be done once more
             else:
                 assert error is None, f"{error!r} after an alarm in {calls.struck_in}"
         return bool(calls.struck_in)
