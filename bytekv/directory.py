@@ -297,7 +297,10 @@ class Directory:
 
     def release(self) -> None:
         """Give the lock back and let the directory go; the second call does nothing."""
-        with _held_guard:
+        try:
+            with _held_guard:
+                self._give_up_lock()
+        except MemoryError:  # a ``with`` takes some, what follows none; the guard is for forks
             self._give_up_lock()
         self.folder.close()
 

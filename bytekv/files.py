@@ -139,6 +139,14 @@ class _unheeded:
         return isinstance(error, self._kinds) and not is_interrupt(error)
 
 
+def _close(descriptor: int) -> None:
+    try:  # what `_unheeded` does, but without memory, which may be why this is closed
+        os.close(descriptor)
+    except OSError as error:
+        if is_interrupt(error):
+            raise
+
+
 class _Held:
     """A directory that is held open, until nobody uses it any more."""
 
@@ -152,8 +160,7 @@ class _Held:
         """Close it now, even if somebody still uses it."""
         number, self.number = self.number, -1
         if number >= 0:
-            with _unheeded():
-                os.close(number)
+            _close(number)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):  # else __init__ was interrupted
@@ -475,13 +482,15 @@ class Files:
 
     def close(self, descriptor: int) -> None:
         """Close a descriptor; what it says is of no use, for every sync has been checked before."""
-        with _unheeded():
-            os.close(descriptor)
+        _close(descriptor)
 
     def disown(self, file: io.FileIO) -> None:
         """Close a descriptor that was wrapped, as `close` does."""
-        with _unheeded():
+        try:  # as in `_close`
             file.close()
+        except OSError as error:
+            if is_interrupt(error):
+                raise
 
     def size(self, descriptor: int, path: str) -> int:
         """Return a file's length in bytes."""
@@ -652,14 +661,17 @@ class Files:
     def unlock(self, descriptor: int) -> None:
         """Give the lock back for every descriptor of the open file, also those that a fork has made."""
         if fcntl is not None:
-            with _unheeded():
+            try:  # as in `_close`
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
+            except OSError as error:
+                if is_interrupt(error):
+                    raise
 
     def unlock_directory(self, path: Folder) -> None:
         """Give the lock of a directory back."""
-        if fcntl is not None and _BY_DESCRIPTOR:
-            with _unheeded(OSError, BytekvError), _at(path) as (where, _):
-                fcntl.flock(where, fcntl.LOCK_UN)
+        held = path._held
+        if held is not None and held.number >= 0:
+            self.unlock(held.number)
 
     def identity(self, path: str) -> tuple[int, int]:
         """Return what tells one directory from another, however it is spelled."""

@@ -149,32 +149,42 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._is_shut = self._is_closed = False
         self._worker = Worker(self._work, self._work_failed, f"bytekv {os.path.basename(path)}")
         opened = open_directory(path, flag, options, files, self._worker.wake)
-        commit = opened.committer
-        #: What opening found and did.
-        self.recovery: Recovery = opened.recovery
-        self._directory = opened.directory
-        self._segments, self._keydir = commit.segments, commit.keydir
-        self._locations: Any = self._keydir.locations
-        self._readers: Any = self._segments.readers
-        self._changes: ChangeLog | None = None  # made when it is asked for
-        follower = None
-        if self._readonly:
-            with translated("bytekv.follower"):
-                from .follower import Follower
+        try:
+            commit = opened.committer
+            #: What opening found and did.
+            self.recovery: Recovery = opened.recovery
+            self._directory = opened.directory
+            self._segments, self._keydir = commit.segments, commit.keydir
+            self._locations: Any = self._keydir.locations
+            self._readers: Any = self._segments.readers
+            self._changes: ChangeLog | None = None  # made when it is asked for
+            follower = None
+            if self._readonly:
+                with translated("bytekv.follower"):
+                    from .follower import Follower
 
-            follower = Follower(commit)
-        self._upkeep = Upkeep(commit, options, self._worker, follower)
-        self._reading = Reading(commit, options)
-        self._commit = commit  # from now on there is something to close
-        register(self)
-        if os.getpid() != self._pid:  # a signal handler has forked meanwhile, and this is the child
-            self._after_fork()
-        log.info("opened %s: %s", path, self.recovery)
-        is_due = options.follow is not None or (
-            flag != "r" and (self.recovery.hints_missing or (options.auto_compact and self._upkeep.victims()))
-        )
-        if is_due and not self._worker.wake():
-            self._upkeep.works_alone()
+                follower = Follower(commit)
+            self._upkeep = Upkeep(commit, options, self._worker, follower)
+            self._reading = Reading(commit, options)
+            self._commit = commit  # from now on there is something to close
+            register(self)
+            if os.getpid() != self._pid:  # a signal handler has forked meanwhile, and this is the child
+                self._after_fork()
+            log.info("opened %s: %s", path, self.recovery)
+            is_due = options.follow is not None or (
+                flag != "r" and (self.recovery.hints_missing or (options.auto_compact and self._upkeep.victims()))
+            )
+            if is_due and not self._worker.wake():
+                self._upkeep.works_alone()
+        except BaseException:
+            # Now, and not when this frame goes: the error may be kept, by an interactive session for one.
+            if hasattr(self, "_commit"):
+                with suppress(BytekvError):
+                    self.close()
+            else:
+                opened.directory.release()
+                opened.committer.segments.drop()
+            raise
 
     # --- reading -------------------------------------------------------------------------------
 

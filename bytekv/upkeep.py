@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from . import log, recovery
 from .commit import Committer
@@ -62,6 +63,11 @@ class _Waiter:
     __slots__ = ("__weakref__",)
 
 
+def _has_victims(upkeep: weakref.ref[Upkeep]) -> bool:
+    there = upkeep()
+    return there is not None and there._look_for_victims()
+
+
 class Upkeep:
     """See to one store's durability and space."""
 
@@ -86,8 +92,7 @@ class Upkeep:
         self.background_error: str | None = None
         self.may_compact = options.auto_compact  # in the background
         self._is_due = False  # a compaction, as far as is known: there were victims when it was last looked for them
-        look = weakref.WeakMethod(self._look_for_victims)
-        committer.is_due = lambda: (call := look()) is not None and call()
+        committer.is_due = partial(_has_victims, weakref.ref(self))
         self._let_drag()
 
     def _let_drag(self) -> None:

@@ -16,6 +16,7 @@ is judged for all. Nothing else decides how a store goes on, but for the descrip
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import gc
 import io
@@ -374,6 +375,22 @@ def _is_held(path: str) -> bool:
     return (status.st_dev, status.st_ino) in directory._held
 
 
+def _is_locked(path: str) -> bool:
+    """Ask the system, and not the table of this process."""
+    for name in ("", "LOCK"):
+        try:
+            descriptor = os.open(os.path.join(path, name), os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
 def _describe(thing: Any, found: list[object], seen: dict[int, int]) -> None:
     kind = type(thing)
     if kind in _ATOMS:
@@ -633,6 +650,7 @@ class Bench:
             self._expected[name, mode] = self._expect_of_opening(name, mode)
         write_all(self._path, self._found[found])
         struck = carry_out(lambda: self._open(mode, flag).close())
+        assert not _is_locked(self._path), "a lock is left that no store of this process has"
         if struck:
             state = name, mode, hash((_is_held(self._path), *_disk(self._path)))
             if state not in self._judged:

@@ -1228,6 +1228,35 @@ MUTANTS = [
         _REPLACED,
     ),
     _mutant(
+        "an opening that is interrupted late keeps the lock for as long as its error is kept",
+        "store",
+        "                opened.directory.release()\n",
+        "                pass\n",
+        "tests/test_directory.py",
+    ),
+    _mutant(
+        "a store whose opening is interrupted last of all is not closed",
+        "store",
+        "                with suppress(BytekvError):\n                    self.close()\n            else:",
+        "                pass\n            else:",
+        "tests/test_directory.py",
+    ),
+    _mutant(
+        "without memory for the guard the lock is kept",
+        "directory",
+        "        except MemoryError:  # a ``with`` takes some, what follows none; the guard is for forks\n"
+        "            self._give_up_lock()\n",
+        "        except ZeroDivisionError:\n            pass\n",
+        "tests/test_directory.py",
+    ),
+    _mutant(
+        "without memory a directory's descriptor is lost",
+        "files",
+        "        if number >= 0:\n            _close(number)",
+        "        if number >= 0:\n            with _unheeded():\n                os.close(number)",
+        "tests/test_directory.py",
+    ),
+    _mutant(
         "a second writer comes in once LOCK was removed",
         "files",
         "                fcntl.flock(where, fcntl.LOCK_EX | fcntl.LOCK_NB)",

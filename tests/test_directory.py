@@ -239,6 +239,59 @@ def test_a_lock_that_could_not_be_given_back_goes_with_its_directory(directory, 
     open_store(path).close()
 
 
+@pytest.mark.parametrize("place", ["store.Upkeep", "store.Reading", "store.register", "store.log.info"])
+def test_an_opening_that_is_interrupted_late_gives_the_lock_back_though_its_error_is_kept(place, path):
+    """As an interactive session keeps the last one: the error has the frame, the frame has the store, and the store
+    had the lock."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with patched({f"bytekv.{place}": interrupted}), pytest.raises(KeyboardInterrupt) as kept:
+        open_store(path)
+    with open_store(path) as db:
+        db["a"] = "1"
+    assert kept.value.__traceback__ is not None
+    assert dict(open_store(path, "r")) == {b"a": b"1"}
+
+
+def _fail_without_memory(*_: object) -> None:
+    raise MemoryError
+
+
+def test_the_lock_is_given_back_without_memory(path, monkeypatch):
+    """There was none for the ``with`` of the guard, or for what passed over an error of the system."""
+
+    class NoMemory:
+        __enter__ = __exit__ = _fail_without_memory
+
+    directory = Directory(str(path), Files())
+    path.mkdir()
+    directory.acquire()
+    with monkeypatch.context() as shortage:
+        shortage.setattr("bytekv.directory._held_guard", NoMemory())
+        shortage.setattr("bytekv.files._unheeded", _fail_without_memory)
+        shortage.setattr("bytekv.files._at", _fail_without_memory)
+        directory.release()
+    again = Directory(str(path), Files())
+    again.acquire()
+    again.release()
+
+
+def test_a_directory_that_is_dropped_without_memory_is_closed(path, monkeypatch):
+    """Its descriptor stayed open, and the lock of the directory with it."""
+    path.mkdir()
+    directory = Directory(str(path), Files())
+    directory.acquire()
+    number = directory.folder.hold().number
+    with monkeypatch.context() as shortage:
+        shortage.setattr("bytekv.files._unheeded", _fail_without_memory)
+        directory.folder.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
+    directory.release()
+
+
 def _try_to_open(path: str, answers) -> None:
     try:
         open_store(path, "w").close()
