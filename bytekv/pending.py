@@ -146,7 +146,7 @@ def pending_bulk_of(bulk: Bulk, writer: Writer, seq: int, now_ms: int, tombstone
         flags = [(TOMBSTONE if value is None else PUT) | CONTINUES for value in given]
         tombstones += OVERHEAD * len(gone) + sum(map(len, gone))
     flags[-1] ^= CONTINUES
-    sizes = list(map(OVERHEAD.__add__, map(add, map(len, keys), map(len, values))))
+    sizes = list(map(add, map(add, map(len, keys), map(len, values)), repeat(OVERHEAD)))
     offsets = list(accumulate(sizes, initial=writer.end))
     parts: list[bytes] = []
     at = 0

@@ -888,10 +888,14 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         if getattr(self, "_commit", None) is not None and not self._is_closed:
             try:
                 self.close()
-            except StoreClosedError:
-                pass  # the interpreter ends and has stopped a thread in here; the next open recovers what there is
-            except BytekvError as error:
-                log.error("%s was dropped without close(), and closing it failed: %s", self._path, str(error))
+            except Exception as error:
+                if BytekvError is None:
+                    return  # the interpreter has taken its modules apart; at exit the store had a clean end
+                if not isinstance(error, BytekvError):
+                    raise
+                # StoreClosedError: the interpreter ends and has stopped a thread in here; the next open recovers.
+                if not isinstance(error, StoreClosedError):
+                    log.error("%s was dropped without close(), and closing it failed: %s", self._path, str(error))
 
     def __repr__(self) -> str:
         if self._is_closed or os.getpid() != self._pid:

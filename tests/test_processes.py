@@ -728,6 +728,17 @@ def test_an_end_without_close(path: Path, end: str, sync: str) -> None:
 
 
 @pytest.mark.parametrize("sync", SYNCS)
+def test_an_end_whose_garbage_nobody_collects(path: Path, sync: str) -> None:
+    """`gc.freeze`, as before a fork, has the store outlive its module's names: its finaliser said "catching classes
+    that do not inherit from BaseException is not allowed"."""
+    script = f"import bytekv, gc\ndb = bytekv.open({str(path)!r}, sync={sync!r})\ndb['a'] = '1'\ngc.freeze()\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    with open_store(path) as db:
+        assert dict(db) == {b"a": b"1"}
+
+
+@pytest.mark.parametrize("sync", SYNCS)
 def test_what_is_saved_after_bytekvs_own_exit_handler(path: Path, sync: str) -> None:
     """Handlers run in reverse order: one that was registered before bytekv was imported met a closed store, and so did
     objects of the main module that save something when they are finalised. What they had to save was lost."""
