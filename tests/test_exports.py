@@ -96,7 +96,7 @@ def test_the_package_says_that_it_is_typed() -> None:
 
 def test_type_checkers_know_every_option() -> None:
     """`OpenOptions` is for them alone, and says the same as `Options`."""
-    tree = ast.parse((ROOT / "bytekv" / "options.py").read_text(encoding="utf-8"))
+    tree = ast.parse((Path(bytekv.__file__).parent / "options.py").read_text(encoding="utf-8"))
     fields = {
         node.name: {
             each.target.id: ast.unparse(each.annotation)
