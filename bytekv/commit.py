@@ -5,10 +5,10 @@ the end of the active segment by one write, and shown to readers by pointing the
 
 *Interrupted calls.* KeyboardInterrupt and MemoryError may strike between any two bytecodes. So what is
 about to be done is written into `pending` first, as absolute facts (these bytes at this offset, that
-end, that seq), and whoever comes next carries it out once more before doing anything else.
+end, that seq), and the next call carries it out once more before doing anything else.
 
 *Handlers.* A signal handler or a finaliser runs in the middle of whatever its thread is doing, and the
-lock lets its own thread in once more. So whoever takes the lock says so, ``with lock, committer:`` instead of
+lock lets its own thread in once more. So each taker of the lock says so, ``with lock, committer:`` instead of
 ``with lock:``: then `pending` is set for as long, and a write in between is refused before it begins. Whoever takes the
 lock, the sync lock or `compacting` for a call of the user's asks first: `check_reentry`, `check_write`, `check_idle`.
 
@@ -382,7 +382,7 @@ class Committer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self.pending:  # else an interrupted change, for the next who comes
+        if not self.pending:  # else an interrupted change, for the next call
             self.pending = None
 
     def check_reentry(self) -> None:
@@ -944,7 +944,7 @@ class Committer:
         if seq <= self.durable_seq:
             return
         if writer is not None:
-            writer.sync()  # whoever appends now joins the next one: target was read before
+            writer.sync()  # an append from now on joins the next sync: target was read before
         with self.lock, self:
             if self.failure is not None:
                 # The kernel tells each write error once, and a roll's sync of the same file got it.

@@ -513,7 +513,7 @@ class Keydir(Ordered):
         return view
 
     def close_view(self, view: View) -> None:
-        """Stop keeping a view up; whoever uses it is told so. Without the lock."""
+        """Stop keeping a view up; its user is told so. Without the lock."""
         view.close()  # first: what is not noted any more must not be taken for unchanged
         self.views.pop(view.number, None)
 

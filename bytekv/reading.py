@@ -170,7 +170,7 @@ class Reading:
 
     def release(self) -> None:
         """Remove the files that nobody can need any more."""
-        # From a finaliser in the middle of this thread's own write it is left to the next who comes.
+        # From a finaliser in the middle of this thread's own write it is left to the next call.
         if not self._committer.is_entered and self._segments.has_pinned:
             with self._committer.lock, self._committer:
                 free = self._segments.release(self._keydir.noted_segments())

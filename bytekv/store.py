@@ -774,7 +774,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     @property
     def options(self) -> Options:
-        """Return the options that the store was opened with, for whoever is handed an open one."""
+        """Return the options that the store was opened with, for code that is handed an open one."""
         return self._options
 
     @property
@@ -814,7 +814,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 if not self._is_shut:
                     self._shut(commit)
         finally:
-            # Without the locks: whoever takes or gives back a directory may be waiting for them in a signal handler.
+            # Without the locks: a thread that takes or returns a directory may wait for them in a signal handler.
             if self._is_shut:
                 self._directory.release()
                 self._is_closed = True
@@ -839,7 +839,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._is_shut = True
 
     def _at_exit(self) -> None:
-        """Write a clean end, for the process is about to have one, and stay open for whoever writes even later.
+        """Write a clean end, for the process is about to have one, and stay open for writes that come even later.
 
         Without the worker: each write makes itself durable where that was the worker's business. No lock is
         waited for once the interpreter has stopped all other threads.

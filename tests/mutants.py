@@ -168,8 +168,8 @@ MUTANTS = [
     _mutant(
         "sync() does not sync",
         "commit",
-        "        if writer is not None:\n            writer.sync()  # whoever",
-        "        if False:\n            writer.sync()  # whoever",
+        "        if writer is not None:\n            writer.sync()  # an append",
+        "        if False:\n            writer.sync()  # an append",
     ),
     _mutant(
         "a waiter whose patience has ended queues up to lead although a leader lives",
