@@ -7,8 +7,10 @@
 b'blue'
 """
 
-from .batch import Batch
-from .compactor import Compaction, Progress
+from .contract.batch import Batch
+from .engine.recovery import Recovery
+from .engine.space.compactor import Compaction, Progress
+from .engine.store import Entry, Store, open, repair
 from .errors import (
     AccessDeniedError,
     BytekvError,
@@ -29,27 +31,25 @@ from .errors import (
     UnsupportedFormatError,
 )
 from .options import Options
-from .recovery import Recovery
-from .store import Entry, Store, open, repair
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .backup import BackupReport
-    from .changes import Change
-    from .check import Damage, Report
-    from .snapshot import Snapshot
-    from .stats import SegmentStats, Stats
-    from .transaction import Transaction
+    from .contract.snapshot import Snapshot
+    from .contract.transaction import Transaction
+    from .engine.integrity.repair import Damage, Report
+    from .engine.replication.backup import BackupReport
+    from .engine.replication.feed import Change
+    from .engine.stats import SegmentStats, Stats
 else:
     _LATER = {
-        "BackupReport": "backup",
-        "Change": "changes",
-        "Damage": "check",
-        "Report": "check",
-        "SegmentStats": "stats",
-        "Snapshot": "snapshot",
-        "Stats": "stats",
-        "Transaction": "transaction",
+        "BackupReport": "engine.replication.backup",
+        "Change": "engine.replication.feed",
+        "Damage": "engine.integrity.repair",
+        "Report": "engine.integrity.repair",
+        "SegmentStats": "engine.stats",
+        "Snapshot": "contract.snapshot",
+        "Stats": "engine.stats",
+        "Transaction": "contract.transaction",
     }
 
     def __getattr__(name):

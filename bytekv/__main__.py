@@ -15,7 +15,7 @@ import sys
 def run() -> None:
     """Carry out the command line and end."""
     gc.disable()
-    from .cli import main
+    from .cli.main import main
 
     status = main(before_long_work=gc.enable)
     if gc.isenabled():

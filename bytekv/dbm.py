@@ -20,16 +20,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 
+from .contract.ordered import Bytes, Handle, joined, refusing, to_bytes
+from .engine.store import Store
+from .engine.store import open as open_store
 from .errors import BytekvError
-from .mapping import Bytes, Handle, joined, refusing, to_bytes
-from .store import Store
-from .store import open as open_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar, Unpack
 
-    from .opening import Flag
+    from .engine.open import Flag
     from .options import OpenOptions
 
     T = TypeVar("T")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from bytekv.store import Store
+from bytekv.engine.store import Store
 from tests import harness
 
 settings.register_profile(

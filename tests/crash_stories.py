@@ -20,8 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from bytekv.snapshot import Snapshot
-from bytekv.store import Store
+from bytekv.contract.snapshot import Snapshot
+from bytekv.engine.store import Store
 from tests import harness
 from tests.crash_files import CrashFiles, Image
 

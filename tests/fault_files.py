@@ -9,8 +9,8 @@ The fault model:
 - A failing sync has synced nothing, and what it was asked to make durable may be gone: see `LosingFiles`.
 - A short read or write does half of what it was asked for, one byte at least, and says so.
 
-`SystemCalls` replaces what ``bytekv.files`` knows as ``os``, ``mmap`` and ``fcntl``, for as long as it is entered;
-other modules, and the tests themselves, go on with the real ones.
+`SystemCalls` replaces what ``bytekv.engine.log.files`` knows as ``os``, ``mmap`` and ``fcntl``, for as long as it is
+entered; other modules, and the tests themselves, go on with the real ones.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from bytekv import files
+from bytekv.engine.log import files
 from bytekv.errors import StoreFailedError
 from tests.harness import FakeFiles
 
-#: Which calls are of which kind; each is a function that `bytekv.files` calls.
+#: Which calls are of which kind; each is a function that `bytekv.engine.log.files` calls.
 KINDS: dict[str, tuple[str, ...]] = {
     "allocate": ("posix_fallocate",),
     "chmod": ("chmod", "fchmod"),
@@ -69,7 +69,7 @@ class _Module:
 
 
 class SystemCalls:
-    """Count the calls that `bytekv.files` makes, and fail those that a test has chosen.
+    """Count the calls that `bytekv.engine.log.files` makes, and fail those that a test has chosen.
 
     ::
 
@@ -122,7 +122,7 @@ class SystemCalls:
         self.log, self.counts, self.struck = [], Counter(), False
         self.failed_syncs = self.syncs_after_failure = 0
 
-    # --- what bytekv.files calls ---------------------------------------------------------------
+    # --- what bytekv.engine.log.files calls ---------------------------------------------------------------
 
     def _strikes(self, name: str) -> bool:
         kind = _KIND_OF[name]

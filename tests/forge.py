@@ -1,6 +1,6 @@
 """Store files as an attacker would write them: any value in any field, and CRCs that fit all the same.
 
-Knows the layouts of `bytekv.codec` and nothing of who reads the files.
+Knows the layouts of `bytekv.engine.codec.entry` and nothing of who reads the files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bytekv.codec import (
+from bytekv.engine.codec.entry import (
     CRC,
     ENTRY,
     FORMAT_VERSION,
@@ -30,7 +30,7 @@ from bytekv.codec import (
     encode_segment_header,
     seed_of,
 )
-from bytekv.segment import Scan
+from bytekv.engine.log.segment import Scan
 
 UUID = bytes(range(16))
 

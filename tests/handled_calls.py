@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bytekv.contract.snapshot import Snapshot
+from bytekv.engine.store import Store
 from bytekv.errors import BytekvError, ChangesLostError, ReadOnlyError, ReentryError, StoreClosedError
-from bytekv.snapshot import Snapshot
-from bytekv.store import Store
 from tests import interrupted_calls
 from tests.harness import open_store
 from tests.interrupted_calls import (

@@ -12,9 +12,9 @@ from unittest import mock
 
 import pytest
 
-from bytekv.files import Files
+from bytekv.engine.log.files import Files
+from bytekv.engine.store import Store
 from bytekv.options import Options
-from bytekv.store import Store
 
 #: What says that a case went wrong: `pytest.fail`, and a `pytest.raises` that met nothing, raise no `Exception`.
 WRONG = (Exception, pytest.fail.Exception)
@@ -59,12 +59,12 @@ def _stays_asleep(worker: object) -> bool:
 
 
 #: Nothing happens in the background; what the worker would do is a step like any other.
-NO_WORKER: dict[str, object] = {"bytekv.worker.Worker.wake": _stays_asleep}
+NO_WORKER: dict[str, object] = {"bytekv.engine.space.worker.Worker.wake": _stays_asleep}
 
 
 def hints_from(size: int) -> dict[str, object]:
     """Return what gives segments of so many bytes a hint file."""
-    return {f"bytekv.{module}.HINT_FROM": size for module in ("recovery", "output")}
+    return {f"bytekv.engine.{module}.HINT_FROM": size for module in ("recovery", "log.builder")}
 
 
 class FakeFiles(Files):
@@ -95,7 +95,7 @@ def open_store(path: str | os.PathLike[str], flag: Any = "c", *, files: Files | 
 def crash(store: Store) -> None:
     """Leave a store as a killed process does: nothing flushed, nothing said, the lock gone with the process."""
     store._after_fork()  # gives up every descriptor and mapping without a word to the disk
-    from bytekv.open_stores import unregister
+    from bytekv.engine.exit_and_fork import unregister
 
     store._worker.stop()
     unregister(store)

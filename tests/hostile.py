@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import bytekv
-from bytekv.codec import ACTIVE, CLEAR, CONTINUES, EXPIRES, PUT, SYNC_MARK, TOMBSTONE
+from bytekv.engine.codec.entry import ACTIVE, CLEAR, CONTINUES, EXPIRES, PUT, SYNC_MARK, TOMBSTONE
+from bytekv.engine.store import Store
 from bytekv.errors import BytekvError
-from bytekv.store import Store
 from tests import forge, harness
 from tests.fault_files import SystemCalls
 from tests.forge import OUTPUT, Entry, Segment
@@ -575,10 +575,10 @@ def all_crafts(stories: dict[str, Story]) -> list[Craft]:
 def small_things_count() -> Iterator[None]:
     """Have hint files for the smallest segments, no thread, and few tries beside a writer that is not there."""
     with contextlib.ExitStack() as stack:
-        for module in "recovery", "output":
-            stack.enter_context(mock.patch(f"bytekv.{module}.HINT_FROM", 1))
-        stack.enter_context(mock.patch("bytekv.worker.Worker.wake", return_value=True))
-        stack.enter_context(mock.patch("bytekv.follower._TRIES", 2))
+        for module in "recovery", "log.builder":
+            stack.enter_context(mock.patch(f"bytekv.engine.{module}.HINT_FROM", 1))
+        stack.enter_context(mock.patch("bytekv.engine.space.worker.Worker.wake", return_value=True))
+        stack.enter_context(mock.patch("bytekv.engine.replication.follower._TRIES", 2))
         yield
 
 

@@ -33,11 +33,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from sortedcontainers import SortedList
 
-from bytekv import directory
+from bytekv.contract.snapshot import Snapshot
+from bytekv.engine.log import directory
+from bytekv.engine.log.segment import FileView
+from bytekv.engine.store import Store
 from bytekv.errors import BytekvError
-from bytekv.segment import FileView
-from bytekv.snapshot import Snapshot
-from bytekv.store import Store
 from tests.harness import FakeFiles, open_store
 
 Content = dict[bytes, tuple[bytes, bool]]  # key -> value, and whether it expires

@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bytekv.compactor import Compactor
-from bytekv.segment import Writer
-from bytekv.segment_manager import SegmentManager
-from bytekv.store import Store
+from bytekv.engine.log.segment import Writer
+from bytekv.engine.log.segment_manager import SegmentManager
+from bytekv.engine.space.compactor import Compactor
+from bytekv.engine.store import Store
 from tests.harness import WRONG, Case, QuickFiles, open_store
 
 SYNCS = ("interval", "always", "os")

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import bytekv
 import bytekv.resp
-from bytekv import codec, errors, options
+from bytekv import errors, options
+from bytekv.engine.codec import entry as codec
 from bytekv.http.access import SCOPES, STEP_SCOPES
 from bytekv.http.routes import ROUTES
 from bytekv.options import Options
-from bytekv.resp.commands import COMMANDS
+from bytekv.resp.commands.table import COMMANDS
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 
@@ -82,7 +83,11 @@ def limit_table() -> str:
         ),
         ("segments of a store", f"{codec.MAX_SEGMENTS:,}", "what a manifest may list"),
         ("seq", f"2⁶³ − 1 = {codec.MAX_NUMBER:,}", "a million operations a second for 292,000 years"),
-        ("decimal integer of `incr`", f"{bytekv.store._MAX_DIGITS:,} digits", "Python itself refuses more than 4,300"),
+        (
+            "decimal integer of `incr`",
+            f"{bytekv.engine.store._MAX_DIGITS:,} digits",
+            "Python itself refuses more than 4,300",
+        ),
         ("keys", "what memory holds", "about 100 bytes each, besides the key"),
     ]
     made = "| what | how much | why |\n|---|---|---|\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)

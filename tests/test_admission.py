@@ -17,8 +17,8 @@ from unittest import mock
 
 import pytest
 
-from bytekv import listening
-from bytekv.listening import Pace, Places, Seldom, connection_share, listen
+from bytekv.server import sockets as listening
+from bytekv.server.sockets import Pace, Places, Seldom, connection_share, listen
 from tests import strangers
 
 

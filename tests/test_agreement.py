@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv.codec import PUT
-from bytekv.pending import Operation
-from bytekv.snapshot import Snapshot
-from bytekv.store import Store
+from bytekv.contract.snapshot import Snapshot
+from bytekv.engine.codec.entry import PUT
+from bytekv.engine.store import Store
+from bytekv.engine.write.change import Operation
 from tests import harness
 from tests.harness import open_store
 
@@ -140,7 +140,7 @@ _steps = st.lists(
 def test_all_ways_of_reading_agree_at_every_step(
     path: Path, monkeypatch: pytest.MonkeyPatch, io: str, steps: list[tuple[str, int]], segment_size_bytes: int
 ) -> None:
-    with harness.patched({"bytekv.compactor._SLICE": 2, "bytekv.compactor._IN_ORDER": 3}):
+    with harness.patched({"bytekv.engine.space.compactor._SLICE": 2, "bytekv.engine.space.compactor._IN_ORDER": 3}):
         model = Model(path, io, segment_size_bytes)
         for verb, which in steps:
             getattr(model, verb)(which)
@@ -232,7 +232,7 @@ def test_a_scan_while_keys_are_pointed_at_their_copies(
 ) -> None:
     """A run's first and last key are at their copies; one between was overwritten before the scan began, when it had
     been copied, and its copy lies there all the same and has not been counted as dead yet."""
-    monkeypatch.setattr("bytekv.compactor._SLICE", len(KEYS) // 2)
+    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", len(KEYS) // 2)
     with open_store(path, "n") as db:
         db.update(dict.fromkeys(KEYS, b"old"))
         db._commit.seal()

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from bytekv import files
+from bytekv.engine.log import files
+from bytekv.engine.log.files import Files
+from bytekv.engine.store import Store
 from bytekv.errors import StoreFailedError, StoreIOError, from_os_error, is_interrupt
-from bytekv.files import Files
-from bytekv.store import Store
 from tests.fault_files import SystemCalls
 from tests.harness import NO_WORKER, hints_from, open_store, patched
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from bytekv.engine.store import Store
 from bytekv.errors import BytekvError, ReentryError, StoreFailedError
-from bytekv.store import Store
 from tests.harness import QuickFiles, open_store
 
 

@@ -23,13 +23,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from bytekv.codec import SEGMENT_HEADER_SIZE
+from bytekv.engine.codec.entry import SEGMENT_HEADER_SIZE
+from bytekv.engine.log.sizes import sizes_of
+from bytekv.engine.space.picker import Use, choose
+from bytekv.engine.space.worker import Pacer, Worker
+from bytekv.engine.store import Store
 from bytekv.errors import CorruptionError, StoreFailedError
 from bytekv.options import Options
-from bytekv.sizes import sizes_of
-from bytekv.store import Store
-from bytekv.victims import Use, choose
-from bytekv.worker import Pacer, Worker
 from tests import harness
 from tests.harness import QuickFiles, damage, segment_files
 from tests.turns import PUT_S, READ_S, Turns, TurnsStore, bytes_on_disk
@@ -43,11 +43,11 @@ DEFAULTS = Options()
 @pytest.fixture
 def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make what is counted in bytes or entries, and is no option, smaller by the scale, too."""
-    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
-    monkeypatch.setattr("bytekv.debt._LOOK_SELDOM", KIB * KIB // SCALE)
-    monkeypatch.setattr("bytekv.debt._PAY", 32 * KIB // SCALE)
+    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
+    monkeypatch.setattr("bytekv.engine.write.throttle._LOOK_SELDOM", KIB * KIB // SCALE)
+    monkeypatch.setattr("bytekv.engine.write.throttle._PAY", 32 * KIB // SCALE)
     for name, size in {"RESERVE": 48, "MANIFEST_ROOM": 16, "_FIRST_STEP": 64}.items():
-        monkeypatch.setattr(f"bytekv.segment.{name}", size * KIB // SCALE)
+        monkeypatch.setattr(f"bytekv.engine.log.segment.{name}", size * KIB // SCALE)
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_in_the_foreground_it_does_not_sleep() -> None:
 @pytest.fixture
 def by_hand(monkeypatch: pytest.MonkeyPatch, open_store: Callable[..., Store]) -> Callable[..., Store]:
     """Open a store with background compaction whose work the test does itself, by `_work`."""
-    monkeypatch.setattr("bytekv.worker.Worker.wake", lambda self: True)
+    monkeypatch.setattr("bytekv.engine.space.worker.Worker.wake", lambda self: True)
 
     def open_it(**options: Any) -> Store:
         return open_store(**{"auto_compact": True, "segment_size_bytes": 4096, "compact_dead_bytes": 64, **options})
@@ -550,7 +550,7 @@ def test_a_worker_that_dies_is_told_by_the_next_write(path, monkeypatch, caplog:
         raise ZeroDivisionError("nobody expected this")
 
     db = harness.open_store(path, auto_compact=True, sync="os", segment_size_bytes=4096)
-    monkeypatch.setattr("bytekv.upkeep.choose", choose_wrongly)
+    monkeypatch.setattr("bytekv.engine.space.maintenance.choose", choose_wrongly)
     with contextlib.suppress(StoreFailedError):  # who comes late enough is told already
         overwrite(db, 100)
     with db._worker._life.done:
@@ -579,9 +579,9 @@ def test_work_that_there_is_no_memory_for_is_tried_again_and_told(
             raise MemoryError
         return choose(*arguments)
 
-    monkeypatch.setattr("bytekv.worker._BREATH_S", 0.0)
+    monkeypatch.setattr("bytekv.engine.space.worker._BREATH_S", 0.0)
     with harness.open_store(path, auto_compact=True, sync="os", segment_size_bytes=4096, compact_dead_bytes=64) as db:
-        monkeypatch.setattr("bytekv.upkeep.choose", choose_with_effort)
+        monkeypatch.setattr("bytekv.engine.space.maintenance.choose", choose_with_effort)
         overwrite(db, 100)
         for _ in range(3):  # one that was begun, and two for which nobody has called
             assert tries.acquire(timeout=60)
@@ -614,7 +614,7 @@ def test_work_is_tried_again_even_if_there_was_no_memory_to_tell(monkeypatch) ->
             self.told.append(error)
             return False
 
-    monkeypatch.setattr("bytekv.worker._BREATH_S", 0.0)
+    monkeypatch.setattr("bytekv.engine.space.worker._BREATH_S", 0.0)
     employer = Employer()
     assert employer.worker.wake()
     with employer.worker._life.done:
@@ -872,9 +872,9 @@ def live_as_a_queue(examples: int, steps: int, *, derandomize: bool) -> None:
 @pytest.fixture
 def every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let others in after each entry that a compaction reads, and give every segment a hint."""
-    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
-    for module in ("recovery", "output"):
-        monkeypatch.setattr(f"bytekv.{module}.HINT_FROM", 120)
+    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
+    for module in ("recovery", "log.builder"):
+        monkeypatch.setattr(f"bytekv.engine.{module}.HINT_FROM", 120)
 
 
 @pytest.mark.usefixtures("every_entry")

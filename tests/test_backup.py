@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import bytekv
-from bytekv.compactor import Progress
-from bytekv.directory import Directory
+from bytekv.engine.log.directory import Directory
+from bytekv.engine.space.compactor import Progress
+from bytekv.engine.store import Store
 from bytekv.errors import (
     BytekvError,
     CorruptionError,
@@ -25,7 +26,6 @@ from bytekv.errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
-from bytekv.store import Store
 from tests.crash_files import CrashFiles
 from tests.fault_files import KINDS, SystemCalls
 from tests.harness import (
@@ -401,7 +401,7 @@ def test_a_backup_that_has_another_file_of_the_same_number(path: Path, dest: Pat
         fill(db, 30)
         db.backup(path.parent / "copy")
         with (
-            patched({"bytekv.segment_manager.another_history": lambda flags, _: flags}),
+            patched({"bytekv.engine.log.segment_manager.another_history": lambda flags, _: flags}),
             open_store(path.parent / "copy", "w", **SMALL) as copy,
         ):
             fill(copy, 30)

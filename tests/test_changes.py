@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 import bytekv
-from bytekv.changes import Change, ChangeLog
+from bytekv.engine.log.sizes import sizes_of
+from bytekv.engine.replication.feed import Change, ChangeLog
+from bytekv.engine.store import Store
 from bytekv.errors import (
     ChangesLostError,
     CorruptionError,
@@ -22,8 +24,6 @@ from bytekv.errors import (
     StoreIOError,
     StoreNotFoundError,
 )
-from bytekv.sizes import sizes_of
-from bytekv.store import Store
 from tests.harness import FakeFiles, damage, open_store, segment_files
 
 
@@ -268,7 +268,7 @@ def test_the_end_of_the_log_can_be_kept(path: Path) -> None:
             options = bytekv.Options(
                 segment_size_bytes=1000, compact_dead_bytes=0, keep_changes_bytes=keep_changes_bytes
             )
-            while victims := bytekv.victims.choose(db._upkeep.survey(), sizes_of(0, options)):
+            while victims := bytekv.engine.space.picker.choose(db._upkeep.survey(), sizes_of(0, options)):
                 db._upkeep.compactor.run(victims, lambda: None, lambda _: None)
             try:
                 db.changes(0)

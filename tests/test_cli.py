@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bytekv
-from bytekv import cli, commands
+from bytekv.cli import commands
+from bytekv.cli import main as cli
 from tests.harness import crash, fresh, open_store
 
 ROOT = Path(__file__).parent.parent
@@ -223,7 +224,7 @@ def of_a_newer_format(path: Path) -> None:
     as_it_is(path)
     raw = bytearray((path / "MANIFEST").read_bytes()[:-4])
     raw[8] = 2
-    from bytekv.codec import CRC, checksum
+    from bytekv.engine.codec.entry import CRC, checksum
 
     (path / "MANIFEST").write_bytes(raw + CRC.pack(checksum(bytes(raw))))
 
@@ -545,7 +546,7 @@ def test_export_writes_a_whole_file_or_none(run, path, monkeypatch):
     target.write_text("before")
     assert run("export", "out", "--prefix", "b").status == 0
     assert target.read_bytes() == b'{"key": "b", "value": "2"}\n'
-    monkeypatch.setattr("bytekv.exchange.encode_line", lambda *_: 1 / 0)
+    monkeypatch.setattr("bytekv.transfer.json_lines.encode_line", lambda *_: 1 / 0)
     assert run("export", "out").status == 70
     assert target.read_bytes() == b'{"key": "b", "value": "2"}\n'
     assert sorted(os.listdir(path.parent)) == ["out", "store"]
@@ -644,7 +645,7 @@ def test_export_through_a_pipe_into_import(run, path):
 
 
 def test_what_was_imported_before_an_error_is_told(run, path, monkeypatch):
-    monkeypatch.setattr("bytekv.exchange.BATCH_ENTRIES", 2)
+    monkeypatch.setattr("bytekv.transfer.json_lines.BATCH_ENTRIES", 2)
     lines = b"".join(b'{"key": "%d", "value": ""}\n' % number for number in range(5)) + b"!\n"
     found = run("import", stdin=lines)
     assert found.status == 2
@@ -698,7 +699,7 @@ def test_import_tells_what_had_expired(run, path):
 
 
 def test_sources_are_those_that_can_be_read():
-    from bytekv.migrate import SOURCES
+    from bytekv.transfer.foreign import SOURCES
 
     (choices,) = [action.choices for action in actions("import") if action.dest == "source"]
     assert tuple(choices) == SOURCES
@@ -779,7 +780,7 @@ def terminal() -> Callable[..., tuple[int, str, str]]:
     def on_terminal(*argv: str, path: Path, out: bool = False, without: str = "") -> tuple[int, str, str]:
         master, slave = pty.openpty()
         hide = f"import sys; sys.modules[{without!r}] = None; " if without else ""
-        program = f"{hide}from bytekv.cli import main; import sys; sys.exit(main({list(argv)!r}))"
+        program = f"{hide}from bytekv.cli.main import main; import sys; sys.exit(main({list(argv)!r}))"
         got: list[bytes] = []
 
         def collect() -> None:
@@ -969,7 +970,7 @@ def open_store_when_there(path: Path) -> bytekv.Store:
 def test_a_one_shot_command_brings_little(path):
     """Time depends on the machine, modules do not: see tests/test_imports.py."""
     for arguments in (["set", "a", "1"], ["get", "a"], ["delete", "a"]):
-        script = f"import sys; from bytekv.cli import main; main({arguments!r}); print('\\n', *sys.modules)"
+        script = f"import sys; from bytekv.cli.main import main; main({arguments!r}); print('\\n', *sys.modules)"
         found = subprocess.run([sys.executable, "-c", script], env=environment(path), capture_output=True, timeout=60)
         loaded = set(found.stdout.decode().splitlines()[-1].split())
         assert "argparse" in loaded
@@ -984,7 +985,17 @@ def test_a_one_shot_command_brings_little(path):
             "sqlite3",
             "typing",
         }
-        assert not loaded & (heavy | {"crc32c", "tempfile", "traceback", "bytekv.check", "bytekv.exchange", "rich"})
+        assert not loaded & (
+            heavy
+            | {
+                "crc32c",
+                "tempfile",
+                "traceback",
+                "bytekv.engine.integrity.repair",
+                "bytekv.transfer.json_lines",
+                "rich",
+            }
+        )
 
 
 # --- the page ----------------------------------------------------------------------------------

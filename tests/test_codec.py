@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bytekv import codec
-from bytekv.codec import (
+from bytekv.engine.codec import entry as codec
+from bytekv.engine.codec.entry import (
     ACTIVE,
     CLEAR,
     CONTINUES,

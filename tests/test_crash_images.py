@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from bytekv import check
-from bytekv.directory import Directory
-from bytekv.files import Files
+from bytekv.engine.integrity import repair as check
+from bytekv.engine.log.directory import Directory
+from bytekv.engine.log.files import Files
 from tests import harness
 from tests.crash_files import CrashFiles, Image
 from tests.crash_stories import (
@@ -63,10 +63,10 @@ def place(path: Path) -> Path:
 OFTEN = {
     **harness.NO_WORKER,
     **harness.hints_from(120),
-    "bytekv.compactor._SLICE": 1,
-    "bytekv.output._FLUSH": 200,
-    "bytekv.segment._FIRST_STEP": 256,
-    "bytekv.segment.RESERVE": 64,
+    "bytekv.engine.space.compactor._SLICE": 1,
+    "bytekv.engine.log.builder._FLUSH": 200,
+    "bytekv.engine.log.segment._FIRST_STEP": 256,
+    "bytekv.engine.log.segment.RESERVE": 64,
 }
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from bytekv.debt import Debt
+from bytekv.engine.log.sizes import Sizes, sizes_of
+from bytekv.engine.write.throttle import Debt
 from bytekv.options import Options
-from bytekv.sizes import Sizes, sizes_of
 
 MIB = 1024 * 1024
 LIVE = 1024 * MIB

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bytekv.codec import ACTIVE, SEALED, Manifest, SegmentRow, checksum, encode_manifest
-from bytekv.directory import Directory, parse_name
+from bytekv.engine.codec.entry import ACTIVE, SEALED, Manifest, SegmentRow, checksum, encode_manifest
+from bytekv.engine.log.directory import Directory, parse_name
+from bytekv.engine.log.files import Files
 from bytekv.errors import (
     CorruptionError,
     DiskFullError,
@@ -24,7 +25,6 @@ from bytekv.errors import (
     StoreNotFoundError,
     UnsupportedFormatError,
 )
-from bytekv.files import Files
 from tests.harness import FakeFiles, open_store, patched, snapshot_of
 
 ROWS = (SegmentRow(2, 22, 80, 0, SEALED), SegmentRow(5, 55, 100, 1, ACTIVE))
@@ -247,7 +247,7 @@ def test_an_opening_that_is_interrupted_late_gives_the_lock_back_though_its_erro
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with patched({f"bytekv.{place}": interrupted}), pytest.raises(KeyboardInterrupt) as kept:
+    with patched({f"bytekv.engine.{place}": interrupted}), pytest.raises(KeyboardInterrupt) as kept:
         open_store(path)
     with open_store(path) as db:
         db["a"] = "1"
@@ -269,9 +269,9 @@ def test_the_lock_is_given_back_without_memory(path, monkeypatch):
     path.mkdir()
     directory.acquire()
     with monkeypatch.context() as shortage:
-        shortage.setattr("bytekv.directory._held_guard", NoMemory())
-        shortage.setattr("bytekv.files._unheeded", _fail_without_memory)
-        shortage.setattr("bytekv.files._at", _fail_without_memory)
+        shortage.setattr("bytekv.engine.log.directory._held_guard", NoMemory())
+        shortage.setattr("bytekv.engine.log.files._unheeded", _fail_without_memory)
+        shortage.setattr("bytekv.engine.log.files._at", _fail_without_memory)
         directory.release()
     again = Directory(str(path), Files())
     again.acquire()
@@ -285,7 +285,7 @@ def test_a_directory_that_is_dropped_without_memory_is_closed(path, monkeypatch)
     directory.acquire()
     number = directory.folder.hold().number
     with monkeypatch.context() as shortage:
-        shortage.setattr("bytekv.files._unheeded", _fail_without_memory)
+        shortage.setattr("bytekv.engine.log.files._unheeded", _fail_without_memory)
         directory.folder.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(number)
@@ -602,7 +602,7 @@ def test_a_lock_that_was_given_back_in_two_tries_can_be_taken(path):
                 raise KeyboardInterrupt
 
     held = Interrupting()
-    with patched({"bytekv.directory._held": held}):
+    with patched({"bytekv.engine.log.directory._held": held}):
         db = open_store(path)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):

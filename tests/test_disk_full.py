@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 import bytekv
+from bytekv.engine.log.segment import RESERVE
+from bytekv.engine.store import Store
 from bytekv.errors import DiskFullError
-from bytekv.segment import RESERVE
-from bytekv.store import Store
 from tests.harness import FakeFiles, crash, open_store, segment_files
 
 Content = dict[bytes, bytes]

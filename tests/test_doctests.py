@@ -26,4 +26,4 @@ def test_docstrings_are_found() -> None:
     finder = doctest.DocTestFinder()
     found = {name: sum(bool(test.examples) for test in finder.find(importlib.import_module(name))) for name in MODULES}
     assert found["bytekv"]
-    assert found["bytekv.store"] > 5
+    assert found["bytekv.engine.store"] > 5

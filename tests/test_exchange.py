@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv import exchange
-from bytekv.exchange import DuplicateError, LineError, decode_line, encode_line, load, read_lines
+from bytekv.transfer import json_lines as exchange
+from bytekv.transfer.json_lines import DuplicateError, LineError, decode_line, encode_line, load, read_lines
 from tests.harness import FakeFiles, fresh, open_store
 
 # Bytes of every kind: text (which stands as text), anything (which mostly does not), and what JSON has to escape.

@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from bytekv.codec import EXPIRES, KIND, PUT, TOMBSTONE
-from bytekv.deadlines import Deadlines
+from bytekv.engine.codec.entry import EXPIRES, KIND, PUT, TOMBSTONE
+from bytekv.engine.index.deadlines import Deadlines
+from bytekv.engine.log.segment import scan_segment
+from bytekv.engine.log.segment_manager import header_of
+from bytekv.engine.store import Store
 from bytekv.errors import ChangesLostError
-from bytekv.segment import scan_segment
-from bytekv.segment_manager import header_of
-from bytekv.store import Store
 from tests import harness
 from tests.harness import NO_WORKER, WRONG, Case, FakeFiles, QuickFiles, crash, expect_no_violation, patched
 
@@ -294,8 +294,8 @@ def test_a_key_that_expires_while_it_is_compacted_in_order(
 ) -> None:
     """Copied among the others first and among the expired at last, it had two copies, and `verify` spoke of damage in
     a sound store. And one that is forgotten before its turn comes would not be copied at all."""
-    monkeypatch.setattr("bytekv.compactor._IN_ORDER", 1)
-    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
+    monkeypatch.setattr("bytekv.engine.space.compactor._IN_ORDER", 1)
+    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
     files = FakeFiles()
     db = harness.open_store(path, files=files, expiry_grace_s=grace_s)
     keys = [b"%d" % number for number in range(4)]

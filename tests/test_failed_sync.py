@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 import bytekv
+from bytekv.engine.store import Store
 from bytekv.errors import StoreFailedError
-from bytekv.store import Store
 from tests.fault_files import FailingSyncs, LosingFiles
 from tests.harness import WRONG, Case, crash, open_store
 
@@ -383,7 +383,7 @@ def test_an_interrupt_between_the_systems_error_and_ours(path: Path, monkeypatch
     with monkeypatch.context() as patch:
         for name in ("fdatasync", "fsync"):
             patch.setattr(os, name, hang, raising=False)
-        patch.setattr("bytekv.files.is_interrupt", interrupted)
+        patch.setattr("bytekv.engine.log.files.is_interrupt", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.sync()
     with pytest.raises(StoreFailedError):

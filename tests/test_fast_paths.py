@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv.commit import Committer
-from bytekv.keydir import Keydir
-from bytekv.pending import Bulk, pending_bulk_of, pending_of, size_of
-from bytekv.segment import Writer
-from bytekv.store import Store
+from bytekv.engine.index.keydir import Keydir
+from bytekv.engine.log.segment import Writer
+from bytekv.engine.store import Store
+from bytekv.engine.write.change import Bulk, pending_bulk_of, pending_of, size_of
+from bytekv.engine.write.commit import Committer
 from tests.harness import FakeFiles, open_store, patched, segment_files
 
 KEYS = [b"", b"a", b"b" * 20, b"c" * 300, b"d" * 9000, *(b"%d" % number for number in range(6))]
@@ -139,7 +139,7 @@ def test_writes_leave_the_same_bytes(story: list[tuple[Any, ...]], io: str) -> N
     `update` of more than 64 MiB, or one under a snapshot: they were encoded and shown entry by entry."""
     parent = Path(tempfile.mkdtemp(prefix="bytekv-"))
     try:
-        with patched({"bytekv.pending._PART_SIZE": 500}):
+        with patched({"bytekv.engine.write.change._PART_SIZE": 500}):
             fast = live(parent / "fast", story, io=io, segment_size_bytes=60_000)
         with plain_ways_only():
             plain = live(parent / "plain", story, io=io, segment_size_bytes=60_000)
@@ -171,7 +171,7 @@ def test_a_batch_is_encoded_in_parts(path: Path, part_size: int) -> None:
         large = bytes(2 * part_size)
         bulk = Bulk([b"k%d" % n for n in range(20)], [*[b"v", None, b"", large] * 5])
         plain = pending_of(bulk.operations(), writer, 7, 1000, 50)
-        with patched({"bytekv.pending._PART_SIZE": part_size}):
+        with patched({"bytekv.engine.write.change._PART_SIZE": part_size}):
             found = pending_bulk_of(bulk, writer, 7, 1000, 50)
         assert b"".join(found.parts) == b"".join(plain.parts)
         assert found[6:] == plain[4:], "seq, end, tombstones"
@@ -372,7 +372,7 @@ def test_a_scan_does_not_hold_much(path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Large values come one at a time, not a thousand together."""
     import tracemalloc
 
-    monkeypatch.setattr("bytekv.worker.Worker.wake", lambda self: True)  # which holds something of its own
+    monkeypatch.setattr("bytekv.engine.space.worker.Worker.wake", lambda self: True)  # which holds something of its own
     db = open_store(path, sync="os")
     for number in range(40):
         db[b"%d" % number] = bytes(1 << 20)

@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import bytekv
+from bytekv.engine.store import Store
 from bytekv.errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError
-from bytekv.store import Store
 from tests.fault_files import ERRNOS, HARMLESS_TO_READERS, KINDS, FailingSyncs, SystemCalls
 from tests.harness import WRONG, Case, crash, damage, open_store, segment_files
 

@@ -1,4 +1,4 @@
-"""docs/reference/file-format.md says the same as bytekv/codec.py.
+"""docs/reference/file-format.md says the same as bytekv/engine/codec/entry.py.
 
 The page is written for people without this source, so nothing of it is generated. Instead each table is
 read back and compared with the struct it describes, and the worked example is made anew.
@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
-from bytekv import codec
-from bytekv.codec import Manifest, SegmentHeader, SegmentRow, Summary
+from bytekv.engine.codec import entry as codec
+from bytekv.engine.codec.entry import Manifest, SegmentHeader, SegmentRow, Summary
 from tests.golden.make_v1 import Y2100_MS, FixedFiles
 from tests.harness import open_store
 

@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv import files as module
+from bytekv.engine.log import files as module
+from bytekv.engine.log.files import Files
 from bytekv.errors import (
     AccessDeniedError,
     DiskFullError,
@@ -28,7 +29,6 @@ from bytekv.errors import (
     StoreIOError,
     StoreNotFoundError,
 )
-from bytekv.files import Files
 from tests.harness import open_store
 
 bounded = settings(derandomize=True, max_examples=100)

@@ -22,10 +22,10 @@ from typing import Any
 import pytest
 
 import bytekv
-from bytekv import recovery
-from bytekv.codec import SEGMENT_HEADER_SIZE, encode_manifest
+from bytekv.engine import recovery
+from bytekv.engine.codec.entry import SEGMENT_HEADER_SIZE, encode_manifest
+from bytekv.engine.store import Store
 from bytekv.errors import CorruptionError, StoreClosedError, StoreIOError
-from bytekv.store import Store
 from tests.harness import FakeFiles, crash, damage, open_store, segment_files, snapshot_of
 
 KEYS = [b"k%d" % number for number in range(12)]

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from bytekv import codec
-from bytekv.directory import Directory
+from bytekv.engine.codec import entry as codec
+from bytekv.engine.log.directory import Directory
+from bytekv.engine.log.files import Files
+from bytekv.engine.log.segment import load_hint, open_segment, scan_segment, summarise
 from bytekv.errors import CorruptionError
-from bytekv.files import Files
-from bytekv.segment import load_hint, open_segment, scan_segment, summarise
 from tests.golden import make_v1
 from tests.harness import open_store, segment_files, snapshot_of
 

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytekv.group import Group, Waiter
+from bytekv.engine.write.durability import Group, Waiter
 
 
 def joined(group: Group, seq: int) -> Waiter:

@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import bytekv
+from bytekv.engine.store import Store
 from bytekv.errors import ReentryError
-from bytekv.store import Store
 from tests.handled_calls import HANDLERS, HandlerBench
 from tests.harness import FakeFiles, open_store
 from tests.interrupted_calls import BACKGROUND, CALLS, EVERY_CALL, Mode, Tally, a_bench

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bytekv import dbm
-from bytekv.store import Store
+from bytekv.engine.store import Store
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])

@@ -15,16 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv import output, recovery
-from bytekv.codec import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow, Summary
-from bytekv.directory import Directory
+from bytekv.engine import recovery
+from bytekv.engine.codec.entry import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow, Summary
+from bytekv.engine.log import builder as output
+from bytekv.engine.log.directory import Directory
+from bytekv.engine.log.files import Files
+from bytekv.engine.log.segment import load_hint, open_segment, save_hint, scan_segment, summarise
+from bytekv.engine.log.segment_manager import SegmentManager
+from bytekv.engine.space.worker import StopWork
+from bytekv.engine.store import Store
 from bytekv.errors import CorruptionError, DiskFullError
-from bytekv.files import Files
 from bytekv.options import Options
-from bytekv.segment import load_hint, open_segment, save_hint, scan_segment, summarise
-from bytekv.segment_manager import SegmentManager
-from bytekv.store import Store
-from bytekv.worker import StopWork
 from tests.harness import FakeFiles, crash, damage, open_store, segment_files
 
 bounded = settings(derandomize=True, max_examples=100)
@@ -203,7 +204,7 @@ def test_a_key_deleted_while_its_segment_is_compacted(hints_for_all, path):
 def test_one_that_was_given_up_is_built_at_the_end(hints_for_all, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     """The store was closed while its worker, whose work ends at the next pause, was about to write a hint that counted
     as written by then: the next open had to scan that segment."""
-    monkeypatch.setattr("bytekv.worker.Worker.wake", lambda self: True)  # the test does the worker's work
+    monkeypatch.setattr("bytekv.engine.space.worker.Worker.wake", lambda self: True)  # the test does the worker's work
     pauses = 0
 
     def pause() -> None:

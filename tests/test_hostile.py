@@ -19,7 +19,7 @@ import pytest
 
 import bytekv
 from bytekv import BytekvError, CorruptionError, LimitError, NotAStoreError, StoreFailedError, StoreIOError
-from bytekv.codec import ACTIVE, CONTINUES, MAX_NUMBER, MAX_SEGMENT_SIZE, PUT, SYNC_MARK
+from bytekv.engine.codec.entry import ACTIVE, CONTINUES, MAX_NUMBER, MAX_SEGMENT_SIZE, PUT, SYNC_MARK
 from tests import forge
 from tests.fault_files import SystemCalls
 from tests.forge import Entry, Segment

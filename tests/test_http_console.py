@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from bytekv.engine.store import Store
 from bytekv.http import running
 from bytekv.http.console import PAGE, PAGE_POLICY
-from bytekv.store import Store
 from tests import harness
 
 TIMEOUT_S = 30

@@ -23,7 +23,7 @@ import pytest
 
 from bytekv.http import Application, running, serve
 from bytekv.http import server as server_module
-from bytekv.listening import Pace, listen
+from bytekv.server.sockets import Pace, listen
 from tests.test_http_values import KEYS, quoted
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,7 +12,9 @@ from typing import NamedTuple as FromTyping
 import pytest
 
 import bytekv
-from bytekv import codec, log, record
+from bytekv import _lean as record
+from bytekv import log
+from bytekv.engine.codec import entry as codec
 
 #: 44 ms for the package crc32c (a command line, importlib.metadata and with it email and socket), 5 for dataclasses
 #: (inspect, ast), 3 or 4 each for typing, logging, sortedcontainers (traceback) and secrets (hmac, OpenSSL).
@@ -20,7 +22,7 @@ HEAVY = {
     "argparse",
     "ast",
     "asyncio",
-    "bytekv.cli",
+    "bytekv.cli.main",
     "bytekv.dbm",
     "crc32c",
     "dataclasses",
@@ -56,7 +58,7 @@ def test_importing_bytekv_brings_nothing_heavy():
     # What Python's own modules bring on this version is not ours to save.
     own = set(json.loads(run(NEW.format("import weakref, threading, contextlib, heapq, struct"))))
     brought = set(json.loads(run(NEW.format("import bytekv"))))
-    assert "bytekv.store" in brought
+    assert "bytekv.engine.store" in brought
     assert not (brought - own) & HEAVY
 
 
@@ -74,7 +76,11 @@ CHECK = "assert codec.checksum(b'123456789', 0) == 0xE3069283 and crc32c.crc32c(
 
 
 @pytest.mark.parametrize(
-    "imports", ["from bytekv import codec\nimport crc32c", "import crc32c\nfrom bytekv import codec"]
+    "imports",
+    [
+        "from bytekv.engine.codec import entry as codec\nimport crc32c",
+        "import crc32c\nfrom bytekv.engine.codec import entry as codec",
+    ],
 )
 def test_the_extension_module_alone_computes_the_same_as_its_package(imports):
     run(f"{imports}\n{CHECK}")
@@ -87,7 +93,10 @@ def test_a_crc32c_that_is_no_file_of_its_own_is_imported_as_a_package():
     hidden += (
         "import sys\nsys.meta_path.append(type('Late', (), {'find_spec': lambda self, *rest: find(*rest[:2])})())\n"
     )
-    run(hidden + f"from bytekv import codec\nassert 'crc32c' in sys.modules\nimport crc32c\n{CHECK}")
+    run(
+        hidden
+        + f"from bytekv.engine.codec import entry as codec\nassert 'crc32c' in sys.modules\nimport crc32c\n{CHECK}"
+    )
 
 
 def test_the_checksum_is_the_extension_module_s_own_function():

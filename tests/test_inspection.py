@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv import inspection
-from bytekv.codec import CRC, SEGMENT_HEADER_SIZE, checksum, seed_of
+from bytekv.engine.codec.entry import CRC, SEGMENT_HEADER_SIZE, checksum, seed_of
+from bytekv.engine.integrity import inspection
+from bytekv.engine.integrity.inspection import Inspection
 from bytekv.errors import BytekvError
-from bytekv.inspection import Inspection
 from tests.harness import FakeFiles, crash, fresh, open_store
 
 
@@ -210,6 +210,6 @@ def test_any_file_is_told_to_its_end(path, chance: random.Random, how):
 
 
 def open_segment_header(salt):
-    from bytekv.codec import LOG, SegmentHeader, encode_segment_header
+    from bytekv.engine.codec.entry import LOG, SegmentHeader, encode_segment_header
 
     return encode_segment_header(SegmentHeader(bytes(16), 1, salt, LOG, 0, 0))

@@ -36,14 +36,17 @@ import pytest
 import sortedcontainers
 
 import bytekv
-from bytekv.store import Store
-from bytekv.worker import Worker
+from bytekv.engine.space.worker import Worker
+from bytekv.engine.store import Store
 from tests.harness import FakeFiles
 from tests.interrupted_calls import ANY_SYNC, CALLS, OPENINGS, Bench, Mode, Tally, a_bench
 
 #: What only computes: modules, and functions of other modules, that change nothing but their own variables.
 _COMPUTES = {
-    *(str(Path(bytekv.__file__).with_name(name)) for name in ("codec.py", "errors.py", "mapping.py", "options.py")),
+    *(
+        str(Path(bytekv.__file__).parent / name)
+        for name in ("engine/codec/entry.py", "errors.py", "contract/ordered.py", "options.py")
+    ),
     "Directory.hint_path",
     "Directory.manifest_path",
     "Directory.segment_path",

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from bytekv import keydir as keydir_module
-from bytekv.codec import SEGMENT_SHIFT, Summary, pack_place
+from bytekv.engine.codec.entry import SEGMENT_SHIFT, Summary, pack_place
+from bytekv.engine.index import keydir as keydir_module
+from bytekv.engine.index.keydir import Keydir, View
 from bytekv.errors import StoreClosedError, StoreIOError
-from bytekv.keydir import Keydir, View
 from tests.harness import patched
 from tests.test_interrupts import InterruptAt
 
@@ -736,7 +736,7 @@ def test_a_view_whose_order_was_interrupted_is_sorted_anew(act: str) -> None:
 
 @given(st.lists(st.binary(max_size=2), unique=True, max_size=60), st.integers(1, 20))
 def test_sorting_in_slices_is_sorting(names: list[bytes], size: int) -> None:
-    with patched({"bytekv.keydir._SLICE": size}):
+    with patched({"bytekv.engine.index.keydir._SLICE": size}):
         assert [*itertools.chain.from_iterable(keydir_module._sorted_in_slices(names))] == sorted(names)
         assert [*keydir_module.ordered(names)] == sorted(names)
 
@@ -750,7 +750,7 @@ def _keydir_of(names: list[bytes]) -> Keydir:
 
 def test_what_changes_while_an_index_is_made_is_in_it() -> None:
     keydir = _keydir_of([b"%03d" % (number * 37 % 100) for number in range(100)])
-    with patched({"bytekv.keydir._SLICE": 10, "bytekv.keydir._FEW_CHANGES": 2}):
+    with patched({"bytekv.engine.index.keydir._SLICE": 10, "bytekv.engine.index.keydir._FEW_CHANGES": 2}):
         assert keydir.is_order_due
         new = keydir.begin_order()
         assert new is not None
@@ -770,7 +770,7 @@ def test_what_changes_while_an_index_is_made_is_in_it() -> None:
 @pytest.mark.parametrize("meanwhile", ["index", "clear", "another"])
 def test_an_index_that_comes_too_late_is_not_taken(meanwhile: str) -> None:
     keydir = _keydir_of([b"%03d" % number for number in range(100)])
-    with patched({"bytekv.keydir._SLICE": 10}):
+    with patched({"bytekv.engine.index.keydir._SLICE": 10}):
         new = keydir.begin_order()
         assert new is not None
         keydir.put(b"early", 2 << SEGMENT_SHIFT | 2, 0, 0)  # in what overtakes, not in what comes too late
@@ -798,7 +798,7 @@ def test_what_a_view_notes_while_its_keys_are_sorted_is_in_its_scans(meanwhile: 
     if is_indexed:
         keydir.index()
     view = keydir.open_view(100)
-    with patched({"bytekv.keydir._SLICE": 10, "bytekv.keydir._FEW_CHANGES": 5}):
+    with patched({"bytekv.engine.index.keydir._SLICE": 10, "bytekv.engine.index.keydir._FEW_CHANGES": 5}):
         for number, name in enumerate(names[:60]):
             keydir.put(name, 2 << SEGMENT_SHIFT | number << 13 | 50, 0, 50)
         assert view.is_order_due

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from bytekv.changes import Change
-from bytekv.compactor import Progress
+from bytekv.engine.replication.feed import Change
+from bytekv.engine.space.compactor import Progress
+from bytekv.engine.store import Store
 from bytekv.errors import ChangesLostError, StoreClosedError
-from bytekv.store import Store
 from tests import harness
 from tests.harness import segment_files
 

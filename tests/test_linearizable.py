@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from bytekv.engine.store import Store
 from bytekv.errors import ChangesLostError, ConflictError
-from bytekv.store import Store
 from tests.harness import QuickFiles, open_store
 from tests.linearizability import Call, explain
 
@@ -753,7 +753,7 @@ def half_moved(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[St
 
     One segment is open at a time.
     """
-    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
+    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
     files = MeanwhileFiles()
     with open_store(path, files=files, segment_size_bytes=400, max_open_segments=1) as db:
         for number in range(30):

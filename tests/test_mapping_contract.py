@@ -11,7 +11,7 @@ import pytest
 from sortedcontainers import SortedDict
 
 from bytekv import ReadOnlyError, StoreClosedError
-from bytekv.store import Store
+from bytekv.engine.store import Store
 from tests.mapping_contract import PAIRS, PARTS, check_mapping, filled
 
 KINDS = [

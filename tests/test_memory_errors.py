@@ -28,10 +28,10 @@ from typing import NamedTuple
 
 import pytest
 
-from bytekv import opening
-from bytekv.directory import Directory
-from bytekv.store import Store
-from bytekv.upkeep import Upkeep
+from bytekv.engine import open as opening
+from bytekv.engine.log.directory import Directory
+from bytekv.engine.space.maintenance import Upkeep
+from bytekv.engine.store import Store
 from tests.interrupted_calls import ANY_SYNC, BACKGROUND, CALLS, OPENINGS, Bench, Mode, Tally, a_bench
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv.migrate import SourceError, read_source
+from bytekv.transfer.foreign import SourceError, read_source
 from tests.harness import fresh
 
 

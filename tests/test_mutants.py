@@ -38,7 +38,7 @@ def test_it_is_noticed_that(story: str) -> None:
 def test_a_mutant_that_breaks_everything_proves_nothing() -> None:
     """One of them called a method that did not exist, and was caught by whatever test came first."""
     broken = Mutant(
-        "nothing works", (("store", "        self._path = path\n", "        self._path = nowhere\n"),), _TESTS
+        "nothing works", (("engine/store", "        self._path = path\n", "        self._path = nowhere\n"),), _TESTS
     )
     with pytest.raises(RuntimeError, match="nobody would overlook"):
         run(broken)

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-import bytekv.files
+import bytekv.engine.log.files
+from bytekv.engine.log.files import Files
+from bytekv.engine.store import Store
 from bytekv.errors import StoreFailedError, StoreIOError, StoreLockedError
-from bytekv.files import Files
 from bytekv.options import Options
-from bytekv.store import Store
 
 
 class System:
@@ -36,8 +36,8 @@ class System:
 
 def loaded_anew() -> Any:
     """Return another copy of the module, which sees the system as it is now."""
-    source = bytekv.files.__file__
-    spec = importlib.util.spec_from_file_location("bytekv.files_elsewhere", source)
+    source = bytekv.engine.log.files.__file__
+    spec = importlib.util.spec_from_file_location("bytekv.engine.log.files_elsewhere", source)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

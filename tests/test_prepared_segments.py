@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import bytekv
+from bytekv.engine.log.segment import Writer
+from bytekv.engine.log.segment_manager import SegmentManager
 from bytekv.errors import DiskFullError
-from bytekv.segment import Writer
-from bytekv.segment_manager import SegmentManager
 from tests.crash_stories import (
     COMPACT,
     MODES,
@@ -35,7 +35,7 @@ MIB = 1024 * 1024
 @pytest.fixture
 def by_hand() -> Iterator[None]:
     """Do the worker's work in the test, and prepare also for small segments."""
-    with patched(NO_WORKER | {"bytekv.commit._PREPARE_FROM": 1}):
+    with patched(NO_WORKER | {"bytekv.engine.write.commit._PREPARE_FROM": 1}):
         yield
 
 
@@ -249,7 +249,7 @@ def test_a_segment_that_comes_too_late_is_not_begun(path: Path, ends: str) -> No
                 db._commit.seal()
         return new
 
-    with patched({"bytekv.segment_manager.SegmentManager.create_writer": create}):
+    with patched({"bytekv.engine.log.segment_manager.SegmentManager.create_writer": create}):
         db._work()
     assert db._segments.prepared is None
     assert made[0]._descriptor is None, "closed"

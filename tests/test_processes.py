@@ -492,7 +492,7 @@ def test_a_child_neither_frees_nor_keeps_the_lock(path: Path, talk: Callable[...
     script.expect("children have gone, one lives")
     for wall in ("lock", "lock_directory"):  # each stands by itself
         with (
-            patched({f"bytekv.files.Files.{wall}": lambda *_: True}),
+            patched({f"bytekv.engine.log.files.Files.{wall}": lambda *_: True}),
             pytest.raises(StoreLockedError) as caught,
         ):
             open_store(path)
@@ -819,14 +819,14 @@ def test_what_is_saved_once_a_daemon_thread_was_stopped_inside_the_store(path: P
         thread = threading.Thread(target=held.acquire)
         thread.start()
         thread.join()
-        elsewhere = {"held": held, "real": bytekv.store.Store._at_exit}  # else nothing of this module would go
+        elsewhere = {"held": held, "real": bytekv.engine.store.Store._at_exit}  # else nothing of this module would go
         exec('''if True:
             def at_exit(store):
                 real(store)
                 store._commit.lock = held
                 store._commit.replace_locks(type(store._commit.sync_lock))
         ''', elsewhere)
-        bytekv.store.Store._at_exit = elsewhere.pop("at_exit")
+        bytekv.engine.store.Store._at_exit = elsewhere.pop("at_exit")
         db = bytekv.open(path)
         put(db, b"a")
         application = Application()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import bytekv
-from bytekv import codec
+from bytekv.engine.codec import entry as codec
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

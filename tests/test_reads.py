@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from bytekv import CorruptionError
-from bytekv.store import Store
+from bytekv.engine.store import Store
 
 READS: tuple[Callable[[Store], object], ...] = (
     lambda db: db[b"a"],

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bytekv import ConflictError, CorruptionError, LimitError, StoreClosedError
-from bytekv.store import Store
+from bytekv.engine.store import Store
 from tests import harness
 from tests.harness import FakeFiles, crash
 
@@ -19,9 +19,9 @@ from tests.harness import FakeFiles, crash
 @pytest.fixture
 def hints_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every segment, however small, get a hint file, and nobody at work in the background."""
-    for module in ("recovery", "output"):
-        monkeypatch.setattr(f"bytekv.{module}.HINT_FROM", 1)
-    monkeypatch.setattr("bytekv.worker.Worker.wake", lambda self: True)
+    for module in ("recovery", "log.builder"):
+        monkeypatch.setattr(f"bytekv.engine.{module}.HINT_FROM", 1)
+    monkeypatch.setattr("bytekv.engine.space.worker.Worker.wake", lambda self: True)
 
 
 def sealed_ids(db: Store) -> list[int]:
@@ -53,7 +53,7 @@ def test_a_segment_retired_while_it_waits_for_its_hint(
     """The worker went through a list of sealed segments, building hints; a `compact()` meanwhile took the rest of
     them away. The file that was not found ended the worker, and with it every further write: a failed worker
     poisons the store."""
-    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
+    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
     files = PausingFiles()
     db = open_store(files=files, segment_size_bytes=400)
     for number in range(40):
@@ -131,7 +131,7 @@ def test_compact_finishes_what_was_interrupted(
 ) -> None:
     """Interrupted after it was published, a compaction goes on with the next one. `compact()` found nothing worth
     compacting, so there was no next one: the old files stayed, with all that had been deleted."""
-    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
+    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
     db = open_store(segment_size_bytes=400)
     for key in (b"a", b"b", b"b", b"c"):
         db[key] = b""
@@ -187,7 +187,7 @@ def test_a_key_deleted_after_its_put_was_copied(
 ) -> None:
     """Deleted, put again, copied, deleted again: behind the copy of the put stood the tombstone from before it, and
     the output's hint file spoke of both. Opening by the hint counted the bytes of what they replace twice."""
-    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
+    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
     db = open_store()
     db[b"k"] = b"1"
     crash(db)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import bytekv
-from bytekv import check
-from bytekv.codec import OUTPUT, SEGMENT_HEADER_SIZE, seed_of
-from bytekv.directory import Directory
+from bytekv.engine.codec.entry import OUTPUT, SEGMENT_HEADER_SIZE, seed_of
+from bytekv.engine.integrity import repair as check
+from bytekv.engine.log.directory import Directory
+from bytekv.engine.log.segment import Scan
 from bytekv.errors import StoreIOError
-from bytekv.segment import Scan
 from tests.forge import Entry, Segment, write_store
 from tests.harness import QuickFiles, crash, damage, open_store, segment_files, snapshot_of
 

@@ -27,8 +27,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bytekv import check
-from bytekv.codec import (
+from bytekv.engine.codec.entry import (
     ACTIVE,
     CLEAR,
     CONTINUES,
@@ -50,9 +49,10 @@ from bytekv.codec import (
     measure_entry,
     seed_of,
 )
-from bytekv.directory import Directory
+from bytekv.engine.integrity import repair as check
+from bytekv.engine.log.directory import Directory
+from bytekv.engine.log.files import Files
 from bytekv.errors import BytekvError, DiskFullError, StoreFailedError, StoreIOError
-from bytekv.files import Files
 from tests import harness
 from tests.harness import WRONG, Case, QuickFiles, crash, expect_no_violation, open_store
 
@@ -709,7 +709,7 @@ def repairs(place: Path, seed: int) -> Iterator[Case]:
         here.mkdir()
         patches = {
             **harness.NO_WORKER,
-            "bytekv.commit._PREPARE_FROM": 1,
+            "bytekv.engine.write.commit._PREPARE_FROM": 1,
             **(harness.hints_from(1) if chance.random() < 0.5 else {}),
         }
         try:

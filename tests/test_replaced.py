@@ -20,8 +20,13 @@ from typing import Any, NamedTuple
 import pytest
 
 import bytekv
-from bytekv import check, dbm, directory, files, recovery
-from bytekv.directory import Directory
+from bytekv import dbm
+from bytekv.engine import recovery
+from bytekv.engine.integrity import repair as check
+from bytekv.engine.log import directory, files
+from bytekv.engine.log.directory import Directory
+from bytekv.engine.log.files import Files
+from bytekv.engine.store import Store
 from bytekv.errors import (
     AccessDeniedError,
     BytekvError,
@@ -30,8 +35,6 @@ from bytekv.errors import (
     StoreIOError,
     StoreLockedError,
 )
-from bytekv.files import Files
-from bytekv.store import Store
 from tests.fault_files import SystemCalls
 from tests.harness import NO_WORKER, FakeFiles, damage, hints_from, open_store, patched, segment_files, snapshot_of
 
@@ -264,7 +267,7 @@ def test_a_reader_goes_on_in_its_own_directory(old: Old) -> None:
 @pytest.mark.parametrize("when", [1, 3, 6])
 def test_a_backup_goes_where_it_began(when: int, old: Old, path: Path) -> None:
     """Its place is replaced after some segments of the copy: what lies there by then stays as it is."""
-    with open_store(path, **SMALL) as db, patched({"bytekv.files.Files.link": lambda *_: False}):
+    with open_store(path, **SMALL) as db, patched({"bytekv.engine.log.files.Files.link": lambda *_: False}):
         _fill(db, OLD)
         db.backup(old.path)
         _fill(db, {b"more/%d" % number: b"m" * 200 for number in range(60)})
@@ -396,7 +399,10 @@ def test_a_writer_whose_lock_file_was_removed_keeps_the_others_out_and_writes_no
     first["a"] = "1"
     first.sync()
     (path / "LOCK").unlink()
-    with patched({"bytekv.directory._held": {}}), pytest.raises(StoreLockedError) as raised:  # as in another process
+    with (
+        patched({"bytekv.engine.log.directory._held": {}}),
+        pytest.raises(StoreLockedError) as raised,
+    ):  # as in another process
         open_store(path, "w")
     assert raised.value.pid is None
     assert not (path / "LOCK").exists(), "a refused writer leaves nothing"
@@ -411,10 +417,13 @@ def test_a_writer_whose_lock_file_was_removed_keeps_the_others_out_and_writes_no
 
 
 def test_a_bytekv_that_knows_only_of_the_lock_file_is_kept_out(path: Path) -> None:
-    with open_store(path) as db, patched({"bytekv.directory._held": {}}):
+    with open_store(path) as db, patched({"bytekv.engine.log.directory._held": {}}):
         db["a"] = "1"
         old = Files()
-        with patched({"bytekv.files.Files.lock_directory": lambda *_: True}), pytest.raises(StoreLockedError):
+        with (
+            patched({"bytekv.engine.log.files.Files.lock_directory": lambda *_: True}),
+            pytest.raises(StoreLockedError),
+        ):
             open_store(path, files=old)
 
 
@@ -485,7 +494,7 @@ def test_a_child_that_is_forked_while_another_thread_opens_a_store_has_no_part_i
         return real(*arguments, **named)
 
     stores: list[Store] = []
-    with patched({"bytekv.recovery.recover": slow}):
+    with patched({"bytekv.engine.recovery.recover": slow}):
         opening = threading.Thread(target=lambda: stores.append(open_store(path)))
         opening.start()
         assert inside.wait(60)
@@ -516,7 +525,7 @@ def test_a_child_that_was_forked_before_the_lock_is_taken_has_no_part_in_it(path
                 os._exit(0)
             real(*arguments, **named)
 
-        with patched({"bytekv.directory.Directory.acquire": acquire}):
+        with patched({"bytekv.engine.log.directory.Directory.acquire": acquire}):
             db = open_store(path)
             db["a"] = "1"
             os._exit(7)  # nothing is unlocked, as after a kill
@@ -562,7 +571,7 @@ def test_a_fork_waits_for_a_lock_that_is_just_taken(path: Path) -> None:
             self.release()
 
     stores: list[Store] = []
-    with patched({"bytekv.directory._held_guard": Guard()}):
+    with patched({"bytekv.engine.log.directory._held_guard": Guard()}):
         opening = threading.Thread(target=lambda: stores.append(open_store(path, files=Slow())))
         opening.start()
         assert inside.wait(60)
@@ -602,7 +611,7 @@ def test_a_child_that_a_signal_handler_forks_in_the_middle_of_an_opening_cannot_
     def fork(*_: object, **__: object) -> None:
         children.append(os.fork())
 
-    with patched(NO_WORKER | {"bytekv.store.register": fork}):
+    with patched(NO_WORKER | {"bytekv.engine.store.register": fork}):
         try:
             db = open_store(path)
             said = 1 if 0 in children and not _refuses(db) else 0

@@ -6,8 +6,9 @@ import inspect
 import re
 from pathlib import Path
 
-from bytekv.resp import Server, administration, connection, session, work
-from bytekv.resp.commands import COMMANDS, REFUSED
+from bytekv.resp import Server, connection, session, work
+from bytekv.resp.commands import server as administration
+from bytekv.resp.commands.table import COMMANDS, REFUSED
 from bytekv.resp.protocol import UNTRUSTED, Limits
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference" / "resp.md"

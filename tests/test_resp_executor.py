@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import bytekv
+from bytekv.engine.store import Store
 from bytekv.resp import executor as executor_module
 from bytekv.resp import work as work_module
-from bytekv.resp.commands import COMMANDS
+from bytekv.resp.commands.table import COMMANDS
 from bytekv.resp.executor import Block, Executor, error_of
 from bytekv.resp.protocol import ReplyError
-from bytekv.store import Store
 from tests.fault_files import FailingSyncs, SystemCalls
 from tests.harness import damage
 from tests.resp_harness import Commands, encoded, items, parts, same

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 import bytekv
+from bytekv.engine.store import Store
 from bytekv.resp import Server, serve
 from bytekv.resp import connection as connection_module
 from bytekv.resp import executor as executor_module
 from bytekv.resp import server as server_module
 from bytekv.resp import session as session_module
-from bytekv.resp.commands import COMMANDS
-from bytekv.store import Store
+from bytekv.resp.commands.table import COMMANDS
 from tests.fault_files import SystemCalls
 from tests.harness import open_store as open_at
 from tests.resp_harness import Argument, Client, items, parts, request

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytekv import LimitError, StoreClosedError
-from bytekv.store import Store
+from bytekv.engine.store import Store
 from tests import harness
 from tests.harness import FakeFiles
 
@@ -47,8 +47,8 @@ def expected(
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a scan look for its next keys after every two, then four: what 64 and 1,024 hide shows at once."""
-    monkeypatch.setattr("bytekv.reading._FIRST_CHUNK", 2)
-    monkeypatch.setattr("bytekv.reading._LAST_CHUNK", 4)
+    monkeypatch.setattr("bytekv.engine.reader._FIRST_CHUNK", 2)
+    monkeypatch.setattr("bytekv.engine.reader._LAST_CHUNK", 4)
 
 
 # --- which keys ----------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_combination_of_bounds(
     open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr("bytekv.reading._FIRST_CHUNK", chunk)
+    monkeypatch.setattr("bytekv.engine.reader._FIRST_CHUNK", chunk)
     db = open_store()
     content = {word: b"value of " + word for word in WORDS}
     db.update(content)
@@ -389,10 +389,10 @@ def test_any_writes_during_a_scan(
 
 def test_writers_come_in_while_keys_are_sorted(open_store, monkeypatch):
     """The first ordered use of two million keys sorted them in one call, under the lock: nobody else got in for 3 s."""
-    from bytekv import commit
+    from bytekv.engine.write import commit
 
-    monkeypatch.setattr("bytekv.keydir._SLICE", 10)
-    monkeypatch.setattr("bytekv.keydir._FEW_CHANGES", 5)
+    monkeypatch.setattr("bytekv.engine.index.keydir._SLICE", 10)
+    monkeypatch.setattr("bytekv.engine.index.keydir._FEW_CHANGES", 5)
     db = open_store(sync="os")
     db.update({f"{number * 37 % 200:03}": "" for number in range(200)})
     ordered, threads = commit.ordered, []
@@ -417,10 +417,10 @@ def test_writers_come_in_while_keys_are_sorted(open_store, monkeypatch):
 
 def test_writers_come_in_while_what_a_snapshot_has_noted_is_sorted(open_store, monkeypatch):
     """The first scan of a snapshot under which 300,000 keys had been overwritten held the lock for 1.6 s."""
-    from bytekv import commit
+    from bytekv.engine.write import commit
 
-    monkeypatch.setattr("bytekv.keydir._SLICE", 10)
-    monkeypatch.setattr("bytekv.keydir._FEW_CHANGES", 5)
+    monkeypatch.setattr("bytekv.engine.index.keydir._SLICE", 10)
+    monkeypatch.setattr("bytekv.engine.index.keydir._FEW_CHANGES", 5)
     db = open_store(sync="os")
     names = [f"{number * 37 % 200:03}" for number in range(200)]
     db.update(dict.fromkeys(names, ""))
@@ -448,9 +448,9 @@ def test_writers_come_in_while_what_a_snapshot_has_noted_is_sorted(open_store, m
 
 def test_writers_come_in_while_a_compaction_sorts_keys(open_store, monkeypatch):
     """It lays values in the order of keys, and sorted a million of them under the lock to begin with: half a second."""
-    from bytekv import commit
+    from bytekv.engine.write import commit
 
-    monkeypatch.setattr("bytekv.keydir._SLICE", 10)
+    monkeypatch.setattr("bytekv.engine.index.keydir._SLICE", 10)
     db = open_store(sync="os")
     for value in ("old", "new"):
         db.update({f"{number * 37 % 200:03}": value for number in range(200)})

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from bytekv import CorruptionError
-from bytekv.segment import scan_segment
-from bytekv.segment_manager import header_of
-from bytekv.store import Store
+from bytekv.engine.log.segment import scan_segment
+from bytekv.engine.log.segment_manager import header_of
+from bytekv.engine.store import Store
 from tests import harness
 from tests.harness import WRONG, Case, FakeFiles, QuickFiles, crash, expect_no_violation
 
@@ -520,7 +520,7 @@ def test_what_is_written_during_a_compaction_wins(
     path: Path, monkeypatch: pytest.MonkeyPatch, name: str, oldest: bool, sync: str
 ) -> None:
     """At every pause between reading, copying, publishing and moving; then a crash, and a second compaction."""
-    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
+    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
     files = FakeFiles()
 
     def build() -> Store:
@@ -574,7 +574,7 @@ def test_a_compaction_killed_at_any_pause_has_changed_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch, oldest: bool
 ) -> None:
     """Killed, then opened; or interrupted, then continued by the next one."""
-    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
+    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
 
     def build() -> Store:
         db = harness.open_store(path, "n", segment_size_bytes=400)
@@ -622,7 +622,7 @@ def test_dead_bytes_are_counted_right_after_an_interruption(
     open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What has expired is not dead while its grace lasts: counting anew has to know, as counting on does."""
-    monkeypatch.setattr("bytekv.compactor._SLICE", 1)
+    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
     files = FakeFiles()
     db = open_store(files=files, segment_size_bytes=400, expiry_grace_s=1000.0)
     for number in range(12):

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv import codec, segment
-from bytekv.codec import (
+from bytekv.engine.codec import entry as codec
+from bytekv.engine.codec.entry import (
     CLEAR,
     CONTINUES,
     KIND,
@@ -34,9 +34,10 @@ from bytekv.codec import (
     pack_place,
     seed_of,
 )
-from bytekv.directory import Directory
+from bytekv.engine.log import segment
+from bytekv.engine.log.directory import Directory
+from bytekv.engine.log.segment import FileView, Scan, Writer, find_sync_mark, open_segment, scan_segment, summarise
 from bytekv.errors import BytekvError, CorruptionError, DiskFullError, StoreIOError
-from bytekv.segment import FileView, Scan, Writer, find_sync_mark, open_segment, scan_segment, summarise
 from tests.harness import FakeFiles
 
 UUID = bytes(range(16))

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import bytekv
-from bytekv import commands
-from bytekv.serve import DoorError, address_of, serve_doors
+from bytekv.cli import commands
+from bytekv.server.lifecycle import DoorError, address_of, serve_doors
 from tests.harness import open_store
 from tests.test_cli import command, environment
 
@@ -118,7 +118,7 @@ def test_a_second_signal_ends_it_at_once(path):
     program = f"""
 import asyncio, os, signal
 import bytekv
-from bytekv.serve import serve_doors
+from bytekv.server.lifecycle import serve_doors
 
 store = bytekv.open({str(path)!r})
 
@@ -329,14 +329,14 @@ def test_only_a_line_break_ends_a_password(path):
 
 _OPENING = """
 import signal, sys
-from bytekv import cli, commands
+from bytekv.cli import commands, main
 
 def opens(*_, **__):
     print("opening", flush=True)
     {then}
 
 commands.open_store = opens
-sys.exit(cli.main(["-d", sys.argv[1], "serve", "--resp", ":0"]))
+sys.exit(main.main(["-d", sys.argv[1], "serve", "--resp", ":0"]))
 """
 
 
@@ -362,9 +362,9 @@ def test_a_second_signal_ends_the_first_process_of_a_container(path):
     """To which a signal without a handler does nothing."""
     program = """
 import asyncio, os, signal, sys
-import bytekv, bytekv.serve
+import bytekv, bytekv.server.lifecycle
 
-bytekv.serve._is_first_process = lambda: True
+bytekv.server.lifecycle._is_first_process = lambda: True
 store = bytekv.open(sys.argv[1])
 
 async def stuck(started):
@@ -377,7 +377,7 @@ async def stuck(started):
         while True:
             await asyncio.sleep(0)
 
-asyncio.run(bytekv.serve.serve_doors(store, [stuck], print))
+asyncio.run(bytekv.server.lifecycle.serve_doors(store, [stuck], print))
 """
     found = subprocess.run([sys.executable, "-c", program, path], env=environment(path), timeout=60, check=False)
     assert found.returncode == 128 + signal.SIGTERM

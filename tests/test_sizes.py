@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bytekv.codec import SEGMENT_HEADER_SIZE
-from bytekv.debt import Debt
+from bytekv.engine.codec.entry import SEGMENT_HEADER_SIZE
+from bytekv.engine.log.sizes import sizes_of
+from bytekv.engine.space.picker import Use, choose
+from bytekv.engine.write.throttle import Debt
 from bytekv.options import Options
-from bytekv.sizes import sizes_of
-from bytekv.victims import Use, choose
 from tests import harness
 from tests.harness import QuickFiles, fresh, patched
 from tests.turns import READ_S, Turns, TurnsStore, bytes_on_disk
@@ -81,17 +81,20 @@ SCALE = 16
 def to_scale() -> Iterator[None]:
     """Make everything that is counted in bytes, and is no option, smaller by the scale."""
     smaller = {
-        "sizes._SMALLEST": 4 * MIB,
-        "sizes._KEPT": 8 * MIB,
-        "debt._LOOK_SELDOM": MIB,
-        "debt._PAY": 32 * KIB,
+        "log.sizes._SMALLEST": 4 * MIB,
+        "log.sizes._KEPT": 8 * MIB,
+        "write.throttle._LOOK_SELDOM": MIB,
+        "write.throttle._PAY": 32 * KIB,
         "recovery.HINT_FROM": 64 * KIB,
-        "output.HINT_FROM": 64 * KIB,
-        "segment.RESERVE": 48 * KIB,
-        "segment.MANIFEST_ROOM": 16 * KIB,
-        "segment._FIRST_STEP": 64 * KIB,
+        "log.builder.HINT_FROM": 64 * KIB,
+        "log.segment.RESERVE": 48 * KIB,
+        "log.segment.MANIFEST_ROOM": 16 * KIB,
+        "log.segment._FIRST_STEP": 64 * KIB,
     }
-    with patched({f"bytekv.{name}": size // SCALE for name, size in smaller.items()} | {"bytekv.compactor._SLICE": 2}):
+    with patched(
+        {f"bytekv.engine.{name}": size // SCALE for name, size in smaller.items()}
+        | {"bytekv.engine.space.compactor._SLICE": 2}
+    ):
         yield
 
 
@@ -126,7 +129,7 @@ def test_a_small_store_stays_small(path: Path, live_mib: int, slower: int) -> No
 def test_a_store_of_large_segments_shrinks_to_the_rule(path: Path) -> None:
     """One that an older bytekv has filled: its segments are of 64 MiB, and so are what they leave."""
     large = 64 * MIB // SCALE
-    with patched({"bytekv.sizes._SMALLEST": large}), harness.open_store(path, auto_compact=False) as db:
+    with patched({"bytekv.engine.log.sizes._SMALLEST": large}), harness.open_store(path, auto_compact=False) as db:
         for number in range(6000):
             db[b"%d" % (number % 500)] = b"%0993d" % number
         assert max(row.length_bytes for row in db.stats().segments) > large * 9 // 10
@@ -298,7 +301,9 @@ def test_writers_are_slowed_down_only_for_a_compaction_that_is_due(
     """With small segments they slept up to 0.1 s each: dead bytes passed the throttle's bound, and no segment passed
     `compact_dead_bytes`. Over combinations of options, whenever a writer sleeps there are victims for the worker."""
     files = Patient()
-    with patched(harness.NO_WORKER | {"bytekv.sizes._SMALLEST": 8 * KIB, "bytekv.sizes._KEPT": 16 * KIB}):
+    with patched(
+        harness.NO_WORKER | {"bytekv.engine.log.sizes._SMALLEST": 8 * KIB, "bytekv.engine.log.sizes._KEPT": 16 * KIB}
+    ):
         db = harness.open_store(fresh(path), files=files, **options)
         files.is_helped = lambda: bool(db._upkeep.victims()) and options["auto_compact"]
         with db:

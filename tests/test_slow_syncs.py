@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from bytekv.codec import OVERHEAD, SEGMENT_HEADER_SIZE
-from bytekv.store import Store
+from bytekv.engine.codec.entry import OVERHEAD, SEGMENT_HEADER_SIZE
+from bytekv.engine.store import Store
 from tests.harness import NO_WORKER, QuickFiles, open_store, patched
 
-_NO_PATIENCE = {**NO_WORKER, "bytekv.commit._PATIENCE_S": 1e-6}
+_NO_PATIENCE = {**NO_WORKER, "bytekv.engine.write.commit._PATIENCE_S": 1e-6}
 
 
 class SlowDisk(QuickFiles):

@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from bytekv import ConflictError, StoreClosedError, repair
-from bytekv.snapshot import Snapshot
-from bytekv.store import Store
+from bytekv.contract.snapshot import Snapshot
+from bytekv.engine.store import Store
 from tests import harness
 from tests.harness import WRONG, Case, FakeFiles
 from tests.test_scan import expected
@@ -634,8 +634,8 @@ class StoreMachine(RuleBasedStateMachine):
 ALONE = {
     **harness.NO_WORKER,
     **harness.hints_from(120),
-    "bytekv.compactor._SLICE": 1,
-    "bytekv.output._FLUSH": 200,
+    "bytekv.engine.space.compactor._SLICE": 1,
+    "bytekv.engine.log.builder._FLUSH": 200,
 }
 
 

@@ -198,7 +198,7 @@ def test_too_long_is_refused_with_length_and_limit(open_store, monkeypatch: pyte
                 call(key, b"")
         assert key not in db
         assert db.get(key) is None
-    monkeypatch.setattr("bytekv.codec.MAX_VALUE_SIZE", 1000)  # a real gigabyte says nothing more
+    monkeypatch.setattr("bytekv.engine.codec.entry.MAX_VALUE_SIZE", 1000)  # a real gigabyte says nothing more
     for value in (b"v" * 1001, "v" * 1001):
         with pytest.raises(bytekv.LimitError, match="1001 bytes; the limit is 1000"):
             db["k"] = value
@@ -586,7 +586,7 @@ def test_a_lost_manifest_is_an_error_and_never_an_empty_store(path: Path, open_s
 
 
 def test_a_newer_format_is_refused(path: Path, open_store):
-    from bytekv.codec import CRC, checksum
+    from bytekv.engine.codec.entry import CRC, checksum
 
     with open_store() as db:
         db["a"] = "1"

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bytekv import BytekvError, CorruptionError
-from bytekv.store import Store
+from bytekv.engine.store import Store
 from tests import harness
 from tests.harness import WRONG, Case, FakeFiles, QuickFiles, expect_no_violation
 
@@ -277,7 +277,7 @@ def sweep(path: Path, story: str, step: int, rounds: int = 2, hints_from: int = 
     """Do every damage at each ``step``-th offset of every file of a story; a case is an opening."""
     is_small = hints_from == 1 and rounds == 2
     kind = "flips and cuts, three segments" if is_small else "flips and cuts, no hints or more segments"
-    alone = {**harness.NO_WORKER, **harness.hints_from(hints_from), "bytekv.follower._TRIES": 2}
+    alone = {**harness.NO_WORKER, **harness.hints_from(hints_from), "bytekv.engine.replication.follower._TRIES": 2}
     with harness.patched(alone):
         build, own_options = STORIES[story]
         bench = Bench(path, build(path, rounds, **{**own_options, **options}))

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 import bytekv
-from bytekv import codec, errors
-from bytekv.segment import FileView, Search, Writer, _is_whole
+from bytekv import errors
+from bytekv.engine.codec import entry as codec
+from bytekv.engine.log.segment import FileView, Search, Writer, _is_whole
 
 RAISED = [
     errors.StoreLockedError("/store", 7),

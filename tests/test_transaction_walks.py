@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv.store import Store
-from bytekv.transaction import Transaction
+from bytekv.contract.transaction import Transaction
+from bytekv.engine.store import Store
 from tests.harness import NO_WORKER, QuickFiles, fresh, open_store, patched
 
 SMALL = {
     **NO_WORKER,
-    "bytekv.transaction._FIRST_CHUNK": 2,
-    "bytekv.transaction._LAST_CHUNK": 3,
-    "bytekv.transaction._LONG_RUN": 2,
+    "bytekv.contract.transaction._FIRST_CHUNK": 2,
+    "bytekv.contract.transaction._LAST_CHUNK": 3,
+    "bytekv.contract.transaction._LONG_RUN": 2,
 }
 KEYS = [b"%x" % number for number in range(12)]
 keys = st.sampled_from(KEYS)

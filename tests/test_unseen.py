@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bytekv.codec import CLEAR, PUT, TOMBSTONE
-from bytekv.pending import Operation, Pending, pending_of
-from bytekv.unseen import Unseen
+from bytekv.engine.codec.entry import CLEAR, PUT, TOMBSTONE
+from bytekv.engine.write.change import Operation, Pending, pending_of
+from bytekv.engine.write.unseen import Unseen
 
 NOT_HERE = False, None
 GONE = True, None

@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bytekv.engine.store import Store
 from bytekv.options import Options
-from bytekv.store import Store
 from tests import harness
 from tests.harness import QuickFiles
 

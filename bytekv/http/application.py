@@ -19,11 +19,11 @@ from time import perf_counter
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
-from ..compactor import Compaction, Progress
+from ..contract.ordered import Entry
+from ..engine.space.compactor import Compaction, Progress
+from ..engine.store import Store
 from ..errors import BytekvError
-from ..listening import Seldom
-from ..mapping import Entry
-from ..store import Store
+from ..server.sockets import Seldom
 from . import operations
 from .access import Access, Tokens
 from .conditions import Conditions, etag_of, part_of

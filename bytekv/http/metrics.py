@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-from ..stats import Stats
+from ..engine.stats import Stats
 
 __all__ = ["Metrics"]
 

@@ -19,14 +19,14 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, NoReturn
 
-from ..batch import Batch
-from ..changes import Change
-from ..codec import MAX_KEY_SIZE
+from ..contract.batch import Batch
+from ..contract.ordered import Entry
+from ..contract.snapshot import Snapshot
+from ..contract.transaction import Transaction
+from ..engine.codec.entry import MAX_KEY_SIZE
+from ..engine.replication.feed import Change
+from ..engine.store import Store
 from ..errors import ConflictError
-from ..mapping import Entry
-from ..snapshot import Snapshot
-from ..store import Store
-from ..transaction import Transaction
 from .access import STEP_SCOPES, require_scopes
 from .conditions import Conditions, etag_of, seq_of
 from .problem import Problem

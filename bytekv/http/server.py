@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, Final
 
-from ..listening import Pace, Places, Seldom, accepting, listen
-from ..store import Store
+from ..engine.store import Store
+from ..server.sockets import Pace, Places, Seldom, accepting, listen
 from .access import Tokens
 from .application import KNOWN, Application
 

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
 
-from ..store import Store
+from ..engine.store import Store
 from .operations import change_line
 
 __all__ = ["ChangeFeed", "in_slices"]

@@ -17,8 +17,8 @@ import socket
 import time
 from typing import Final, Protocol, cast
 
-from ..listening import Seldom
-from .commands import COMMANDS
+from ..server.sockets import Seldom
+from .commands.table import COMMANDS
 from .executor import Executor, Item, Straight, error_of
 from .protocol import UNTRUSTED, Parser, encode, encode_error
 from .session import Later, Run, Session

@@ -24,8 +24,8 @@ from .. import (
     StoreFailedError,
     StoreIOError,
 )
-from . import keys, strings  # noqa: F401 - enter their commands into the table
-from .commands import COMMANDS, find_command
+from .commands import keys, strings  # noqa: F401 - enter their commands into the table
+from .commands.table import COMMANDS, find_command
 from .protocol import NIL_ARRAY, Reply, ReplyError, encode, integer
 from .work import Cursors, TooLargeError, Work
 

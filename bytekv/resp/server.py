@@ -22,8 +22,8 @@ from types import TracebackType
 from typing import Any, Final
 
 from .. import BytekvError, Store
-from ..listening import Places, Seldom, accepting, listen
-from . import administration  # noqa: F401 - enters its commands into the table
+from ..server.sockets import Places, Seldom, accepting, listen
+from .commands import server as administration  # noqa: F401 - enters its commands into the table
 from .connection import GRACE_S, READ_BYTES, Connection
 from .executor import Executor, Item, error_of
 from .protocol import Limits, Reply, ReplyError, encode

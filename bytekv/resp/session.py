@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from ..listening import Seldom
+from ..server.sockets import Seldom
 from .arguments import integer_of, syntax_error, word
-from .commands import COMMANDS, command, find_command, wrong_arity
+from .commands.table import COMMANDS, command, find_command, wrong_arity
 from .executor import Block, Executor, Item, error_of
 from .protocol import OK, UNTRUSTED, Limits, Reply, ReplyError, Simple, encode, integer
 from .work import Work

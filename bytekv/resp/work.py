@@ -18,7 +18,7 @@ from threading import Lock
 from typing import Final, NamedTuple
 
 from .. import Store, Transaction
-from ..codec import MAX_BATCH_SIZE, MAX_KEY_SIZE, OVERHEAD
+from ..engine.codec.entry import MAX_BATCH_SIZE, MAX_KEY_SIZE, OVERHEAD
 from .protocol import Reply, ReplyError
 
 __all__ = ["Cursors", "Found", "TooLargeError", "Work"]

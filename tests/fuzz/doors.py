@@ -16,7 +16,8 @@ from unittest import mock
 
 import bytekv
 from bytekv.http import Application
-from bytekv.resp import Server, strings
+from bytekv.resp import Server
+from bytekv.resp.commands import strings
 from bytekv.resp.connection import READ_BYTES, Connection
 from tests import harness
 from tests.harness import QuickFiles

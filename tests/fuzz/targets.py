@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import bytekv
-from bytekv import codec
-from bytekv.codec import CRC, FIXED_SIZE, LOG, MIN_ENTRY_SIZE, RESIDUE, SEGMENT_HEADER_SIZE, checksum
+from bytekv.engine.codec import entry as codec
+from bytekv.engine.codec.entry import CRC, FIXED_SIZE, LOG, MIN_ENTRY_SIZE, RESIDUE, SEGMENT_HEADER_SIZE, checksum
+from bytekv.engine.log.segment import Scan, Search, find_sync_mark, summarise
 from bytekv.errors import BytekvError, LimitError
-from bytekv.exchange import LineError, encode_line, read_lines
-from bytekv.migrate import SourceError, read_source
-from bytekv.segment import Scan, Search, find_sync_mark, summarise
+from bytekv.transfer.foreign import SourceError, read_source
+from bytekv.transfer.json_lines import LineError, encode_line, read_lines
 from tests import harness
 from tests.forge import with_crc
 from tests.fuzz import doors

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bytekv.codec import CONTINUES, ENTRY_SIZE, PUT, SEGMENT_HEADER_SIZE, encode_entry
+from bytekv.engine.codec.entry import CONTINUES, ENTRY_SIZE, PUT, SEGMENT_HEADER_SIZE, encode_entry
 from tests.harness import FakeFiles, crash, damage, open_store, segment_files
 
 HERE = Path(__file__).parent / "v1"

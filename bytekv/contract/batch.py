@@ -1,0 +1,113 @@
+"""Several writes that become visible and durable together, or not at all.
+
+A batch is filled without any lock and without touching the store; the last write to a key counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+
+from ..engine.codec.entry import MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes
+from ..errors import BytekvError
+from .ordered import Bytes, Expiry, Handle, expiry_of, key_of, refusing, value_of
+
+TYPE_CHECKING = False
+
+__all__ = ["Batch", "Writes"]
+
+#: What is to be done with each key: a value to be stored, perhaps with an expiry, or None: delete it.
+Writes = dict[bytes, bytes | tuple[bytes, Expiry] | None]
+
+
+class Batch(Handle):
+    """Collect puts and deletes; on leaving the ``with`` block they are carried out as one change.
+
+    An exception inside the block discards it. Not for use by several threads at once.
+
+    >>> import bytekv, tempfile
+    >>> with bytekv.open(tempfile.mkdtemp()) as db:
+    ...     with db.batch() as batch:
+    ...         batch["from"] = "90"
+    ...         batch["to"] = "110"
+    ...     dict(db)
+    {b'from': b'90', b'to': b'110'}
+    """
+
+    _instead = "make another with Store.batch()"
+
+    def __init__(self, commit: Callable[[Writes], int | None]) -> None:
+        self._commit = commit
+        self._writes: Writes = {}
+        self._done = False
+        #: seq of the last operation once committed; None before, or if there was nothing to do.
+        self.seq: int | None = None
+
+    def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None, expires: float | None = None) -> None:
+        """Store ``value`` under ``key`` when the batch is committed; ``ttl`` counts from then on."""
+        self._check_open()
+        key, value = key_of(key), value_of(value)
+        self._writes.pop(key, None)  # so that it takes its place at the end
+        self._writes[key] = value if ttl is None and expires is None else (value, expiry_of(ttl, expires))
+
+    def put_all(self, pairs: Iterable[tuple[Bytes, Bytes]]) -> None:
+        """Store all of these when the batch is committed: as `put` of each, in half the time."""
+        self._check_open()
+        writes = self._writes
+        for key, value in pairs:
+            if type(key) is not bytes or type(value) is not bytes:
+                key, value = key_of(key), value_of(value)
+            elif len(key) > MAX_KEY_SIZE or len(value) > MAX_VALUE_SIZE:
+                check_sizes(key, value)
+            if key in writes:
+                del writes[key]
+            writes[key] = value
+
+    def delete(self, key: Bytes) -> None:
+        """Delete ``key`` when the batch is committed; no error if it is not there then."""
+        self._check_open()
+        key = key_of(key)
+        self._writes.pop(key, None)
+        self._writes[key] = None
+
+    __setitem__ = put
+
+    def __delitem__(self, key: Bytes) -> None:
+        self.delete(key)
+
+    def __ior__(self, pairs: Mapping[Bytes, Bytes] | Iterable[tuple[Bytes, Bytes]]) -> Batch:
+        """Store all pairs of a mapping or an iterable when the batch is committed."""
+        self.put_all(pairs.items() if isinstance(pairs, Mapping) else pairs)
+        return self
+
+    if not TYPE_CHECKING:
+        __iand__, __isub__, __ixor__ = refusing("&="), refusing("-="), refusing("^=")
+
+    def __len__(self) -> int:
+        return len(self._writes)
+
+    def commit(self) -> int | None:
+        """Carry out the batch; return the seq of its last operation, None if nothing changed.
+
+        Raises `LimitError` above 1 GiB and `DiskFullError`; nothing has happened then.
+        Durability: as a single put in the store's sync mode, for all or none of it.
+        Complexity: O(n), one write and, with ``sync="always"``, one sync.
+        """
+        self._check_open()
+        self._done = True
+        self.seq = self._commit(self._writes)
+        return self.seq
+
+    def _check_open(self) -> None:
+        if self._done:
+            raise BytekvError("this batch was committed or discarded already; begin a new one")
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and not self._done:
+            self.commit()
+        self._done = True

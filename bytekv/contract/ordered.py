@@ -1,0 +1,367 @@
+"""What every ordered mapping of bytes here has in common: conversions, ranges, views, iteration.
+
+Knows the contract of a mapping and nothing of storage: a subclass says how to walk through a range.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+
+from .._lean import NamedTuple
+from ..engine.codec.entry import MAX_EXPIRES_MS, check_sizes
+from ..engine.codec.entry import Entry as StoredEntry
+from ..errors import LimitError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn, SupportsIndex, TypeVar, overload
+
+    T = TypeVar("T")
+
+__all__ = [
+    "Bytes",
+    "Entry",
+    "Expiry",
+    "Handle",
+    "OrderedMapping",
+    "Range",
+    "entry_of",
+    "expiry_of",
+    "joined",
+    "key_of",
+    "limit_of",
+    "range_of",
+    "refusing",
+    "to_bytes",
+    "ttl_to_ms",
+    "value_of",
+]
+
+Bytes = bytes | bytearray | memoryview | str
+
+
+class Handle:
+    """What stands for something that is open: a copy would be a second owner of the same files and locks."""
+
+    __slots__ = ()
+
+    _instead = ""  # what to do
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__.lstrip('_')} cannot be copied or pickled; {self._instead}")
+
+
+class Entry(NamedTuple):
+    """A key's entry with what is known of it; times in seconds since 1970."""
+
+    key: bytes
+    value: bytes
+    seq: int
+    modified: float
+    expires: float | None
+
+
+def entry_of(stored: StoredEntry) -> Entry:
+    """Return an entry as users see it."""
+    expires = stored.expires_ms / 1000 if stored.expires_ms else None
+    return Entry(stored.key, stored.value, stored.seq, stored.modified_ms / 1000, expires)
+
+
+# --- conversions -------------------------------------------------------------------------------
+
+
+def to_bytes(what: str, given: object) -> bytes:
+    """Return a key or a value as bytes; ``what`` it is goes into the `TypeError`."""
+    if type(given) is bytes:
+        return given
+    if isinstance(given, str):
+        return given.encode()
+    try:
+        return bytes(memoryview(given))  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"a {what} must be bytes-like or str, not {type(given).__name__}") from None
+
+
+def key_of(key: Bytes) -> bytes:
+    """Return a key to write under, checked."""
+    if type(key) is not bytes:
+        key = to_bytes("key", key)
+    check_sizes(key)
+    return key
+
+
+def value_of(value: Bytes) -> bytes:
+    """Return a value to write, checked."""
+    if type(value) is not bytes:
+        value = to_bytes("value", value)
+    check_sizes(b"", value)
+    return value
+
+
+def ttl_to_ms(ttl: float) -> int:
+    """Return a time to live in milliseconds, at least 1; raise `TypeError` or `LimitError`."""
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
+        raise TypeError(f"a ttl must be a number of seconds, not {type(ttl).__name__}")
+    if not 0 < ttl < MAX_EXPIRES_MS / 2000:  # NaN fails, too
+        raise LimitError(f"a ttl must be more than 0 seconds and finite, not {ttl}")
+    return -int(-ttl * 1000 // 1)  # rounded up
+
+
+class Expiry(NamedTuple):
+    """When a key will be gone, in milliseconds: so long after the write, or at a time; 0 and 0: never."""
+
+    ttl_ms: int
+    expires_ms: int
+
+    def at(self, now_ms: int) -> int:
+        """Return the time since 1970 for a write that happens now, 0 for never."""
+        return now_ms + self.ttl_ms if self.ttl_ms else self.expires_ms
+
+
+def expiry_of(ttl: float | None, expires: float | None) -> Expiry:
+    """Return when a key is to be gone that is written with these arguments; raise `TypeError` or `LimitError`."""
+    if expires is None:
+        return _NEVER if ttl is None else Expiry(ttl_to_ms(ttl), 0)
+    if ttl is not None:
+        raise TypeError("give either ttl or expires, not both")
+    if isinstance(expires, bool) or not isinstance(expires, (int, float)):
+        raise TypeError(f"expires must be a number of seconds since 1970, not {type(expires).__name__}")
+    if not 0 < expires < MAX_EXPIRES_MS / 2000:
+        raise LimitError(f"expires must be a time after 1970 and finite, not {expires}")
+    return Expiry(0, max(1, round(expires * 1000)))
+
+
+_NEVER = Expiry(0, 0)
+
+
+def _successor(prefix: bytes) -> bytes | None:
+    """Return the smallest key above all that begin with ``prefix``; None if there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes((stem[-1] + 1,)) if stem else None
+
+
+class Range(NamedTuple):
+    """A range of keys."""
+
+    start: bytes | None
+    stop: bytes | None
+    include_start: bool
+    include_stop: bool
+    reverse: bool
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether no key can lie in it."""
+        if self.start is None or self.stop is None:
+            return False
+        return self.start > self.stop or (self.start == self.stop and not (self.include_start and self.include_stop))
+
+    def holds(self, key: bytes) -> bool:
+        """Tell whether a key lies in the range."""
+        if self.start is not None and (key < self.start or (key == self.start and not self.include_start)):
+            return False
+        return self.stop is None or key < self.stop or (key == self.stop and self.include_stop)
+
+    def after(self, key: bytes) -> Range:
+        """Return what is left once ``key`` has been passed."""
+        if self.reverse:
+            return self._replace(stop=key, include_stop=False)
+        return self._replace(start=key, include_start=False)
+
+
+def range_of(
+    prefix: Bytes,
+    start: Bytes | None,
+    stop: Bytes | None,
+    include_start: bool,
+    include_stop: bool,
+    reverse: bool,
+) -> Range:
+    """Return the range that all conditions of a scan leave."""
+    low = None if start is None else to_bytes("start", start)
+    high = None if stop is None else to_bytes("stop", stop)
+    first = to_bytes("prefix", prefix)
+    if first:
+        if low is None or low < first:
+            low, include_start = first, True
+        end = _successor(first)
+        if end is not None and (high is None or high >= end):
+            high, include_stop = end, False
+    return Range(low, high, include_start, include_stop, reverse)
+
+
+def limit_of(limit: int | None) -> int | None:
+    """Return a scan's limit, checked."""
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+        raise TypeError(f"limit must be an int or None, not {type(limit).__name__}")
+    if limit is not None and limit < 0:
+        raise LimitError(f"limit must not be negative: {limit}")
+    return limit
+
+
+# --- the views of a mapping, which also go backwards -------------------------------------------
+
+
+class _Keys(KeysView[bytes]):
+    def __reversed__(self) -> Iterator[bytes]:
+        return reversed(self._mapping)  # type: ignore[attr-defined]
+
+
+class _Items(ItemsView[bytes, bytes]):
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        return self._mapping.scan()  # type: ignore[attr-defined,no-any-return]
+
+    def __reversed__(self) -> Iterator[tuple[bytes, bytes]]:
+        return self._mapping.scan(reverse=True)  # type: ignore[attr-defined,no-any-return]
+
+
+class _Values(ValuesView[bytes]):
+    def __iter__(self) -> Iterator[bytes]:
+        return (value for _, value in self._mapping.scan())  # type: ignore[attr-defined]
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == found for found in self)  # the inherited one asks for keys that may be gone by then
+
+    def __reversed__(self) -> Iterator[bytes]:
+        return (value for _, value in self._mapping.scan(reverse=True))  # type: ignore[attr-defined]
+
+
+def joined(left: object, right: object) -> dict[bytes, bytes]:
+    """Return a dict of two mappings, the right one's values first; `NotImplemented` for what is none."""
+    if not isinstance(left, Mapping) or not isinstance(right, Mapping):
+        return NotImplemented  # type: ignore[no-any-return]
+    found: dict[bytes, bytes] = {}
+    for mapping in (left, right):
+        found.update((to_bytes("key", key), to_bytes("value", value)) for key, value in mapping.items())
+    return found
+
+
+def refusing(operator: str) -> Callable[[object, object], object]:
+    """Return an operator that raises `TypeError`.
+
+    Python would take ``a &= b`` for ``a = a & b`` if it is missing, and the name would no longer mean the store: every
+    write after it would go into a set or a dict, and be lost in silence.
+    """
+
+    def refuse(self: object, other: object) -> object:
+        advice = "it is read-only" if operator == "|=" else "use keys() for sets of keys"
+        raise TypeError(f"{operator} is not possible with a {type(self).__name__}: {advice}")
+
+    return refuse
+
+
+class OrderedMapping(Handle, Mapping[bytes, bytes]):
+    """A mapping of bytes in key order, with scans."""
+
+    @abstractmethod
+    def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
+        """Walk through the keys of a range as of now; called at the beginning of a scan, not at its first step."""
+
+    @abstractmethod
+    def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
+        """Walk likewise through keys and values."""
+
+    def scan(
+        self,
+        prefix: Bytes = b"",
+        *,
+        start: Bytes | None = None,
+        stop: Bytes | None = None,
+        include_start: bool = True,
+        include_stop: bool = False,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Iterate over (key, value) in bytewise key order.
+
+        Only keys that begin with ``prefix`` and lie between ``start`` and ``stop``; from the end if
+        ``reverse``; at most ``limit``. What comes is what was there at the moment of the call, expired
+        keys excepted, whatever is written or compacted meanwhile.
+
+        Complexity: O(log n) to begin (the first ordered use sorts all keys, 0.4 µs each), then O(1) an
+        entry, about 0.9 µs, or 0.4 where `Store.compact` has laid values in the order of keys.
+
+        >>> import bytekv, tempfile
+        >>> with bytekv.open(tempfile.mkdtemp()) as db:
+        ...     db.update({"user:1": "Ann", "user:2": "Bob", "visit:1": "…"})
+        ...     list(db.scan("user:"))
+        [(b'user:1', b'Ann'), (b'user:2', b'Bob')]
+        """
+        range_ = range_of(prefix, start, stop, include_start, include_stop, reverse)
+        return self._pairs(range_, limit_of(limit))
+
+    def scan_keys(
+        self,
+        prefix: Bytes = b"",
+        *,
+        start: Bytes | None = None,
+        stop: Bytes | None = None,
+        include_start: bool = True,
+        include_stop: bool = False,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[bytes]:
+        """Iterate over keys as `scan` does, without reading a file.
+
+        >>> import bytekv, tempfile
+        >>> with bytekv.open(tempfile.mkdtemp()) as db:
+        ...     db.update(dict.fromkeys("abcd", ""))
+        ...     list(db.scan_keys(start="b", stop="d", reverse=True))
+        [b'c', b'b']
+        """
+        range_ = range_of(prefix, start, stop, include_start, include_stop, reverse)
+        return self._walk(range_, limit_of(limit))
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Iterate over all keys in bytewise order; see `scan`."""
+        return self.scan_keys()
+
+    def __reversed__(self) -> Iterator[bytes]:
+        """Iterate over all keys in falling order."""
+        return self.scan_keys(reverse=True)
+
+    if TYPE_CHECKING:
+
+        @overload
+        def get(self, key: Bytes) -> bytes | None: ...
+        @overload
+        def get(self, key: Bytes, default: T) -> bytes | T: ...
+
+    def get(self, key: Bytes, default: object = None) -> object:
+        """Return the value of ``key``, ``default`` if there is none."""
+        try:
+            return self[key]  # type: ignore[index]
+        except KeyError:
+            return default
+
+    def keys(self) -> KeysView[bytes]:
+        """Return a view of the keys, in order."""
+        return _Keys(self)
+
+    def items(self) -> ItemsView[bytes, bytes]:
+        """Return a view of the (key, value) pairs, in key order."""
+        return _Items(self)
+
+    def values(self) -> ValuesView[bytes]:
+        """Return a view of the values, in key order."""
+        return _Values(self)
+
+    def __or__(self, other: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        """Return a dict, in memory, of both; where a key is in both, the value on the right counts."""
+        return joined(self, other)
+
+    def __ror__(self, other: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        return joined(other, self)
+
+    if not TYPE_CHECKING:  # to a type checker there are none
+        __ior__ = refusing("|=")
+        __iand__, __isub__, __ixor__ = refusing("&="), refusing("-="), refusing("^=")
+
+    def __eq__(self, other: object) -> bool:
+        """Compare with any mapping; keys and values there must be bytes to be equal. Complexity: O(n)."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return self is other or (len(self) == len(other) and dict(self.items()) == dict(other.items()))
+
+    __hash__ = None  # type: ignore[assignment]

@@ -1,0 +1,100 @@
+"""A store as it was at one moment, for reading.
+
+Knows the contract of a mapping and when its moment is let go. What was where at that moment is the `View`'s
+business in `keydir`, reading it the store's, which keeps the files in place until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+
+from ..engine.index.keydir import View
+from ..engine.reader import Reading
+from ..errors import StoreClosedError
+from .ordered import Bytes, Entry, OrderedMapping, Range, entry_of, to_bytes
+
+__all__ = ["Snapshot"]
+
+
+class Snapshot(OrderedMapping):
+    """A read-only mapping of what a store held at one seq; made by `Store.snapshot`.
+
+    Later writes and compactions do not change it; a key that expires goes here, too. Close it, or use
+    it in a ``with`` block: until then it keeps, in memory, a location for each key that is changed meanwhile,
+    and the files in which these lie. Not to be used after the store was closed.
+
+    >>> import bytekv, tempfile
+    >>> with bytekv.open(tempfile.mkdtemp()) as db:
+    ...     db["a"] = "old"
+    ...     with db.snapshot() as snap:
+    ...         db["a"] = "new"
+    ...         snap["a"], db["a"]
+    (b'old', b'new')
+    """
+
+    _instead = "threads may share the object itself, dict(snapshot) holds the same"
+
+    def __init__(self, reading: Reading, view: View) -> None:
+        self._reading = reading
+        self._view: View | None = view
+        #: The sequence number of the newest operation that this snapshot shows.
+        self.seq: int = view.seq
+
+    def _open_view(self) -> View:
+        if self._view is None:
+            raise StoreClosedError("this snapshot was closed")
+        return self._view
+
+    def __getitem__(self, key: Bytes) -> bytes:
+        """Return the value that ``key`` had; `KeyError` if it did not exist. Complexity: O(1)."""
+        return self.entry(key).value
+
+    def entry(self, key: Bytes) -> Entry:
+        """Return the value that ``key`` had with its seq and times; `KeyError` if it did not exist. Complexity: O(1).
+
+        >>> import bytekv, tempfile
+        >>> with bytekv.open(tempfile.mkdtemp()) as db:
+        ...     seq = db.put("a", "old")
+        ...     with db.snapshot() as snap:
+        ...         db["a"] = "new"
+        ...         snap.entry("a").seq == seq
+        True
+        """
+        key = to_bytes("key", key)
+        found = self._reading.find_in(self._open_view(), key)
+        if found is None:
+            raise KeyError(key)
+        return entry_of(found)
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether ``key`` existed. Complexity: O(1), one read."""
+        return self._reading.find_in(self._open_view(), to_bytes("key", key)) is not None
+
+    def __len__(self) -> int:
+        """Return the number of keys. Complexity: O(number of keys with an expiry changed since)."""
+        return self._reading.count_in(self._open_view())
+
+    def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
+        return self._reading.walk_in(self._open_view(), range_, limit)
+
+    def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
+        return self._reading.pairs_in(self._open_view(), range_, limit)
+
+    def close(self) -> None:
+        """Let go of the moment; again does nothing."""
+        view, self._view = self._view, None
+        if view is not None:
+            self._reading.close_view(view)
+
+    def __enter__(self) -> Snapshot:
+        self._open_view()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<bytekv.Snapshot at seq {self.seq}{', closed' if self._view is None else ''}>"

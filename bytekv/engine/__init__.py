@@ -1,0 +1,1 @@
+"""The local store: one directory of segments and an index in memory."""

@@ -1,0 +1,1 @@
+"""The codec: every byte on disk, packed and checked. No I/O."""

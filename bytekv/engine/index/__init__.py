@@ -1,0 +1,1 @@
+"""The index: keys to locations, in memory. Knows no files."""

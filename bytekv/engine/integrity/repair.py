@@ -1,0 +1,739 @@
+"""Prove that a store is what it claims to be (`verify`), and save what can be saved if it is not (`salvage`).
+
+Both read everything with ``pread``, so that a failing disk raises instead of killing the process.
+
+Salvage keeps every whole entry of what was durable: of a damaged segment it writes a new one with the newest
+entry of each key and moves the damaged file into quarantine/; a segment that is whole is not touched. Without a
+manifest nothing says in which order segments count, but every entry has its seq: the newest of each key, whatever
+file it is in, goes into new segments. docs/how-to/recover.md promises what is kept and what cannot be; `_Walk`
+decides it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+from ..._lean import NamedTuple
+from ...errors import BytekvError, CorruptionError, LimitError, StoreNotFoundError
+from ..codec.entry import (
+    ACTIVE,
+    CLEAR,
+    CONTINUES,
+    CRC_SIZE,
+    ENTRY,
+    FIXED_SIZE,
+    KIND,
+    LOG,
+    MAX_NUMBER,
+    MAX_SEGMENT_SIZE,
+    MAX_SEGMENTS,
+    MIN_ENTRY_SIZE,
+    OUTPUT,
+    SEGMENT_HEADER_SIZE,
+    SIZE_MASK,
+    SYNC_MARK,
+    Manifest,
+    SegmentHeader,
+    SegmentRow,
+    another_history,
+    decode_entry,
+    is_zero,
+    measure_entry,
+    read_damaged_segment_header,
+    seed_of,
+)
+from ..index.keydir import Keydir
+from ..log.builder import Output
+from ..log.directory import Directory
+from ..log.segment import Read, Scan, Scanned, Search, open_segment, scan_segment, summarise
+from ..log.segment_manager import SegmentManager, header_of
+from ..space.compactor import Progress
+
+__all__ = ["Damage", "Report", "salvage", "verify"]
+
+_SEQS_AHEAD = 1 << 40  # how far a seq may lie above what is known, where nothing bounds it
+_COPY = 1 << 20
+
+
+class Damage(NamedTuple):
+    """One place that fails its check; ``key`` where it is known whose entry it was."""
+
+    path: str
+    offset: int
+    reason: str
+    key: bytes | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}: offset {self.offset}: {self.reason}" + ("" if self.key is None else f", key {self.key!r}")
+
+
+class Report:
+    """What `Store.verify` or `bytekv.repair` found. ``ok`` if there is no damage."""
+
+    __slots__ = ("_is_repair", "checked_bytes", "damage", "entries", "keys", "quarantined", "segments")
+
+    def __init__(self, *, is_repair: bool = False) -> None:
+        self._is_repair = is_repair
+        self.segments: int = 0
+        self.entries: int = 0
+        #: Counted by `Store.verify` only; a repair leaves it at 0.
+        self.keys: int = 0
+        self.checked_bytes: int = 0
+        self.damage: list[Damage] = []
+        #: Files that a repair moved or copied into quarantine/.
+        self.quarantined: list[str] = []
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether nothing was found."""
+        return not self.damage
+
+    def __str__(self) -> str:
+        keys = "" if self._is_repair else f", {self.keys} keys"
+        text = f"{self.segments} segments, {self.entries} entries{keys}, {self.checked_bytes} bytes checked"
+        lines = [text + (": ok" if self.ok else f": {len(self.damage)} damaged places"), *map(str, self.damage)]
+        return "\n".join([*lines, *(f"kept in {path}" for path in self.quarantined)])
+
+
+# --- reading past damage -----------------------------------------------------------------------
+
+
+class _Known(NamedTuple):
+    """What is known of a segment beside its entries."""
+
+    is_log: bool  # seqs follow each other without a gap
+    stop: int  # no entry goes beyond this offset
+    lowest: int  # every seq is above this,
+    highest: int  # and none above that
+    durable_end: int  # what lies before this offset was durable,
+    durable_seq: int  # and so was every operation up to this one
+    reached_seq: int = 0  # the operation up to which a log goes at least
+    begins: bool = True  # the first operation of a log is the one after ``lowest``
+    is_last: bool = False  # nothing says where this log ends but its own entries
+
+
+class _Walk:
+    """Every entry of a segment that counts, read past damage; iterating adds to the report what does not count.
+
+    An operation of which it is known that it was durable counts wherever in the segment it is found, and so does each
+    entry of such a batch. One of which that is not known counts as a whole or not at all, and only if no crash can
+    have torn it: an unfinished write is no damage, and what comes after it does not count.
+    """
+
+    def __init__(self, directory: Directory, descriptor: int, path: str, salt: int, known: _Known, report: Report):
+        files = directory.files
+
+        def read(size: int, offset: int) -> bytes:
+            return files.read(descriptor, size, offset, path)
+
+        self._read, self._path, self._known, self._report = read, path, known, report
+        self._seed = seed_of(salt)
+        self._search = Search(read, SEGMENT_HEADER_SIZE, known.stop, self._seed)
+        self._nothing_durable_follows = False
+        self._damaged = 0
+        self._highest = known.lowest  # seq found so far
+        #: What is known to have been durable: by the manifest or the order of segments, or by a sync mark.
+        self.durable_seq = known.durable_seq
+        if known.durable_end < known.stop:
+            self.durable_seq = max(self.durable_seq, self._search.highest_mark())
+
+    def _tell(self, offset: int, reason: str, key: bytes | None = None) -> None:
+        self._damaged += 1
+        self._report.damage.append(Damage(self._path, offset, reason, key))
+
+    def __iter__(self) -> Iterator[Scanned]:
+        known, durable = self._known, self.durable_seq
+        at, before = SEGMENT_HEADER_SIZE, known.lowest
+        doubtful = False  # whether the next operation may be the rest of a batch whose beginning is lost
+        if not known.begins:
+            at, before, doubtful = self._next_run(SEGMENT_HEADER_SIZE, SEGMENT_HEADER_SIZE)
+        last = known.lowest
+        while True:
+            scan = Scan(self._read, at, known.stop, self._seed, before if known.is_log else None)
+            told = False
+            for entry in scan:
+                flags, whose, seq, _, offset, _ = entry
+                if seq > known.highest:
+                    if known.durable_end >= known.stop or known.is_last:
+                        self._tell(offset, f"entry has seq {seq}, no more than {known.highest} was written", whose)
+                    continue
+                if doubtful and seq > durable:
+                    if not told:
+                        self._tell(offset, "may be the rest of a batch whose beginning is lost", whose)
+                    told = True
+                else:
+                    self._report.entries += 1
+                    self._highest = max(self._highest, seq)
+                    yield entry
+                doubtful = doubtful and bool(flags & CONTINUES)
+            end = scan.end
+            for entry in scan.unfinished:
+                end = entry[4] + len(entry[5])
+                if entry[2] <= min(durable, known.highest):
+                    self._report.entries += 1
+                    yield entry
+            if scan.entries:
+                last = scan.last_seq
+            if scan.end >= known.stop:
+                if last < known.reached_seq and not self._damaged and known.stop >= known.durable_end:
+                    self._tell(scan.end, f"ends at seq {last}, but was written up to {known.reached_seq}")
+                return
+            if self._is_legal_end(scan, last):
+                is_over = not known.is_last or self._following(end) is None
+                if is_over:
+                    if (self._damaged or known.is_last) and not self._is_zero(scan.end):
+                        self._tell(scan.end, "an unfinished write at the end of the log")
+                    return
+            following = self._following(end)
+            key = _key_at(self._read, end, known.stop, following)
+            self._tell(end, scan.damage or "zeros in data that was durable", key)
+            if scan.unfinished and scan.unfinished[0][2] > durable:
+                self._tell(scan.end, "batch of which an entry is lost", scan.unfinished[0][1])
+            if following is None:
+                return
+            at, before, doubtful = self._next_run(end, following)
+
+    def _is_legal_end(self, scan: Scan, last: int) -> bool:
+        """Tell whether a crash alone may have ended the log here."""
+        if scan.end < self._known.durable_end or last < self.durable_seq:
+            return False
+        if self._damaged and not self._nothing_durable_follows:  # blocks may have changed places
+            seqs = range(self._known.lowest + 1, self.durable_seq + 1)
+            self._nothing_durable_follows = self._search.find_entry(scan.end, seqs, marks=False) is None
+            return self._nothing_durable_follows
+        return True
+
+    def _following(self, start: int) -> int | None:
+        """Return the offset of the next whole entry or sync mark."""
+        known = self._known
+        high = min(known.highest, max(self._highest, known.lowest) + _SEQS_AHEAD)
+        return self._search.find_entry(start, range(known.lowest + 1, high + 1))
+
+    def _next_run(self, damaged: int, following: int) -> tuple[int, int, bool]:
+        """Return where to go on after a damaged place, the seq before, and whether the next operation is in doubt."""
+        head = self._read(ENTRY.size, damaged)
+        # A crash tears an entry but does not alter what it has written of it.
+        size = measure_entry(head)
+        doubtful = not size or size != following - damaged or bool(head[0] & CONTINUES)
+        while True:
+            head = self._read(ENTRY.size, following)
+            if len(head) < ENTRY.size or head[0] != SYNC_MARK or not self._search.is_whole(following):
+                break
+            following, doubtful = following + MIN_ENTRY_SIZE, False  # a mark stands between operations
+        seq = ENTRY.unpack(head)[3] if len(head) == ENTRY.size else 0
+        return following, max(seq - 1, 0), doubtful and seq > self.durable_seq + 1
+
+    def last_durable(self) -> int:
+        """Return the seq up to which everything was durable, as far as that can be believed."""
+        return self.durable_seq if self.durable_seq <= self._highest + _SEQS_AHEAD else 0
+
+    def _is_zero(self, offset: int) -> bool:
+        return all(map(is_zero, _pieces(self._read, offset, self._known.stop)))
+
+
+def _key_at(read: Read, offset: int, stop: int, following: int | None) -> bytes | None:
+    """Return the key of a damaged entry if its lengths lead exactly to the next whole one, so that they hold."""
+    head = read(min(ENTRY.size, stop - offset), offset)
+    size = measure_entry(head)
+    if not size or offset + size != (stop if following is None else following):
+        return None
+    fixed, key_size = FIXED_SIZE[head[0]], int.from_bytes(head[1:3], "little")
+    return read(key_size, offset + fixed) if fixed + CRC_SIZE < size else None
+
+
+def _pieces(read: Read, start: int, stop: int) -> Iterator[bytes]:
+    return (read(min(_COPY, stop - offset), offset) for offset in range(start, stop, _COPY))
+
+
+# --- verify ------------------------------------------------------------------------------------
+
+
+def verify(segments: SegmentManager, keydir: Keydir, progress: Callable[[Progress], object] | None) -> Report:
+    """Read every segment from the medium and compare it with what is in memory. No writer may be at work.
+
+    Besides each entry's CRC it checks the invariants: a second keydir made from the files alone holds
+    the same keys at the same places, and the count of dead bytes is right.
+    """
+    report = Report()
+    directory, uuid = segments.directory, segments.manifest.store_uuid
+    lengths = segments.lengths()
+    total = sum(lengths.values())
+    fresh = Keydir()
+    for row in segments.manifest.segments:
+        length = lengths[row.segment_id]
+        path = directory.segment_path(row.segment_id)
+        try:
+            descriptor, header = header_of(directory, row, uuid, for_writing=False)
+            try:
+                scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, length, header.previous_seq)
+                summary = summarise(scan)
+                if scan.end == length:
+                    report.entries += scan.entries
+                    fresh.load(row.segment_id, summary, length - SEGMENT_HEADER_SIZE, segments.entry_size)
+                else:
+                    known = _all_durable(header, length, MAX_NUMBER)
+                    for _ in _Walk(directory, descriptor, path, header.salt, known, report):
+                        pass  # once more, past the damage, for the report
+            finally:
+                directory.files.close(descriptor)
+        except CorruptionError as error:
+            if directory.files.exists(path) or not _verify_open_view(segments, row, fresh, report):
+                report.damage.append(Damage(error.path, error.offset, error.reason))
+        except BytekvError as error:
+            report.damage.append(Damage(path, 0, str(error)))
+        report.segments += 1
+        report.checked_bytes += length
+        if progress is not None:
+            progress(Progress(report.checked_bytes, total))
+    report.keys = len(keydir)
+    if report.ok:
+        _compare(fresh, segments, keydir, report)
+    return report
+
+
+def _verify_open_view(segments: SegmentManager, row: SegmentRow, fresh: Keydir, report: Report) -> bool:
+    """Check a segment that the writer has compacted away beside this reader, through the reader's open view."""
+    reader = segments.readers.get(row.segment_id)
+    if reader is None:
+        return False
+    view, seed = reader
+    scan = Scan(lambda size, at: view[at : at + size], SEGMENT_HEADER_SIZE, row.length, seed, None)
+    fresh.load(row.segment_id, summarise(scan), row.length - SEGMENT_HEADER_SIZE, segments.entry_size)
+    report.entries += scan.entries
+    return scan.end == row.length
+
+
+def _compare(fresh: Keydir, segments: SegmentManager, keydir: Keydir, report: Report) -> None:
+    path = segments.directory.path
+    in_memory = {**keydir.expired, **keydir.locations}
+    for key in fresh.expires.keys() - in_memory.keys():
+        if fresh.expires[key] + keydir.grace_ms <= keydir.latest_ms:  # expired for so long that it was forgotten
+            location = fresh.locations[key]
+            fresh.remove(key, location & SIZE_MASK or segments.entry_size(location))
+    if fresh.locations != in_memory:
+        different = [
+            key for key in fresh.locations.keys() | in_memory.keys() if fresh.locations.get(key) != in_memory.get(key)
+        ]
+        report.damage.append(
+            Damage(path, 0, f"{len(different)} keys differ between memory and disk, {min(different)!r} first")
+        )
+    for segment, size in segments.lengths_of_entries().items():
+        counted, found = keydir.gone_bytes(segment), fresh.gone_bytes(segment)
+        if counted != found or not 0 <= counted <= size:
+            report.damage.append(
+                Damage(segments.directory.segment_path(segment), 0, f"{counted} bytes counted as dead, {found} are")
+            )
+
+
+# --- salvage -----------------------------------------------------------------------------------
+
+
+def salvage(
+    directory: Directory, segment_size_bytes: int, progress: Callable[[Progress], object] | None = None
+) -> Report:
+    """Make a damaged store whole again, keeping every undamaged entry. Under the lock.
+
+    Order: (1) the replacements durable; (2) everything that goes in quarantine/, durable; (3) the manifest;
+    (4) what it no longer lists is removed. Killed, it starts again from the same files; an error before (3)
+    removes what was made. Raises `UnsupportedFormatError` for a newer format and `DiskFullError`.
+    """
+    report = Report(is_repair=True)
+    new = _Replacements(directory, segment_size_bytes, report)
+    try:
+        try:
+            manifest = directory.load(for_writing=True)
+        except CorruptionError as error:  # and nothing else: what cannot be read for a moment is not lost
+            report.damage.append(Damage(error.path, error.offset, error.reason))
+            _salvage_without_manifest(new, progress)
+        else:
+            _salvage_listed(new, manifest, progress)
+    except BaseException:
+        new.undo()
+        raise
+    return report
+
+
+class _Place(NamedTuple):
+    """Where an entry lies that is to be copied."""
+
+    seq: int
+    segment_id: int
+    offset: int
+    size: int
+
+
+class _Newest:
+    """The newest entry of each key, and the newest clear, whatever the order in which they are found."""
+
+    def __init__(self) -> None:
+        self._of: dict[bytes, _Place] = {}
+        self._clear: _Place | None = None
+        self.last_seq = 0
+
+    def add(self, entry: Scanned, segment_id: int) -> None:
+        flags, key, seq, _, offset, raw = entry
+        place = _Place(seq, segment_id, offset, len(raw))
+        self.last_seq = max(self.last_seq, seq)
+        if flags & KIND == CLEAR:
+            self._clear = max(self._clear or place, place)
+        elif key not in self._of or self._of[key].seq <= seq:
+            self._of[key] = place
+
+    def in_order(self) -> list[_Place]:
+        """Return what counts, by seq: a clear comes first, for what is older does not."""
+        clear = [] if self._clear is None else [self._clear]
+        since = self._clear.seq if self._clear is not None else 0
+        return clear + sorted(place for place in self._of.values() if place.seq > since)
+
+
+class _Replacements:
+    """What a repair makes before it publishes: segments in place of damaged ones, and what goes in quarantine."""
+
+    def __init__(self, directory: Directory, limit: int, report: Report) -> None:
+        self.directory, self.report = directory, report
+        self._limit = limit
+        self._made: list[int] = []
+        self._kept: list[str] = []
+        self._manifest: Manifest | None = None
+        self.uuid = bytes(16)
+        self.next_id = 1
+
+    def begin(self, uuid: bytes, next_id: int) -> None:
+        """Say of which store they are, and from which id on there may be free ones."""
+        self.uuid, self.next_id = uuid, self.directory.unused_id(next_id)
+
+    def copy(
+        self, places: list[_Place], salts: dict[int, int], last_seq: int, previous: tuple[int, int] = (0, 0)
+    ) -> list[SegmentRow]:
+        """Write segments with copies of entries; return their rows, once they are durable.
+
+        One at least: a log that begins later follows on what was written, though nothing of it be left.
+        """
+        files, rows = self.directory.files, list[SegmentRow]()
+        output: Output | None = None
+        source, descriptor, path = 0, -1, ""
+        try:
+            for place in places:
+                if place.segment_id != source:
+                    if source:
+                        files.close(descriptor)
+                    source, path = 0, self.directory.segment_path(place.segment_id)
+                    descriptor = files.open(path)
+                    source = place.segment_id
+                raw = files.read(descriptor, place.size, place.offset, path)
+                entry = decode_entry(raw, seed_of(salts[source]), path, place.offset)
+                if output is not None and output.end + len(raw) > self._limit:
+                    rows.append(output.finish(last_seq))
+                    output = None
+                output = output or self._output(previous)
+                output.append(entry.flags, entry.key, entry.expires_ms, raw)
+            if output is not None or not rows:
+                output = output or self._output(previous)
+                rows.append(output.finish(last_seq))
+        finally:
+            if source:
+                files.close(descriptor)
+            if output is not None:
+                output.close()
+        return rows
+
+    def _output(self, previous: tuple[int, int]) -> Output:
+        segment_id = self.next_id
+        self.next_id += 1
+        self._made.append(segment_id)
+        return Output(self.directory, self.uuid, segment_id, previous)
+
+    def publish(self, manifest: Manifest, removed: list[int]) -> None:
+        """Let a manifest with the new segments count, and remove those that it has no more."""
+        directory = self.directory
+        if len(manifest.segments) > MAX_SEGMENTS:
+            raise LimitError(f"{directory.path}: more than {MAX_SEGMENTS} segments; use a larger segment_size_bytes")
+        directory.sync()
+        for segment_id in removed:
+            self.keep(directory.segment_path(segment_id), f"{segment_id:010d}.damaged")
+        # What a reader has seen may be gone, and what it has overwritten may be back.
+        flags = another_history(manifest.compat_flags, directory.files.random(4))
+        self._manifest = manifest = manifest._replace(compat_flags=flags)
+        directory.save(manifest)
+        directory.remove_segments(removed)
+        directory.sync()
+
+    def keep(self, path: str, name: str) -> None:
+        """Put a file into quarantine, too, if it is there."""
+        files = self.directory.files
+        try:
+            descriptor = files.open(path)
+        except StoreNotFoundError:
+            return  # nothing to keep; any other error, and it must not be removed
+        try:
+            size = min(files.size(descriptor, path), MAX_SEGMENT_SIZE)
+            kept = self.directory.quarantine_file(descriptor, path, name, size, self._kept)
+            self.report.quarantined.append(kept)
+        finally:
+            files.close(descriptor)
+
+    def undo(self) -> None:
+        """Remove what was made, unless the manifest that needs it is there."""
+        if self._manifest is not None and self._is_published(self._manifest):
+            return
+        directory = self.directory
+        for segment_id in self._made:
+            with suppress(BytekvError):  # listed nowhere: the next open sweeps what is left
+                directory.remove_segments([segment_id])
+        directory.forget_quarantine(self._kept)
+        if self._manifest is not None:
+            directory.forget_new_manifest()
+
+    def _is_published(self, manifest: Manifest) -> bool:
+        try:
+            return self.directory.load(for_writing=True) == manifest
+        except CorruptionError:
+            return False  # the one that was lost before; ours is whole
+        except BytekvError:
+            return True  # perhaps; the next open knows what to sweep
+
+
+def _all_durable(header: SegmentHeader, length: int, highest: int, reached: int = 0) -> _Known:
+    """Return what is known of a segment in which everything up to its length counts."""
+    is_log = header.kind == LOG
+    # Outputs of one compaction, or of one repair, share out the seqs of all of them.
+    lowest = header.previous_seq if is_log else 0
+    return _Known(is_log, length, lowest, highest, length, MAX_NUMBER, reached if is_log else 0)
+
+
+def _salvage_listed(new: _Replacements, manifest: Manifest, progress: Callable[[Progress], object] | None) -> None:
+    directory, report = new.directory, new.report
+    new.begin(manifest.store_uuid, manifest.next_id)
+    rows: list[SegmentRow] = []
+    removed: list[int] = []
+    last_seq = manifest.last_seq
+    total = sum(row.length for row in manifest.segments)
+    for number, row in enumerate(manifest.segments):
+        before = len(report.damage)
+        newest = _Newest()
+        durable_seq = _read_listed(directory, manifest, number, newest, report)
+        report.segments += 1
+        report.checked_bytes += row.length
+        if progress is not None:
+            progress(Progress(report.checked_bytes, total))
+        if len(report.damage) == before:
+            rows.append(row)
+            continue
+        removed.append(row.segment_id)
+        highest = max(
+            row.last_seq, newest.last_seq, durable_seq, manifest.last_seq if row is manifest.segments[-1] else 0
+        )
+        last_seq = max(last_seq, highest)
+        previous = (rows[-1].segment_id, rows[-1].last_seq) if rows else (0, 0)
+        rows += new.copy(newest.in_order(), {row.segment_id: row.salt}, highest, previous)
+    if removed:
+        new.publish(
+            manifest._replace(
+                segments=tuple(rows),
+                next_id=new.next_id,
+                last_seq=last_seq,
+                generation=manifest.generation + 1,
+            ),
+            removed,
+        )
+
+
+def _read_listed(directory: Directory, manifest: Manifest, number: int, newest: _Newest, report: Report) -> int:
+    """Gather what counts of a segment that the manifest lists; return up to which seq it is known to be durable."""
+    row = manifest.segments[number]
+    path, files = directory.segment_path(row.segment_id), directory.files
+    header: SegmentHeader | None = None
+    try:
+        descriptor, header = header_of(directory, row, manifest.store_uuid, for_writing=True)
+    except CorruptionError as error:
+        report.damage.append(Damage(error.path, error.offset, error.reason))
+        try:
+            descriptor = files.open(path)  # the salt of its entries is in the manifest, too
+        except StoreNotFoundError:
+            return row.last_seq
+    try:
+        size = files.size(descriptor, path)
+        if size < row.length:
+            report.damage.append(Damage(path, size, f"cut short: {size} bytes of {row.length}"))
+        elif row.state == ACTIVE:
+            size = _possible_size(path, size, report)
+        if header is not None and header.kind == LOG and number:
+            _check_order(manifest.segments[number - 1], header, path, report)
+        known = _known_of_listed(manifest, number, header, size)
+        walk = _Walk(directory, descriptor, path, row.salt, known, report)
+        for entry in walk:
+            newest.add(entry, row.segment_id)
+        return walk.last_durable()
+    finally:
+        files.close(descriptor)
+
+
+def _known_of_listed(manifest: Manifest, number: int, header: SegmentHeader | None, size: int) -> _Known:
+    """Return what manifest and header, which may be damaged, say of a segment whose file has this size."""
+    row = manifest.segments[number]
+    is_active = row.state == ACTIVE
+    lowest = manifest.segments[number - 1].last_seq if number and is_active else 0
+    if header is not None and header.kind == LOG:
+        lowest = header.previous_seq
+    is_log = is_active or (header is not None and header.kind == LOG)
+    # With an active segment, opening wants the log to reach the manifest's last seq.
+    reached = max(row.last_seq, manifest.last_seq if is_active else 0) if is_log else 0
+    is_torn = is_active and size > row.length
+    return _Known(
+        is_log=is_log,
+        stop=size if is_torn else min(size, row.length),
+        lowest=lowest,
+        highest=MAX_NUMBER if is_torn else row.last_seq,
+        durable_end=row.length,
+        durable_seq=max(row.last_seq, reached),
+        reached_seq=reached,
+        begins=header is not None,
+    )
+
+
+def _check_order(before: SegmentRow, header: SegmentHeader, path: str, report: Report) -> None:
+    """Report a log that does not follow on the segment before it, as opening does."""
+    gap = header.previous_seq - before.last_seq
+    if gap < 0 or (gap and header.previous_id == before.segment_id):
+        reason = f"begins after seq {header.previous_seq}, but the segment before ends at {before.last_seq}"
+        report.damage.append(Damage(path, 0, reason))
+
+
+def _possible_size(path: str, size: int, report: Report) -> int:
+    """Return how much of a file may be a segment; the rest, as in a file that seems terabytes long, is damage."""
+    if size > MAX_SEGMENT_SIZE:
+        report.damage.append(Damage(path, MAX_SEGMENT_SIZE, f"{size} bytes are too many for a segment"))
+    return min(size, MAX_SEGMENT_SIZE)
+
+
+# --- without a manifest ------------------------------------------------------------------------
+
+
+class _File(NamedTuple):
+    """A segment file of which no manifest tells anything."""
+
+    segment_id: int
+    size: int
+    header: SegmentHeader
+    is_sound: bool  # the header passes its checks
+    is_empty: bool  # nothing but zeros follows it, or nothing whole where it was made beforehand
+    is_cut: bool = False  # a recovery has found its end, which is ``size``
+
+    @property
+    def is_log(self) -> bool:
+        return self.header.kind != OUTPUT
+
+
+def _salvage_without_manifest(new: _Replacements, progress: Callable[[Progress], object] | None) -> None:
+    """Rebuild a store whose manifest is lost: the newest entry of each key, by seq, goes into new segments."""
+    directory, report, files = new.directory, new.report, new.directory.files
+    ids = directory.segments_on_disk()
+    uuid = _prevailing_uuid(directory, ids) or files.random(16)
+    new.begin(uuid, 1)
+    found = {segment_id: _file_of(directory, segment_id, uuid, report) for segment_id in ids}
+    total = sum(file.size for file in found.values() if file is not None)
+    logs = [file for file in found.values() if file is not None and file.is_log]
+    newest = _Newest()
+    last_seq = 0
+    for segment_id, file in found.items():
+        if file is not None:
+            path = directory.segment_path(segment_id)
+            known = _known_of_file(file, logs)
+            descriptor = files.open(path)
+            try:
+                walk = _Walk(directory, descriptor, path, file.header.salt, known, report)
+                for entry in walk:
+                    newest.add(entry, segment_id)
+            finally:
+                files.close(descriptor)
+            last_seq = max(last_seq, walk.last_durable(), file.header.previous_seq if file.is_sound else 0)
+            report.segments += 1
+            report.checked_bytes += file.size
+        if progress is not None:
+            progress(Progress(report.checked_bytes, total))
+    last_seq = max(last_seq, newest.last_seq)
+    salts = {file.segment_id: file.header.salt for file in found.values() if file is not None}
+    rows = new.copy(newest.in_order(), salts, last_seq)
+    new.keep(directory.manifest_path, "MANIFEST.damaged")
+    new.publish(Manifest(uuid, new.next_id, last_seq, 1, tuple(rows)), ids)
+
+
+def _prevailing_uuid(directory: Directory, ids: list[int]) -> bytes | None:
+    """Return the uuid that most segments carry: a stray one of another store must not mix with them."""
+    counts: dict[bytes, int] = {}
+    for segment_id in ids:
+        with suppress(CorruptionError):
+            descriptor, header = open_segment(directory, segment_id)
+            directory.files.close(descriptor)
+            counts[header.store_uuid] = counts.get(header.store_uuid, 0) + 1
+    return max(counts, key=lambda uuid: counts[uuid], default=None)
+
+
+def _file_of(directory: Directory, segment_id: int, uuid: bytes, report: Report) -> _File | None:
+    """Look at a segment; None, and a place in the report, if nothing of it can be the store's."""
+    path, files = directory.segment_path(segment_id), directory.files
+    is_sound = True
+    try:
+        descriptor, header = open_segment(directory, segment_id)
+    except CorruptionError as error:
+        report.damage.append(Damage(error.path, error.offset, error.reason))
+        is_sound = False
+        descriptor = files.open(path)
+    try:
+        if not is_sound:
+            head = files.read(descriptor, SEGMENT_HEADER_SIZE, 0, path)
+            if len(head) < SEGMENT_HEADER_SIZE:
+                return None
+            header = read_damaged_segment_header(head, segment_id)
+            if header.store_uuid != uuid:
+                return None
+        if header.store_uuid != uuid:
+            report.damage.append(Damage(path, 0, "belongs to another store"))
+            return None
+        size = _possible_size(path, files.size(descriptor, path), report)
+
+        def read(count: int, at: int) -> bytes:
+            return files.read(descriptor, count, at, path)
+
+        is_empty = all(map(is_zero, _pieces(read, SEGMENT_HEADER_SIZE, size)))
+        if is_sound and not header.previous_id and not is_empty:
+            search = Search(read, SEGMENT_HEADER_SIZE, size, seed_of(header.salt))
+            is_empty = search.find_entry(SEGMENT_HEADER_SIZE, range(1, MAX_NUMBER + 1)) is None
+        for offset, torn in directory.torn_tails(segment_id):
+            if offset < size and _is_alike(files.read(descriptor, len(torn), offset, path), torn):
+                return _File(segment_id, offset, header, is_sound, is_empty, is_cut=True)
+        return _File(segment_id, size, header, is_sound, is_empty)
+    finally:
+        files.close(descriptor)
+
+
+def _is_alike(ours: bytes, theirs: bytes) -> bool:
+    """Tell whether what was set aside of a segment is still there, as in one with a second name, damaged or not."""
+    return 2 * sum(1 for one, other in zip(ours, theirs, strict=False) if one == other) > len(theirs)
+
+
+def _known_of_file(file: _File, logs: list[_File]) -> _Known:
+    """Return what the headers of a segment and of the logs, by id, say of it.
+
+    A log is sealed, and all of it durable, before the next one gets its first entry. So only the newest with entries
+    can be torn. And where the next begins says where this one ended, though more may follow there that a recovery has
+    cut off. One without entries says nothing of that: it may have been made long before it was to be begun.
+    """
+    header, size = file.header, file.size
+    if file.is_sound and not file.is_log:
+        return _all_durable(header, size, MAX_NUMBER)
+    later = [log.header for log in logs if log.segment_id > file.segment_id and log.is_sound and not log.is_empty]
+    bound = min((log.previous_seq for log in later), default=MAX_NUMBER)
+    is_next = bool(later) and later[0].previous_id == file.segment_id
+    is_last = not file.is_cut and all(log.is_empty or log.segment_id <= file.segment_id for log in logs)
+    return _Known(
+        is_log=file.is_log and file.is_sound,
+        stop=size,
+        lowest=header.previous_seq if file.is_sound else 0,
+        highest=bound,
+        durable_end=size if file.is_cut else SEGMENT_HEADER_SIZE,
+        durable_seq=0 if is_last else bound,
+        reached_seq=bound if is_next and file.is_sound and not is_last else 0,
+        is_last=is_last,
+    )

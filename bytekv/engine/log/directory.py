@@ -1,0 +1,547 @@
+"""The directory of one store: names, manifest, lock, sweep, quarantine.
+
+========================  ======================================================================
+name                      losing it
+========================  ======================================================================
+``LOCK``                  harmless while no writer runs; one that runs writes no more. Never unlinked by us
+``MANIFEST``              the store refuses to open (it would otherwise seem empty)
+``MANIFEST.new``          harmless: a manifest that was not yet published
+``BACKUP.unfinished``     there is no store yet: a first backup has not come to its end
+``segment.new``           harmless: a segment that a backup has not finished
+``NNNNNNNNNN.seg``        the entries of that segment; the store refuses to open
+``NNNNNNNNNN.hint``       harmless: rebuilt from its segment
+``quarantine/``           what recovery cut off or set aside, for a person to look at
+========================  ======================================================================
+
+File names are made from integers and parsed back strictly; no string from disk ever names a file.
+Nothing else in the directory is touched.
+
+The directory is opened once and held: names are looked up in it, not along a path that may lead elsewhere tomorrow.
+Two walls keep a second writer out. The lock on ``LOCK`` is what every bytekv looks at; since that file may be removed
+by a cleaner of old files, the directory itself is locked, too. And before each change of a name `files` makes sure
+that the lock file is still there: a writer whose store was deleted or replaced changes nothing any more.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from operator import eq
+
+from ...errors import (
+    AccessDeniedError,
+    BytekvError,
+    CorruptionError,
+    NotAStoreError,
+    StoreIOError,
+    StoreLockedError,
+    StoreNotFoundError,
+)
+from ..codec.entry import MAX_NUMBER, Manifest, decode_manifest, encode_manifest, is_zero
+from .files import Files, Folder
+
+__all__ = ["Directory"]
+
+_LOCK = "LOCK"
+_MANIFEST = "MANIFEST"
+_MANIFEST_NEW = "MANIFEST.new"
+_QUARANTINE = "quarantine"
+_UNFINISHED = "BACKUP.unfinished"
+_LOCK_TRIES = 100
+_IDS_AHEAD = 1 << 32  # more segments than a store makes; a file whose id lies further ahead is not its own
+_SEGMENT_NEW = "segment.new"
+_PIECE = 1 << 20  # bytes read at once
+_SMALL = 4096
+
+# A manifest of the most segments that the format allows takes 36 MiB; nothing larger is read.
+_MAX_MANIFEST_SIZE = 64 << 20
+
+# flock already keeps a second open of the same process out; this table also does where flock is
+# emulated with fcntl locks, which one process may take twice and any close() drops.
+# What could not be given back, because there was no memory, goes with its Directory, as the lock's file does.
+_held: weakref.WeakValueDictionary[tuple[int, int], Directory] = weakref.WeakValueDictionary()
+_held_guard = threading.RLock()  # re-entered if a finaliser closes another store meanwhile
+_FORK_PATIENCE_S = 5.0  # a slow disk, or what a finaliser in that thread waits for, must not keep a fork for ever
+
+
+def settle_locks_before_fork() -> bool:
+    """Wait until no other thread is just taking or giving back a lock, whose descriptor nobody would know of."""
+    return _held_guard.acquire(timeout=_FORK_PATIENCE_S)
+
+
+def go_on_after_fork() -> None:
+    """Let the other threads go on in the process that has forked."""
+    with suppress(RuntimeError):  # it was not to be had in time
+        _held_guard.release()
+
+
+def forget_locks_after_fork() -> None:
+    """Let go, in a child process, of what its parent holds; the parent's locks are untouched.
+
+    Of stores that another thread was just opening, too: nobody in the child will ever close those.
+    """
+    global _held_guard
+    _held_guard = threading.RLock()  # another thread of the parent may have held it
+    for directory in list(_held.values()):
+        directory.abandon()
+    _held.clear()
+
+
+def parse_name(name: str) -> tuple[int, str] | None:
+    """Return (segment id, "seg" or "hint") of a file name, None if it is no such name.
+
+    >>> parse_name("0000000012.seg")
+    (12, 'seg')
+    >>> parse_name("00000000012.seg") is None  # not how 12 is written
+    True
+    """
+    digits, _, kind = name.partition(".")
+    if kind not in ("seg", "hint") or not 10 <= len(digits) <= 19 or not (digits.isascii() and digits.isdigit()):
+        return None
+    segment_id = int(digits)
+    return (segment_id, kind) if digits == f"{segment_id:010d}" and 0 < segment_id < MAX_NUMBER else None
+
+
+class Directory:
+    """Own the names of one store."""
+
+    def __init__(self, path: str, files: Files) -> None:
+        self.path = path
+        self.files = files
+        self.folder = files.folder(path)
+        self._lock: io.FileIO | None = None
+        self._identity: tuple[int, int] | None = None
+
+    # --- names ---------------------------------------------------------------------------------
+
+    def segment_path(self, segment_id: int) -> str:
+        """Return the path of a segment."""
+        return self.folder.place(f"{segment_id:010d}.seg")
+
+    def hint_path(self, segment_id: int) -> str:
+        """Return the path of a segment's hint file."""
+        return self.folder.place(f"{segment_id:010d}.hint")
+
+    @property
+    def manifest_path(self) -> str:
+        """Return the path of the manifest."""
+        return self.folder.place(_MANIFEST)
+
+    @property
+    def segment_new_path(self) -> str:
+        """Return the path under which a backup makes a segment."""
+        return self.folder.place(_SEGMENT_NEW)
+
+    def sync(self) -> None:
+        """Make the names in the directory durable."""
+        self.files.sync_directory(self.folder)
+
+    def share(self) -> Directory:
+        """Return the same directory for a reader that goes on after the store was closed; to be released by itself."""
+        shared = Directory(self.path, self.files)
+        shared.folder = self.folder.share()
+        return shared
+
+    def check_there(self) -> None:
+        """Raise what says so if it is the store that has gone, and not one file of it."""
+        self.folder.prove()
+        if self.files.is_gone(self.folder):
+            raise StoreIOError(
+                errno.ESTALE, "the directory was removed; close this store and open what is there now", self.path
+            )
+
+    # --- finding or creating a store -----------------------------------------------------------
+
+    def find(self, *, lost_manifest_allowed: bool = False) -> None:
+        """Check that a store is here; raise the error that says what is here instead."""
+        if self._holds_store(set(self.files.list(self.folder)), lost_manifest_allowed=lost_manifest_allowed):
+            return
+        raise NotAStoreError(f"{self.path}: a directory without a store (it has no {_MANIFEST})")
+
+    def find_or_make(self, *, lost_manifest_allowed: bool = False) -> bool:
+        """Check that a store is here or may be made here; True if it is to be made.
+
+        Creates the directory, not its parents, and nothing else: a directory that holds foreign
+        files is left exactly as it is.
+        """
+        try:
+            if self.files.make_directory(self.path):
+                self._sync_parent()
+        except StoreNotFoundError as error:
+            raise StoreNotFoundError(
+                error.errno, "the parent directory does not exist; create it first", self.path
+            ) from error
+        names = set(self.files.list(self.folder))
+        if self._holds_store(names, lost_manifest_allowed=lost_manifest_allowed):
+            return False
+        if strangers := names - {_LOCK, _MANIFEST_NEW}:
+            raise NotAStoreError(
+                f"{self.path}: a directory with other files ({min(strangers)!r}) but no store; use an empty or new one"
+            )
+        return True
+
+    def make_for_backup(self) -> None:
+        """Check that a backup may be written here, before anything is made but the directory."""
+        if self.files.make_directory(self.path):
+            self._sync_parent()
+        self._is_without_backup()
+
+    def begin_backup(self) -> bool:
+        """Mark the directory if a backup here is the first; True if it is. Under the lock: another may just have been
+        made."""
+        is_first = self._is_without_backup()
+        if is_first:
+            self.files.close(self.files.open_new(self.folder.place(_UNFINISHED)))
+            self.sync()
+        return is_first
+
+    def _is_without_backup(self) -> bool:
+        names = set(self.files.list(self.folder))
+        if _MANIFEST in names:
+            return False
+        ours = {_LOCK, _MANIFEST_NEW, _SEGMENT_NEW, _UNFINISHED}
+        if _UNFINISHED in names:
+            ours |= {name for name in names if parse_name(name)}
+        if strangers := names - ours:
+            raise NotAStoreError(
+                f"{self.path}: a directory with other files ({min(strangers)!r}); use an empty or new one for a backup"
+            )
+        return True
+
+    def finish_backup(self) -> None:
+        """Take the mark of an unfinished backup away; its manifest is durable."""
+        if self.files.unlink(self.folder.place(_UNFINISHED)):
+            self.sync()
+
+    def _holds_store(self, names: set[str], *, lost_manifest_allowed: bool) -> bool:
+        if _MANIFEST in names:
+            return True
+        if _UNFINISHED in names:
+            raise NotAStoreError(f"{self.path}: an unfinished backup; make it once more")
+        if not any(map(parse_name, names)):
+            return False
+        if not lost_manifest_allowed:
+            raise CorruptionError(
+                self.manifest_path,
+                0,
+                "missing, but there are segments; restore it, or have bytekv.repair(path) or bytekv repair make it",
+            )
+        return True
+
+    def _sync_parent(self) -> None:
+        self.files.sync_directory(self.folder.parent)
+
+    # --- the lock ------------------------------------------------------------------------------
+
+    def acquire(self, *, network_allowed: bool = False) -> None:
+        """Become the writer; `StoreLockedError` names the process that is."""
+        files, folder = self.files, self.folder
+        if not network_allowed and files.is_network(folder):
+            raise StoreIOError(
+                None, f"on a network file system ({files.file_system(folder)}), whose locks fail", self.path
+            )
+        if not files.may_change(folder):
+            raise AccessDeniedError(
+                errno.EACCES, "no files can be made in this directory, which a writer has to", folder
+            )
+        identity = files.identity(folder)
+        path = folder.place(_LOCK)
+        with _held_guard:
+            if identity in _held:
+                raise StoreLockedError(self.path, os.getpid())
+            try:
+                self._identity = identity
+                _held[identity] = self  # first: a child that is forked from here on lets go of what there is
+                if not files.lock_directory(folder):
+                    raise StoreLockedError(self.path, self._holder(path))
+                self._lock_file(path)
+            except BaseException:
+                self._give_up_lock()
+                raise
+
+    def _lock_file(self, path: str) -> None:
+        """Take the lock of the file that bears the name ``LOCK``; it may be removed while it is taken."""
+        files = self.files
+        is_network = files.is_network(self.folder)  # for a backup only; there the number of a file may change
+        for _ in range(_LOCK_TRIES):
+            descriptor = files.open(path, write=True, create=True)
+            self._lock = lock = files.own(descriptor)
+            if not files.lock(descriptor, path):
+                raise StoreLockedError(self.path, self._holder(path))
+            if is_network or files.has_name(descriptor, path):
+                break
+            files.disown(lock)
+        else:
+            raise StoreIOError(errno.EBUSY, "somebody removes this file again and again; let it be", path)
+        if not is_network:
+            self.folder.sign(lock)
+        with suppress(BytekvError):  # the pid is a courtesy; a full disk must not keep us out
+            if not files.has_other_names(descriptor, path):
+                files.write(descriptor, (b"%d\n" % os.getpid()).ljust(20), 0, path)
+
+    def _holder(self, path: str) -> int | None:
+        try:
+            descriptor = self.files.open(path)
+            try:
+                text = self.files.read(descriptor, 20, 0, path).strip()
+            finally:
+                self.files.close(descriptor)
+        except BytekvError:
+            return None  # that the store is locked is known, and is what matters
+        return int(text) if text.isdigit() else None
+
+    def release(self) -> None:
+        """Give the lock back and let the directory go; the second call does nothing."""
+        try:
+            with _held_guard:
+                self._give_up_lock()
+        except MemoryError:  # a ``with`` takes some, what follows none; the guard is for forks
+            self._give_up_lock()
+        self.folder.close()
+
+    def _give_up_lock(self) -> None:
+        if self._identity is not None:
+            # Not only by closing: a child forked a moment ago may still hold the same open files.
+            if self._lock is not None and not self._lock.closed:
+                self.files.unlock(self._lock.fileno())
+            self.files.unlock_directory(self.folder)
+        self._forget_lock()
+
+    def _forget_lock(self) -> None:
+        # Each step may be done again: by a handler in the middle of it, or because it was interrupted.
+        identity = self._identity
+        if identity is not None and _held.get(identity) is self:
+            _held.pop(identity, None)
+        self._identity = None
+        if self._lock is not None:
+            self.files.disown(self._lock)
+
+    def abandon(self) -> None:
+        """Close what is held without unlocking it: in a child process that would free the parent's lock."""
+        self._forget_lock()
+        self.folder.abandon()
+
+    # --- the manifest --------------------------------------------------------------------------
+
+    def load(self, *, for_writing: bool) -> Manifest:
+        """Read and check the manifest."""
+        path, files = self.manifest_path, self.files
+        try:
+            descriptor = files.open(path)
+        except StoreNotFoundError as error:
+            self.check_there()
+            raise CorruptionError(path, 0, "the manifest is missing, or has just vanished") from error
+        try:
+            size = files.size(descriptor, path)
+            if size > _MAX_MANIFEST_SIZE:
+                raise CorruptionError(path, 0, f"{size} bytes are too many for a manifest")
+            data = files.read(descriptor, size, 0, path)
+        finally:
+            files.close(descriptor)
+        return decode_manifest(data, path, for_writing=for_writing)
+
+    def save(self, manifest: Manifest) -> None:
+        """Replace the manifest; when this returns, the new one is durable.
+
+        The order is the promise: (1) the new bytes are durable under another name, else a crash
+        could leave an empty MANIFEST; (2) the rename, atomic for this and other processes; (3) the
+        directory is durable, else a crash could bring back the old list, whose files we unlink next.
+        Raises `DiskFullError` before anything changed, `StoreFailedError` if a sync failed.
+        """
+        files = self.files
+        path = self.folder.place(_MANIFEST_NEW)
+        try:
+            descriptor = files.open_new(path)
+            try:
+                files.write(descriptor, encode_manifest(manifest), 0, path)
+                files.sync(descriptor, path)
+            finally:
+                files.close(descriptor)
+            files.replace(path, self.manifest_path)
+        except BytekvError:
+            with suppress(BytekvError):  # a leftover with a known name: the next open sweeps it
+                files.unlink(path)
+            raise
+        self.sync()
+
+    def create(self, manifest: Manifest) -> None:
+        """Publish the first manifest of a store, or one that empties it."""
+        self.save(manifest)
+        self._sync_parent()  # a kill between mkdir and here left the directory's own name unsynced
+
+    def settle_names(self, manifest: Manifest) -> None:
+        """Make durable what a killed predecessor may have renamed but not synced."""
+        self.sync()
+        if manifest.generation <= 1:
+            self._sync_parent()
+
+    # --- leftovers -----------------------------------------------------------------------------
+
+    def sweep(self, manifest: Manifest) -> list[str]:
+        """Remove files of interrupted work; return their names.
+
+        Only under the lock. Only names that bytekv makes, and only what the manifest does not list.
+        """
+        listed = {row.segment_id for row in manifest.segments}
+        removed: list[str] = []
+        for name in sorted(self.files.list(self.folder)):
+            parsed = parse_name(name)
+            if name in (_MANIFEST_NEW, _SEGMENT_NEW) or (parsed and parsed[0] not in listed):
+                with suppress(BytekvError):  # a directory of that name, say: not ours, and not in the way
+                    self.files.unlink(self.folder.place(name))
+                    removed.append(name)
+        if removed:
+            self.sync()
+        return removed
+
+    def remove_segments(self, segment_ids: list[int]) -> None:
+        """Remove segments and their hints; the oldest come first, so that no put outlives its tombstone."""
+        for segment_id in segment_ids:
+            self.files.unlink(self.segment_path(segment_id))
+            self.files.unlink(self.hint_path(segment_id))
+
+    def unused_id(self, next_id: int) -> int:
+        """Return ``next_id``, or the id above those that files of interrupted work have: none is used twice."""
+        limit = next_id + _IDS_AHEAD
+        for name in filter(None, map(parse_name, self.files.list(self.folder))):
+            if name[0] < limit:
+                next_id = max(next_id, name[0] + 1)
+        return next_id
+
+    def segments_on_disk(self) -> list[int]:
+        """List the ids of all segment files, for a repair without a manifest."""
+        return sorted(name[0] for name in map(parse_name, self.files.list(self.folder)) if name and name[1] == "seg")
+
+    # --- quarantine ----------------------------------------------------------------------------
+
+    def quarantine(self, name: str, pieces: Iterable[bytes]) -> str:
+        """Keep bytes that are about to be cut off; durable on return. Repeating it is harmless."""
+        folder = self._quarantine([])
+        try:
+            return self._keep_pieces(folder, name, pieces)
+        finally:
+            folder.close()
+
+    def quarantine_file(self, descriptor: int, path: str, name: str, size: int, made: list[str]) -> str:
+        """Keep the first ``size`` bytes of a file that is about to be removed; durable on return.
+
+        What is made for it is noted in ``made``, see `forget_quarantine`. The same file is kept once, and another
+        one that was kept under this name stays. A second name takes no room on a full disk.
+        """
+        files = self.files
+        folder = self._quarantine(made)
+        try:
+            stem, _, kind = name.rpartition(".")
+            target, number = folder.place(name), 1
+            while files.exists(target):
+                if self._holds(target, descriptor, path, size):
+                    files.sync_directory(folder)
+                    return str(target)
+                number += 1
+                target = folder.place(f"{stem}-{number}.{kind}")
+            made.append(target.name)
+            files.sync(descriptor, path)
+            is_ours = files.size(descriptor, path) == size and not files.has_other_names(descriptor, path)
+            if is_ours and files.link(path, target):
+                files.make_private(descriptor, path)
+                files.sync_directory(folder)
+                return str(target)
+            return self._keep_pieces(folder, target.name, self._pieces_of(descriptor, path, size))
+        finally:
+            folder.close()
+
+    def _quarantine(self, made: list[str]) -> Folder:
+        place = self.folder.place(_QUARANTINE)
+        if not self.files.exists(place):
+            made.append("")
+        if self.files.make_directory(place):
+            self.sync()
+        return self.files.folder(place)
+
+    def _keep_pieces(self, folder: Folder, name: str, pieces: Iterable[bytes]) -> str:
+        files = self.files
+        target, temporary = folder.place(name), folder.place(name + ".new")
+        descriptor = files.open_new(temporary)
+        try:
+            try:
+                offset = 0
+                for piece in pieces:
+                    if not is_zero(piece):  # holes stay holes: what seems a terabyte may be empty
+                        files.write(descriptor, piece, offset, temporary)
+                    offset += len(piece)
+                files.truncate(descriptor, offset, temporary)
+                files.sync(descriptor, temporary)
+            finally:
+                files.close(descriptor)
+            files.replace(temporary, target)
+        except BaseException:
+            with suppress(BytekvError):  # or half of it holds what is left of a full disk
+                files.unlink(temporary)
+            raise
+        files.sync_directory(folder)
+        return str(target)
+
+    def _holds(self, target: str, descriptor: int, path: str, size: int) -> bool:
+        """Tell whether a file in quarantine has the first bytes of another, and no more."""
+        files = self.files
+        kept = files.open(target)
+        try:
+            pieces = self._pieces_of(kept, target, size), self._pieces_of(descriptor, path, size)
+            return files.size(kept, target) == size and all(map(eq, *pieces))
+        finally:
+            files.close(kept)
+
+    def _pieces_of(self, descriptor: int, path: str, size: int) -> Iterator[bytes]:
+        for at in range(0, size, _PIECE):
+            yield self.files.read(descriptor, min(_PIECE, size - at), at, path)
+
+    def forget_quarantine(self, made: list[str]) -> None:
+        """Remove from quarantine what a repair that came to nothing has made there."""
+        place = self.folder.place(_QUARANTINE)
+        folder = self.files.folder(place)
+        try:
+            for name in reversed(made):
+                with suppress(BytekvError):  # harmless, if it stays
+                    if name:
+                        self.files.unlink(folder.place(name + ".new"))
+                        self.files.unlink(folder.place(name))
+                    else:
+                        self.files.remove_directory(place)
+        finally:
+            folder.close()
+
+    def torn_tails(self, segment_id: int) -> Iterator[tuple[int, bytes]]:
+        """Yield what recoveries have set aside of a segment: the offset that it followed, and how it begins."""
+        place = self.folder.place(_QUARANTINE)
+        if not self.files.exists(place):
+            return
+        folder = self.files.folder(place)
+        try:
+            for name in self.files.list(folder):
+                stem, _, kind = name.partition(".")
+                digits, _, offset = stem.partition("-")
+                is_offset = offset.isascii() and offset.isdigit() and len(offset) <= 10
+                if kind == "torn" and is_offset and parse_name(f"{digits}.seg") == (segment_id, "seg"):
+                    torn = folder.place(name)
+                    try:
+                        descriptor = self.files.open(torn)
+                    except StoreIOError as error:
+                        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                            raise
+                        continue  # something else of that name
+                    try:
+                        yield int(offset), self.files.read(descriptor, _SMALL, 0, torn)
+                    finally:
+                        self.files.close(descriptor)
+        finally:
+            folder.close()
+
+    def forget_new_manifest(self) -> None:
+        """Remove a manifest that was not published."""
+        with suppress(BytekvError):  # harmless, and swept by the next open
+            self.files.unlink(self.folder.place(_MANIFEST_NEW))

@@ -1,0 +1,597 @@
+"""The set of segments: which there are, in which order, which is active, which are open.
+
+Owns the manifest, and therefore the only places where the set changes: roll (a new active segment),
+replace (a compaction's outputs for its victims), seal (recovery, close). It does not know keys.
+
+`readers` is the table that the hot path in `Store` reads without a lock: segment id to (view, CRC
+seed). Entries appear when first needed and are dropped, oldest first, when too many files are open;
+a view in a reader's hands stays valid. A reader that finds no entry comes here for a new one.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import weakref
+from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
+
+from ...errors import (
+    BytekvError,
+    CorruptionError,
+    DiskFullError,
+    LimitError,
+    StoreClosedError,
+    StoreFailedError,
+    StoreIOError,
+    StoreNotFoundError,
+    SystemErrors,
+)
+from ...options import Options
+from ..codec.entry import (
+    ACTIVE,
+    BACKUP,
+    LOG,
+    MAX_SEGMENT_SIZE,
+    MAX_SEGMENTS,
+    SEALED,
+    SEGMENT_HEADER_SIZE,
+    Entry,
+    Manifest,
+    SegmentHeader,
+    SegmentRow,
+    another_history,
+    decode_entry,
+    measure_entry,
+    seed_of,
+    unpack_location,
+)
+from .directory import Directory
+from .segment import FileView, View, Writer, header_for, open_segment
+from .sizes import Sizes, sizes_of
+
+__all__ = ["Pin", "SegmentManager", "header_of", "size_of"]
+
+
+class Pin:
+    """The segments of one moment, whose files stay until this is closed or dropped."""
+
+    __slots__ = ("__weakref__", "_release", "is_call", "lengths", "rows")
+
+    def __init__(
+        self, rows: tuple[SegmentRow, ...], lengths: list[int], release: Callable[[Pin], None], is_call: bool
+    ) -> None:
+        self.is_call = is_call  # of a call that is under way, and ends by itself
+        self.rows = rows
+        self.lengths = lengths  # of each; the active segment is longer than its row says
+        self._release = release
+
+    def close(self) -> None:
+        """Let the files go; again does nothing."""
+        self._release(self)
+
+
+class SegmentManager:
+    """Hold the segments of one open store. Changes need the store's lock; `read` and `view` do not."""
+
+    def __init__(
+        self, directory: Directory, manifest: Manifest, options: Options, *, mapped: bool, readonly: bool = False
+    ) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.mapped = mapped
+        self._readonly = readonly
+        #: Preallocate, with blocks kept back for deletes, even where `pwrite` fills them.
+        self._reserves = directory.files.maps_safely(directory.folder)
+        self.writer: Writer | None = None
+        self.prepared: Writer | None = None  # what `roll` will begin: made beforehand, durable, listed nowhere
+        self.readers: dict[int, tuple[View, int]] = {}
+        self.retiring: dict[int, SegmentRow] = {}
+        self._retired: list[int] = []  # listed no more, and no key points there; the files are still there
+        self._pins: dict[int, weakref.ref[Pin]] = {}
+        self._pin_numbers = itertools.count()
+        self.hinted: dict[int, int] = {}  # segment -> how many of its bytes a hint file speaks for, or was tried to
+        self.publishing: Manifest | None = None  # set while a manifest is being replaced
+        self.changing: tuple[Writer | None, Writer | None] | None = None  # (old, new) likewise
+        self.sizes = sizes_of(0, options)  # until the committer has measured
+        limit = options.max_open_segments
+        if limit is None:
+            # Half of what the process may have: the other half is the application's. Each open segment
+            # is one descriptor, held by the mapping (Python duplicates it) or by the view.
+            limit = max(4, min(4096, directory.files.open_file_limit() // 2 - 8))
+        self.max_open = limit
+
+    # --- what there is -------------------------------------------------------------------------
+
+    def lengths(self) -> dict[int, int]:
+        """Return the bytes used in each segment, in logical order."""
+        lengths = {row.segment_id: row.length for row in self.manifest.segments}
+        if self.writer is not None:
+            lengths[self.writer.header.segment_id] = self.writer.end
+        return lengths
+
+    def with_keys(self) -> set[int]:
+        """Return all segments into which a key may point: those listed, and victims whose keys are being moved.
+
+        What is dead there is not asked: while keys are moved, the counts may be wrong.
+        """
+        return {*self.lengths(), *self.retiring}.difference(self._retired)
+
+    def lengths_of_entries(self) -> dict[int, int]:
+        """Return the bytes of entries in each segment, the header not counted."""
+        return {segment_id: length - SEGMENT_HEADER_SIZE for segment_id, length in self.lengths().items()}
+
+    def sealed(self) -> list[SegmentRow]:
+        """Return the rows of the sealed segments in logical order, oldest first."""
+        return [row for row in self.manifest.segments if row.state == SEALED]
+
+    def resize(self, sizes: Sizes) -> None:
+        """Let segments be so large from now on, the active one included. Under the lock."""
+        self.sizes = sizes
+        if self.writer is not None:
+            self.writer.limit = sizes.segment
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def view(self, segment_id: int) -> tuple[View, int]:
+        """Return the view and the seed of a segment, opening it if need be; KeyError if it was retired."""
+        found = self.readers.get(segment_id)
+        if found is not None:
+            return found
+        return self._open(segment_id)
+
+    def _open(self, segment_id: int) -> tuple[View, int]:
+        row = self._row(segment_id)
+        if row is None:
+            raise KeyError(segment_id)
+        while True:
+            try:
+                found = self._view(row), seed_of(row.salt)
+                break
+            except StoreIOError as error:
+                if error.errno == errno.ENOENT and self._row(segment_id) is None:
+                    raise KeyError(segment_id) from error  # retired since the row was found
+                if not self.let_go_for(error):
+                    raise
+        # Somebody else may have been at it meanwhile. No lock keeps threads apart here, for a signal handler that waits
+        # for the store's would keep it from the thread that holds that one.
+        self._evict(self.max_open - 1)  # not before: for a reader that is in vain if the file is gone from the disk
+        found = self.readers.setdefault(segment_id, found)
+        if self._row(segment_id) is None:  # asked after: `release` takes the row away before it looks here
+            self.readers.pop(segment_id, None)
+        return found
+
+    def _row(self, segment_id: int) -> SegmentRow | None:
+        # In this order: `replace_run` makes a segment a retiring one before it takes it off the list.
+        listed = (row for row in self.manifest.segments if row.segment_id == segment_id)
+        return next(listed, None) or self.retiring.get(segment_id)
+
+    def open_view(self, descriptor: int, segment_id: int, size: int) -> View:
+        """Return a view of the first ``size`` bytes of an open segment; the descriptor stays the caller's."""
+        path, files = self.directory.segment_path(segment_id), self.directory.files
+        if self.mapped:
+            return files.map(descriptor, size, path)
+        return FileView(files.duplicate(descriptor, path), path, files)
+
+    @staticmethod
+    def reaches(view: View, length: int) -> bool:
+        """Tell whether a view shows the first ``length`` bytes of its segment as that is now.
+
+        A file grows under its view; one that has been replaced under its name does not.
+        """
+        try:
+            return (view.size() if isinstance(view, FileView) else len(view)) >= length
+        except BytekvError:
+            return False
+
+    def _view(self, row: SegmentRow) -> View:
+        path, files = self.directory.segment_path(row.segment_id), self.directory.files
+        try:
+            descriptor = files.open(path)
+        except StoreNotFoundError as error:
+            self.directory.check_there()
+            raise StoreIOError(
+                errno.ENOENT,
+                "was compacted away by the writer, and this reader had more segments than it may hold open "
+                "(max_open_segments); close snapshots and scans, refresh() and look again",
+                path,
+            ) from error
+        try:
+            return self.open_view(descriptor, row.segment_id, row.length)
+        finally:
+            files.close(descriptor)
+
+    def let_go_for(self, error: StoreIOError) -> bool:
+        """Give back what another way can do without: blocks, descriptors, address space; False if that is no help.
+
+        Of a full disk, the file that was made for the next roll. Else half of what is open for reading.
+
+        The application has taken them, or may have no more: do with fewer, down to the one that is needed.
+        """
+        if isinstance(error, DiskFullError):
+            return self.discard_prepared()
+        return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self._evict(len(self.readers) // 2)
+
+    def _evict(self, keep: int) -> bool:
+        """Drop the segments that have been open longest until ``keep`` are left; False if none was dropped."""
+        active = self.writer.header.segment_id if self.writer is not None else 0
+        # Replaced in place: the hot path holds this very dict. Those that may be gone from the disk come last.
+        sealed = sorted(
+            (segment_id for segment_id in list(self.readers) if segment_id != active), key=self.retiring.__contains__
+        )
+        dropped = sealed[: max(0, len(self.readers) - keep)]
+        for segment_id in dropped:
+            self.readers.pop(segment_id, None)
+        return bool(dropped)
+
+    def raw(self, location: int) -> tuple[bytes, int, int, int]:
+        """Return the unchecked bytes of an entry with its seed, segment id and offset; KeyError if retired."""
+        segment_id, offset, size = unpack_location(location)
+        view, seed = self.view(segment_id)
+        if not size:
+            size = measure_entry(view[offset : offset + 7])
+        return view[offset : offset + size], seed, segment_id, offset
+
+    def read(self, location: int) -> Entry:
+        """Return the entry at a location, checked; KeyError if its segment was retired meanwhile."""
+        raw, seed, segment_id, offset = self.raw(location)
+        return decode_entry(raw, seed, self.directory.segment_path(segment_id), offset)
+
+    def entry_size(self, location: int) -> int:
+        """Return the bytes that the entry at a location takes."""
+        segment_id, offset, size = unpack_location(location)
+        return size or measure_entry(self.view(segment_id)[0][offset : offset + 7])
+
+    # --- changing the set ----------------------------------------------------------------------
+    # Each change is one new manifest. Whatever it names is durable before, whatever it no longer
+    # names is removed after; a kill in between leaves files that the next open sweeps.
+
+    def publish(self, rows: Iterable[SegmentRow], *, next_id: int | None = None, last_seq: int | None = None) -> None:
+        """Replace the manifest."""
+        old = self.manifest
+        manifest = old._replace(
+            segments=tuple(rows),
+            generation=old.generation + 1,
+            next_id=old.next_id if next_id is None else next_id,
+            last_seq=old.last_seq if last_seq is None else max(last_seq, old.last_seq),
+            compat_flags=self._flags_of_writer(),
+        )
+        if len(manifest.segments) > MAX_SEGMENTS:
+            raise LimitError(
+                f"{self.directory.path}: more than {MAX_SEGMENTS} segments; use a larger segment_size_bytes"
+            )
+        # Whatever strikes after the rename, an interrupt or an error out of a signal handler, disk and memory
+        # then differ in what they think is published. No error says on which side it was raised, so the disk is asked;
+        # see `settle`.
+        self.publishing = manifest
+        self.directory.save(manifest)
+        self.manifest = manifest
+        self.publishing = None
+
+    def _flags_of_writer(self) -> int:
+        flags = self.manifest.compat_flags
+        if flags & BACKUP:  # written to, it is a store of its own, which goes on otherwise than the first
+            return another_history(flags & ~BACKUP, self.directory.files.random(4))
+        return flags
+
+    def resume(self) -> None:
+        """Continue the active segment of a store that was closed cleanly.
+
+        One that has a second name is sealed instead: a copy of the directory by hard links must not change.
+        """
+        *older, row = self.manifest.segments
+        writer = Writer.resume(
+            self.directory, row.segment_id, row.length, self.sizes.segment, mapped=self.mapped, reserves=self._reserves
+        )
+        if writer.has_other_names:
+            writer.close()
+            self.publish([*older, row._replace(state=SEALED)])
+            return
+        self.writer = writer
+        self.show_writer()
+
+    def show_writer(self) -> None:
+        """Let readers see the active segment as it is mapped now."""
+        writer = self.writer
+        if writer is None or (writer.map is None and self.mapped):
+            return  # nothing appended yet: what it holds is read like a sealed segment
+        found = self.readers.get(writer.header.segment_id)
+        if found is None or (self.mapped and found[0] is not writer.map):
+            self.readers[writer.header.segment_id] = writer.view(), writer.seed
+
+    def roll(self, last_seq: int) -> None:
+        """Seal the active segment, if there is one, and begin the next.
+
+        Order: (1) the new file, header and name durable, most of which a worker may have seen to; (2) the old file
+        durable, else a crash could keep the new one's entries and lose older ones (D2); (3) the manifest; (4) the
+        old file trimmed, which only now no reader of the published length can notice. `DiskFullError` changes nothing.
+        """
+        old, rows = self.writer, list(self.manifest.segments)
+        previous = (rows[-1].segment_id if rows else 0, last_seq)
+        new = self._begin_prepared(previous) or self.create_writer(self.manifest.next_id, previous)
+        if old is not None:
+            rows = self._sealed_rows(old, last_seq)
+        rows.append(SegmentRow(new.header.segment_id, new.header.salt, SEGMENT_HEADER_SIZE, last_seq, ACTIVE))
+        self._change_writer(old, new, rows, last_seq)
+
+    def create_writer(self, segment_id: int, previous: tuple[int, int]) -> Writer:
+        """Make a segment's file, durable with its name; it is no part of the store until a manifest lists it."""
+        header = header_for(self.directory, self.manifest.store_uuid, segment_id, LOG, previous)
+        return Writer.create(self.directory, header, self.sizes.segment, mapped=self.mapped, reserves=self._reserves)
+
+    def _begin_prepared(self, previous: tuple[int, int]) -> Writer | None:
+        new = self.prepared
+        if new is None:
+            return None
+        self.prepared = None
+        try:
+            new.begin(previous, self.sizes.segment)
+        except BaseException:
+            self._unmake(new)
+            raise
+        return new
+
+    def _unmake(self, writer: Writer) -> None:
+        writer.close()
+        with suppress(*SystemErrors):  # else it is a leftover; `Files.open_new` or the next open removes it
+            self.directory.files.unlink(writer.path)
+
+    def discard_prepared(self) -> bool:
+        """Remove the file that was made for the next roll; False if there is none."""
+        writer, self.prepared = self.prepared, None
+        if writer is not None:
+            self._unmake(writer)
+        return writer is not None
+
+    def seal(self, last_seq: int) -> None:
+        """Seal the active segment and begin none; the next write does."""
+        assert self.writer is not None
+        self._change_writer(self.writer, None, self._sealed_rows(self.writer, last_seq), last_seq)
+
+    def _sealed_rows(self, writer: Writer, last_seq: int) -> list[SegmentRow]:
+        rows = list(self.manifest.segments)
+        row = SegmentRow(writer.header.segment_id, writer.header.salt, writer.end, last_seq, SEALED)
+        # One that holds nothing disappears; its id stays used.
+        rows[-1:] = [row] if writer.end > SEGMENT_HEADER_SIZE else []
+        return rows
+
+    def _change_writer(self, old: Writer | None, new: Writer | None, rows: list[SegmentRow], last_seq: int) -> None:
+        if old is not None:
+            old.fast_end = 0
+        self.changing = old, new
+        try:
+            if old is not None:
+                old.sync()
+            next_id = self.manifest.next_id if new is None else max(self.manifest.next_id, new.header.segment_id + 1)
+            try:
+                self.publish(rows, next_id=next_id, last_seq=last_seq)
+            except DiskFullError:
+                if self._has_published():
+                    raise
+                # A manifest needs a block, and what is reserved has some. A segment that is trimmed too
+                # early is merely one that was not closed cleanly.
+                if old is not None:
+                    old.trim()
+                if new is not None:
+                    new.shrink_to_fit()
+                self.publish(rows, next_id=next_id, last_seq=last_seq)
+        except StoreFailedError:
+            raise  # poisoned: the next open decides
+        except BytekvError:
+            self.settle()
+            raise
+        self._writer_changed(old, new)
+
+    def _writer_changed(self, old: Writer | None, new: Writer | None) -> None:
+        self.writer = new
+        self.show_writer()
+        if old is not None:
+            self.readers.pop(old.header.segment_id, None)
+            # The descriptor closes with its last user: a sync of the same file may be under way.
+            with suppress(*SystemErrors):  # sealed at its length all the same; the next open trims what is too long
+                old.trim()
+            if old.end == SEGMENT_HEADER_SIZE:
+                with suppress(*SystemErrors):  # listed nowhere; the next open sweeps it
+                    self.directory.files.unlink(old.path)
+        self.changing = None
+
+    def _writer_kept(self, new: Writer | None) -> None:
+        self.changing = None
+        if new is not None:
+            self._unmake(new)
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Tell whether a change of the set was interrupted."""
+        return self.publishing is not None or self.changing is not None
+
+    def settle(self) -> None:
+        """Find out what an interrupted change of the set has come to, and act on it."""
+        self._has_published()
+        if self.changing is not None:
+            old, new = self.changing
+            active = [row.segment_id for row in self.manifest.segments if row.state == ACTIVE]
+            if active == ([new.header.segment_id] if new is not None else []):
+                self._writer_changed(old, new)
+            else:
+                self._writer_kept(new)
+
+    def _has_published(self) -> bool:
+        """Find out whether a manifest has been replaced that was about to be; False if none was."""
+        if self.publishing is None:
+            return False
+        found = self.directory.load(for_writing=True).generation == self.publishing.generation
+        if found:
+            self.manifest = self.publishing
+        else:
+            for row in self.manifest.segments:
+                self.retiring.pop(row.segment_id, None)
+        self.publishing = None
+        return found
+
+    def prepare(self, new: Writer, old: Writer) -> bool:
+        """Let the next roll begin ``new``; False, and it is removed, if ``old`` is not the active segment any more.
+
+        A roll has been faster then, and its segment has a higher id: a repair without a manifest relies on ids that
+        grow along the log.
+        """
+        if self.writer is not old:
+            self._unmake(new)
+            return False
+        self.prepared = new
+        return True
+
+    def reserve_ids(self, count: int) -> int:
+        """Set ``count`` segment ids aside and return the first; they are never used again, published or not.
+
+        Not while the set is unsettled: the manifest that was about to be published may be there, with these ids in it.
+        """
+        first = self.manifest.next_id
+        # Not durable by itself: a crash forgets the reservation together with the files that used it.
+        self.manifest = self.manifest._replace(next_id=first + count)
+        return first
+
+    def replace_run(self, victims: list[int], outputs: list[SegmentRow]) -> None:
+        """Put ``outputs`` into the place of a contiguous run of victims."""
+        rows = list(self.manifest.segments)
+        first = next(number for number, row in enumerate(rows) if row.segment_id == victims[0])
+        if [row.segment_id for row in rows[first : first + len(victims)]] != victims:
+            raise CorruptionError(self.directory.manifest_path, 0, f"segments {victims} are no contiguous run")
+        # Until neither the keydir nor an open view points at them, readers may still ask for them.
+        self.retiring.update({row.segment_id: row for row in rows[first : first + len(victims)]})
+        self.publish([*rows[:first], *outputs, *rows[first + len(victims) :]])
+
+    def adopt(self, manifest: Manifest, views: dict[int, tuple[View, int]], gone: Container[int]) -> None:
+        """See the set as another process has published it. For a follower; repeatable."""
+        self.retiring.update({row.segment_id: row for row in self.manifest.segments if row.segment_id in gone})
+        self.readers.update(views)
+        lengths = self.lengths()
+        for row in manifest.segments:
+            if lengths.get(row.segment_id) == row.length:
+                continue
+            found = self.readers.get(row.segment_id)
+            if found is not None and not self.reaches(found[0], row.length):
+                self.readers.pop(row.segment_id, None)
+        self.manifest = manifest
+
+    def retire(self, victims: list[int]) -> None:
+        """Have the files of victims removed as soon as no view and no pin needs them; no key points there any more."""
+        self._retired += (victim for victim in victims if victim not in self._retired)
+
+    def pin(self, release: Callable[[], None], *, is_call: bool) -> Pin:
+        """Keep the files of this moment; ``release`` is called when they are let go. Under the lock.
+
+        ``is_call``: they are needed by a call that goes on to its end even if the store is closed meanwhile.
+        """
+        pins, number = self._pins, next(self._pin_numbers)
+
+        def let_go(_: object) -> None:
+            if pins.pop(number, None) is not None:
+                release()
+
+        lengths = self.lengths()
+        pin = Pin(self.manifest.segments, [lengths[row.segment_id] for row in self.manifest.segments], let_go, is_call)
+        pins[number] = weakref.ref(pin, let_go)  # one that leaks closes itself
+        return pin
+
+    def forget_pins(self) -> None:
+        """Let go of what iterators have pinned: the store is being closed."""
+        for number, reference in list(self._pins.items()):
+            pin = reference()
+            if pin is None or not pin.is_call:
+                self._pins.pop(number, None)
+
+    def release(self, noted: Container[int]) -> list[int]:
+        """Forget the retired segments that neither a view has ``noted`` nor a pin lists; return them, oldest first.
+
+        Their files may go now.
+        """
+        pins = [pin for reference in list(self._pins.values()) if (pin := reference()) is not None]
+        pinned = {row.segment_id for pin in pins for row in pin.rows}
+        free = [segment_id for segment_id in self._retired if segment_id not in noted and segment_id not in pinned]
+        for segment_id in free:
+            self.retiring.pop(segment_id, None)
+            self.readers.pop(segment_id, None)
+            self.hinted.pop(segment_id, None)
+        return free
+
+    def remove(self, free: list[int]) -> None:
+        """Remove files that `release` has returned; without the lock, for a large file takes milliseconds.
+
+        What cannot be removed now waits for the next call, and what a backup outlives its store with for the next open.
+        """
+        for segment_id in free:
+            try:
+                if not self._readonly:
+                    self.directory.remove_segments([segment_id])
+            except SystemErrors:
+                continue  # it is listed nowhere; at the latest the next open sweeps it
+            except StoreClosedError:
+                if not self.directory.folder.is_closed:
+                    raise  # of a signal handler's
+                return
+            with suppress(ValueError):  # another thread was at it, too
+                self._retired.remove(segment_id)
+
+    @property
+    def has_pinned(self) -> bool:
+        """Tell whether retired segments wait for a view to be closed."""
+        return bool(self._retired)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Return how many bytes of retired segments wait for a view to be closed."""
+        retired = set(self._retired)
+        return sum(row.length for victim, row in self.retiring.items() if victim in retired)
+
+    def close(self, last_seq: int) -> None:
+        """Write a clean end: the active segment synced, trimmed, and its length published.
+
+        Order: (1) bytes durable; (2) trimmed; (3) the manifest says that length. A file of exactly the
+        published length was closed cleanly; a kill before (3) leaves a longer one, which is recovered.
+        """
+        self.discard_prepared()
+        writer = self.writer
+        if writer is None:
+            return
+        if writer.dirty:
+            writer.trim()
+            writer.sync()
+            row = SegmentRow(writer.header.segment_id, writer.header.salt, writer.end, last_seq, ACTIVE)
+            self.publish([*self.manifest.segments[:-1], row], last_seq=last_seq)
+            writer.dirty = False
+        else:
+            writer.trim()
+
+    def drop(self) -> None:
+        """Let go of every file, without writing anything."""
+        self.changing = self.publishing = None
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+        if self.prepared is not None:
+            self.prepared.close()
+            self.prepared = None
+        self.readers.clear()
+        self.manifest = self.manifest._replace(segments=())  # so that no late reader opens a file again
+
+
+def header_of(directory: Directory, row: SegmentRow, uuid: bytes, *, for_writing: bool) -> tuple[int, SegmentHeader]:
+    """Open a listed segment and check that it is the one that the manifest means."""
+    path = directory.segment_path(row.segment_id)
+    descriptor, header = open_segment(directory, row.segment_id, for_writing=for_writing)
+    if header.store_uuid != uuid or header.salt != row.salt or (row.state == ACTIVE and header.kind != LOG):
+        directory.files.close(descriptor)
+        raise CorruptionError(path, 0, "belongs to another store, or is not the file that the manifest lists")
+    return descriptor, header
+
+
+def size_of(directory: Directory, descriptor: int, row: SegmentRow) -> int:
+    """Return the length of a listed segment's file, checked against what the manifest says."""
+    path = directory.segment_path(row.segment_id)
+    size = directory.files.size(descriptor, path)
+    if size < row.length:
+        raise CorruptionError(path, size, f"cut short: {size} bytes of {row.length}")
+    if row.state == ACTIVE and size > MAX_SEGMENT_SIZE:
+        raise CorruptionError(path, MAX_SEGMENT_SIZE, f"{size} bytes are too many for a segment")
+    return size

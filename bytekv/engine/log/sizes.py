@@ -1,0 +1,87 @@
+"""How large things are in a store of so many live bytes: one rule, which everything follows that depends on it.
+
+The measure is the *current segment size*: a sixteenth of what lives, but never less than 4 MiB nor more than the option
+``segment_size_bytes``. From it follow when the active segment is sealed, how large the outputs of a compaction become,
+which segments are small, from how many dead bytes on one is worth a compaction, and what writers may leave dead before
+they are slowed down. The aim is that all files together take at most
+
+    2 × live bytes + 4 current segments
+
+with ``compact_dead_ratio`` at one half; with another share of dead bytes, `Sizes.dead_per_live` in place of the second
+"live". Pure arithmetic: it knows no segment, no file and no clock.
+"""
+
+from __future__ import annotations
+
+from ..._lean import NamedTuple
+from ...options import Options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+__all__ = ["Sizes", "sizes_of"]
+
+_SMALLEST: Final = 4 * 1024 * 1024
+_SEGMENTS: Final = 16  # of live bytes; fewer make the slack more than a quarter of what lives, more are only files
+_KEPT: Final = 8 * 1024 * 1024  # of the log, for readers of `changes()`, unless the options say otherwise
+_LEAST_SLACK: Final = 256 * 1024  # for less nobody need wait, however small the segments are
+_MOST_DEAD_PER_LIVE: Final = 100.0  # however lazy the options are
+
+
+class Sizes(NamedTuple):
+    """What follows from the live bytes and the options; all but the ratios in bytes."""
+
+    live: int
+    segment: int  # at which a segment is full
+    small: int  # below which neighbours are merged
+    small_files: int  # so many of them
+    worth: int  # dead bytes of a segment that is worth a compaction...
+    ratio: float  # ...and their share of it
+    kept: int  # at the end of the log, where compaction in the background does not go
+    dead_per_live: float  # at rest, at most
+
+    @property
+    def free_dead(self) -> float:
+        """Return how much may be dead before a writer owes anything for it."""
+        return 0.55 * self.dead_per_live * self.live + self.slack
+
+    @property
+    def dear_dead(self) -> float:
+        """Return how much is dead when writers are to be slowed down by as much as a compaction needs."""
+        return 0.8 * self.dead_per_live * self.live + self.slack + self.segment // 4
+
+    @property
+    def slack(self) -> int:
+        """Return the dead bytes that a store may have, however little lives in it.
+
+        Three segments while a copy is next to nothing; what copies take until their originals can go is taken off.
+        What is kept of the log beyond the usual cannot be given back, so it comes on top.
+        """
+        copies = min(2 * self.segment, self.live // 3)
+        return max(3 * self.segment - copies, _LEAST_SLACK) + max(0, self.kept - _KEPT)
+
+
+def sizes_of(live: int, options: Options) -> Sizes:
+    """Return the sizes that a store of so many live bytes is to have.
+
+    >>> [sizes_of(mib << 20, Options()).segment >> 20 for mib in (0, 64, 500, 1024, 100_000)]
+    [4, 4, 31, 64, 64]
+    """
+    limit = options.segment_size_bytes
+    segment = min(limit, max(_SMALLEST, live // _SEGMENTS))
+    kept = options.keep_changes_bytes
+    if kept is None:
+        kept = _KEPT if limit >= _SMALLEST else 0
+    ratio = options.compact_dead_ratio
+    dead_per_live = min(ratio / (1 - ratio), _MOST_DEAD_PER_LIVE) if ratio < 1 else _MOST_DEAD_PER_LIVE
+    return Sizes(
+        live,
+        segment,
+        segment // 4,
+        options.compact_small_files,
+        min(options.compact_dead_bytes, segment // 4),
+        ratio,
+        kept,
+        dead_per_live,
+    )

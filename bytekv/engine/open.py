@@ -1,0 +1,127 @@
+"""How a store is opened: who may come in, what is made, what is tried again, what is salvaged.
+
+The flag decides whether a directory has to be there, whether its lock is needed and whether it begins anew. A writer
+has the store to itself from then on; a reader comes beside one that may roll, compact and append meanwhile, so it
+tries until it has seen a state that is whole. What the files of such a state come to is the business of `recovery`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from .. import log
+from .._lean import NamedTuple
+from ..errors import BytekvError, CorruptionError, ReadOnlyError, translated
+from ..options import Options
+from . import recovery
+from .codec.entry import Manifest
+from .index.keydir import Keydir
+from .log.directory import Directory
+from .log.files import Files
+from .log.segment_manager import SegmentManager
+from .recovery import Kept, Recovery
+from .write.commit import Committer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Flag = Literal["r", "w", "c", "n"]
+
+__all__ = ["Opened", "open_directory"]
+
+
+class Opened(NamedTuple):
+    """What an open store consists of; the committer has its segments and its keydir."""
+
+    directory: Directory
+    committer: Committer
+    recovery: Recovery
+
+
+def open_directory(path: str, flag: Flag, options: Options, files: Files, wake: Callable[[], bool]) -> Opened:
+    """Open the store in a directory; ``wake`` is for its committer. An error leaves everything as it was."""
+    directory = Directory(path, files)
+    try:
+        if flag in ("r", "w"):
+            directory.find(lost_manifest_allowed=flag == "w" and options.recover == "salvage")
+        else:
+            directory.find_or_make(lost_manifest_allowed=options.recover == "salvage")
+        if flag == "r":
+            with translated("bytekv.follower"):
+                from .replication.follower import try_again
+
+            tries = _Tries(directory, options, wake)
+            return try_again(tries.attempt, files.yield_cpu, tries.generation)
+        directory.acquire()
+        if flag == "n" or (flag == "c" and directory.find_or_make(lost_manifest_allowed=True)):
+            directory.create(_fresh_manifest(directory))
+        return _recover_or_salvage(directory, options, wake)
+    except BaseException:
+        directory.release()
+        raise
+
+
+class _Tries:
+    """Opening beside a writer: each try keeps what it has read for the next."""
+
+    def __init__(self, directory: Directory, options: Options, wake: Callable[[], bool]) -> None:
+        self._directory, self._options, self._wake = directory, options, wake
+        self._kept: Kept | None = None
+
+    def attempt(self) -> Opened:
+        known = self._kept
+        if known is None:
+            self._kept = {}  # the first try, mostly the last, keeps nothing
+        return _recover(self._directory, self._options, self._wake, readonly=True, kept=known)
+
+    def generation(self) -> int:
+        return self._directory.load(for_writing=False).generation
+
+
+def _fresh_manifest(directory: Directory) -> Manifest:
+    """Return the manifest of an empty store; ids go on from what lies in the directory."""
+    try:
+        next_id = directory.load(for_writing=True).next_id
+    except BytekvError:
+        next_id = 1  # none yet, or damaged; recovery raises it above every file that it sees
+    return Manifest(directory.files.random(16), next_id, 0, 1)
+
+
+def _recover_or_salvage(directory: Directory, options: Options, wake: Callable[[], bool]) -> Opened:
+    try:
+        return _recover(directory, options, wake, readonly=False)
+    except CorruptionError as error:
+        if options.recover != "salvage":
+            raise
+        with translated("bytekv.check"):
+            from .integrity import repair as check
+
+        log.warning("%s is damaged and will be salvaged: %s", directory.path, str(error))
+        report = check.salvage(directory, options.segment_size_bytes)
+        opened = _recover(directory, options, wake, readonly=False)
+        opened.recovery.salvaged = report
+        return opened
+
+
+def _recover(
+    directory: Directory, options: Options, wake: Callable[[], bool], *, readonly: bool, kept: Kept | None = None
+) -> Opened:
+    files = directory.files
+    manifest = directory.load(for_writing=not readonly)
+    mapped = options.io == "mmap" or (options.io == "auto" and files.maps_safely(directory.folder))
+    keydir = Keydir(round(options.expiry_grace_s * 1000), files.now_ms)
+    segments = SegmentManager(directory, manifest, options, mapped=mapped, readonly=readonly)
+    try:
+        report = recovery.recover(segments, keydir, readonly=readonly, kept=kept)
+        committer = Committer(segments, keydir, options, report.last_seq, wake)
+        if readonly:
+            committer.only_read(report.durable_seq, partial(ReadOnlyError, f"{directory.path}: opened with flag 'r'"))
+            # Opened now, so that a compaction of the writer cannot take them away later.
+            for row in segments.manifest.segments[: segments.max_open]:
+                segments.view(row.segment_id)
+    except BaseException:
+        segments.drop()
+        raise
+    return Opened(directory, committer, report)

@@ -1,0 +1,285 @@
+"""How an entry is read without a lock: the newest of a key, or what it was at one moment.
+
+Where a key's entry lies is one look-up, the entry one slice of a mapping; in between a compaction may have retired the
+segment, then the key is looked up again, for it has been moved before. A follower's segment may have been compacted
+away by the writer; then that is said, for a follower moves only when it is told. Whoever meets what has expired takes
+it out of the keydir, and some more.
+
+One moment is a view of the keydir. It is walked through in chunks, under the lock only for as long as it takes to
+select their keys. Nothing refers to the store from here, lest it could not be dropped; an open view does, so that
+whoever iterates keeps it open.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+from ..contract.ordered import Range
+from ..errors import BytekvError, CorruptionError
+from ..options import Options
+from .codec.entry import Entry, decode_entry
+from .fast import pairs_of
+from .index.keydir import View
+from .space.worker import Pacer
+from .write.commit import Committer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final, NoReturn, TypeVar
+
+    T = TypeVar("T")
+
+__all__ = ["Reading"]
+
+_FIRST_CHUNK: Final = 64
+_LAST_CHUNK: Final = 1024
+
+
+class _Gone:
+    """Stand in for the keydir's dict once the store is closed: whatever is asked of it raises."""
+
+    def __init__(self, refuse: Callable[[], BytekvError]) -> None:
+        self._refuse = refuse
+
+    def get(self, key: bytes, default: object = None) -> NoReturn:
+        raise self._refuse()
+
+    def __contains__(self, key: object) -> NoReturn:
+        raise self._refuse()
+
+    def __len__(self) -> NoReturn:
+        raise self._refuse()
+
+
+class Reading:
+    """Read one store. Without the lock."""
+
+    def __init__(self, committer: Committer, options: Options) -> None:
+        self._committer = committer
+        self._segments = committer.segments
+        self._keydir = committer.keydir
+        self._now_ms = committer.keydir.now_ms
+        self.ordering: Any = threading.RLock()  # taken before the store's lock, never inside of it
+        self._trusting = not options.verify_reads
+        self._locations: Any = committer.keydir.locations
+        self._readers: Any = committer.segments.readers
+
+    def shut(self, refuse: Callable[[], BytekvError]) -> Any:
+        """Have every read raise from now on, those that are under way included; return what does so."""
+        self._locations = _Gone(refuse)
+        self._keydir.drop_views()
+        return self._locations
+
+    def check_open(self) -> None:
+        """Raise what `shut` was given, if it was."""
+        self._locations.get(b"")
+
+    # --- the newest ----------------------------------------------------------------------------
+
+    def find(self, key: bytes) -> Entry | None:
+        """Return the checked entry of a key, None if there is none or it has expired."""
+        now_ms = self._now_ms()
+        while True:
+            self.check_open()
+            location = self._keydir.locate(key, now_ms)
+            if location is None and key in self._locations:
+                self.purge()
+                location = self._locations.get(key)  # one that is still there is a put's that was under way
+            if location is None:
+                return None
+            try:
+                found = self.read(key, location)
+                return None if 0 < found.expires_ms <= now_ms else found
+            except KeyError:
+                continue  # retired by a compaction, which has moved the key before
+
+    def find_many(self, keys: list[bytes]) -> dict[bytes, bytes]:
+        """Return the values of those keys that exist, each as of its own moment."""
+        if self._committer.interrupted:
+            self._committer.settle_for_reader()
+        found: dict[bytes, bytes] = {}
+        for _, pairs in pairs_of(
+            keys, self._locations, self._readers, lambda _: False, self._value, trusting=self._trusting
+        ):
+            found.update(pairs)
+        return found
+
+    def _value(self, key: bytes) -> bytes | None:
+        if self._committer.interrupted:
+            self._committer.settle_for_reader()
+        found = self.find(key)
+        return None if found is None else found.value
+
+    def read(self, key: bytes, location: int) -> Entry:
+        """Return the entry at a location, checked, and checked to be the key's; KeyError if it was retired."""
+        raw, seed, segment_id, offset = self._segments.raw(location)
+        path = self._segments.directory.segment_path(segment_id)
+        found = decode_entry(raw, seed, path, offset)
+        if found.key != key:
+            raise CorruptionError(path, offset, f"holds key {found.key!r} where {key!r} was expected")
+        return found
+
+    def purge(self) -> None:
+        """Take some expired keys out of the keydir; not in the middle of this thread's own write."""
+        if not self._committer.is_entered:
+            with self._committer.lock, self._committer:
+                self._committer.purge_some()
+
+    def has(self, key: bytes) -> bool:
+        """Tell whether a key is there that seems to have expired: a put of it may have been under way."""
+        if self._committer.is_entered:  # a handler, perhaps in the middle of that put: the entry itself tells
+            return self.find(key) is not None
+        with self._committer.lock, self._committer:
+            self._committer.purge_some()
+            self.check_open()
+            return self._keydir.locate(key, self._now_ms()) is not None
+
+    def count(self) -> int:
+        """Return how many keys there are, expired ones not counted."""
+        self.check_open()
+        if self._committer.interrupted:
+            self._committer.settle_for_reader()
+        if self._keydir.is_due(self._now_ms()) and not self._committer.is_entered:
+            pacer = Pacer(self._segments.directory.files)
+            while True:
+                with self._committer.lock, self._committer:
+                    if not self._committer.purge_some():
+                        return len(self._locations)
+                pacer.rest(0)
+        return len(self._locations)
+
+    # --- one moment ----------------------------------------------------------------------------
+
+    def open_view(self, owner: object) -> View:
+        """Return the keydir as it is now; it keeps ``owner``."""
+        self.check_open()
+        if self._committer.interrupted:
+            self._committer.settle_for_reader()
+        self._committer.check_reentry()
+        if self._keydir.is_due(self._now_ms()):
+            self.purge()  # not all of it: a view need not be rid of what has expired
+        with self._committer.lock, self._committer:
+            return self._keydir.open_view(self._committer.visible_seq, owner)
+
+    def close_view(self, view: View) -> None:
+        """Let a moment go, and with it the files that only it needed."""
+        self._keydir.close_view(view)
+        self.release()
+
+    def release(self) -> None:
+        """Remove the files that nobody can need any more."""
+        # From a finaliser in the middle of this thread's own write it is left to the next call.
+        if not self._committer.is_entered and self._segments.has_pinned:
+            with self._committer.lock, self._committer:
+                free = self._segments.release(self._keydir.noted_segments())
+            self._segments.remove(free)
+
+    def find_in(self, view: View, key: bytes) -> Entry | None:
+        """Return the checked entry that a key had at the moment of a view, None if there was none."""
+        now_ms = self._now_ms()
+        while True:
+            self.check_open()
+            location = view.locate(key, now_ms)
+            if location is None:
+                return None
+            try:
+                return self.read(key, location)
+            except KeyError:
+                continue  # retired by a compaction, which has moved the key before
+
+    def count_in(self, view: View) -> int:
+        """Return how many keys there were at the moment of a view, those not counted that expired since."""
+        self.count()  # takes out what has expired
+        self._committer.check_reentry()
+        with self._committer.lock, self._committer:
+            return len(view)
+
+    def _select(self, view: View, range_: Range, count: int) -> list[bytes]:
+        self._committer.check_reentry()
+        for kept in (self._keydir, view):
+            if kept.is_order_due:
+                with self.ordering:  # others need the same order
+                    self._committer.order(kept)
+        with self._committer.lock, self._committer:
+            return view.select(*range_, count)
+
+    def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]:
+        """Walk through the keys of a range at the moment of a view."""
+        count = _FIRST_CHUNK if limit is None else min(limit, _FIRST_CHUNK)
+        while not range_.is_empty and limit != 0:
+            self.check_open()
+            keys = self._select(view, range_, count)
+            for key in keys:
+                self.check_open()
+                if view.locate(key, self._now_ms() if self._keydir.expires or view.undo else 0) is not None:
+                    yield key
+                    if limit is not None:
+                        limit -= 1
+                        if not limit:
+                            return
+            if len(keys) < count:
+                return
+            range_ = range_.after(keys[-1])
+            count = min(2 * count, _LAST_CHUNK)  # also with a limit: many of those that follow may have expired, too
+
+    def pairs_in(self, view: View, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
+        """Walk through keys and values of a range at the moment of a view."""
+        return chain.from_iterable(self._chunks_in(view, range_, limit))
+
+    def _chunks_in(self, view: View, range_: Range, limit: int | None) -> Iterator[list[tuple[bytes, bytes]]]:
+        chunk = _FIRST_CHUNK if limit is None else 1
+        while not range_.is_empty and limit != 0:
+            # More than is wanted, once all there was had expired: so may many of those that follow.
+            count = min(chunk if limit is None else max(limit, chunk), _LAST_CHUNK)
+            self.check_open()
+            if self._committer.interrupted:
+                self._committer.settle_for_reader()
+            keys = self._select(view, range_, count)
+            done = 0
+            for stop, pairs in pairs_of(
+                keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting
+            ):
+                # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
+                if view.undo and not view.undo.keys().isdisjoint(keys[done:stop]):
+                    pairs = self._pairs_at(view, keys[done:stop])
+                done = stop
+                if limit is not None:
+                    pairs = pairs[:limit]
+                    limit -= len(pairs)
+                view.read_ahead = pairs
+                yield pairs
+                self.check_open()
+                if limit == 0:
+                    return
+            if len(keys) < count:
+                return
+            range_ = range_.after(keys[-1])
+            chunk *= 4
+
+    def _is_whole(self, segment: int) -> bool:
+        # In this order: what is counted by now counts for all that was changed before the view was opened.
+        return not self._committer.is_uncounted and self._keydir.is_whole(segment)
+
+    def _pairs_at(self, view: View, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
+        found = ((key, self.find_in(view, key)) for key in keys)
+        return [(key, entry.value) for key, entry in found if entry is not None]
+
+    # --- now -----------------------------------------------------------------------------------
+
+    def walk(self, owner: object, range_: Range, limit: int | None) -> Iterator[bytes]:
+        """Walk through the keys of a range as they are now."""
+        view = self.open_view(owner)
+        return self._closing(self.walk_in(view, range_, limit), view)
+
+    def pairs(self, owner: object, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
+        """Walk through keys and values of a range as they are now."""
+        view = self.open_view(owner)
+        return chain.from_iterable(self._closing(self._chunks_in(view, range_, limit), view))
+
+    def _closing(self, walk: Iterator[T], view: View) -> Iterator[T]:
+        try:
+            yield from walk
+        finally:
+            self.close_view(view)

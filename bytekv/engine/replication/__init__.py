@@ -1,0 +1,1 @@
+"""Replication: readers beside a writer, the change feed, backups."""

@@ -1,0 +1,1 @@
+"""Space: which segments to rewrite, when, and how."""

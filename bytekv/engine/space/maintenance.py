@@ -1,0 +1,360 @@
+"""What an open store does for itself, and when: syncs, hint files, compactions; by itself or because it is asked.
+
+A background thread comes here when it has been woken or a delay is over. What is asked for is done by the thread that
+asks, in slices all the same. One thing at a time: `compacting` is held by whoever compacts, builds a hint, verifies or
+catches up with a writer, and taken before the locks of `Committer`. How bytes are moved is the compactor's business;
+how a sync makes them durable, the committer's; which thread comes, and that the store is not dropped meanwhile, the
+store's.
+
+*Trouble.* Damage ends compactions until the store is opened again: it is reported, not met again and again. A full disk
+puts them off until the next segment is full. Without memory everything is tried again. A failed sync needs no word
+from here, for each writer meets it. Any other surprise refuses writes. While no compaction is to be expected, writers
+that outrun it are not slowed down. `background_error` says what is the matter for as long as it lasts.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from ... import log
+from ...errors import (
+    BytekvError,
+    CorruptionError,
+    DiskFullError,
+    ReentryError,
+    StoreClosedError,
+    StoreFailedError,
+    SystemErrors,
+)
+from ...options import Options
+from .. import recovery
+from ..write.commit import Committer
+from .compactor import Compaction, Compactor, Progress
+from .picker import Use, choose, choose_all, choose_small, survey
+from .worker import Pacer, StopWork, Worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from ..replication.follower import Follower
+
+__all__ = ["Upkeep"]
+
+_SORTED_FOR_COMPACTION: Final = 1 << 20  # keys; sorting so many takes half a second
+_NO_THREAD: Final = (
+    "no thread can be started: every write with sync='interval' is a sync, nothing is compacted unless compact() is "
+    "called, and a reader follows only when refresh() is called"
+)
+_FEW_EXPIRED: Final = 32  # keys, 50 µs
+_MANY_EXPIRED: Final = 300  # 0.5 ms
+_BREAK_S: Final = 0.00005  # the shortest sleep that another thread can use
+_LONG_BREAK_S: Final = 0.1  # while others get more done than this thread would
+_BUSY_S: Final = 0.002  # when it takes so much longer, another thread was busy
+_NO_MEMORY: Final = "no memory for the work in the background"  # made beforehand: there is none to make it
+
+
+class _Waiter:
+    """Somebody who waits; who is interrupted while waiting waits no more."""
+
+    __slots__ = ("__weakref__",)
+
+
+def _has_victims(upkeep: weakref.ref[Upkeep]) -> bool:
+    there = upkeep()
+    return there is not None and there._look_for_victims()
+
+
+class Upkeep:
+    """See to one store's durability and space."""
+
+    def __init__(
+        self, committer: Committer, options: Options, worker: Worker, follower: Follower | None = None
+    ) -> None:
+        self._committer = committer
+        self._segments = committer.segments
+        self._keydir = committer.keydir
+        self._files = committer.segments.directory.files
+        self._path = committer.segments.directory.path
+        self._options = options
+        self._worker = worker
+        self._follower = follower  # of a store that is open beside its writer
+        self._pacer = Pacer(self._files, options.compact_rate_bytes_s)
+        self._paced_bytes = 0
+        self.compacting: Any = threading.RLock()
+        self._waiting: weakref.WeakSet[_Waiter] = weakref.WeakSet()
+        self.refusal: Callable[[], BytekvError] | None = None  # closed, forked
+        self.compactor = Compactor(committer)
+        self.compactions = 0
+        self.background_error: str | None = None
+        self.may_compact = options.auto_compact  # in the background
+        self._is_due = False  # a compaction, as far as is known: there were victims when it was last looked for them
+        committer.is_due = partial(_has_victims, weakref.ref(self))
+        self._let_drag()
+
+    def _let_drag(self) -> None:
+        self._committer.drags = self.may_compact and self._options.compact_rate_bytes_s is None
+
+    def check_reentry(self, call: str) -> None:
+        """Raise `ReentryError` if this thread is in the middle of what has the store to itself."""
+        if self.compacting._is_owned():
+            raise ReentryError(f"{call}() was called from a progress callback, a signal handler or a finaliser")
+        self._committer.check_idle()
+
+    def hurry(self) -> _Waiter:
+        """Let work in the background go on without its rate limit for as long as the result is kept.
+
+        For whoever has to wait for `compacting`: the limit is for the disk's other users, not for this one.
+        """
+        waiter = _Waiter()
+        self._waiting.add(waiter)
+        return waiter
+
+    def forget_after_fork(self) -> None:
+        """In a child process: the thread that held the lock does not exist."""
+        self.compacting = threading.RLock()
+
+    # --- in the background ---------------------------------------------------------------------
+
+    def _follow(self) -> float | None:
+        """Catch up with the writer; what goes wrong is in `background_error`, and `refresh` raises it."""
+        try:
+            self.refresh()
+            self._purge()
+            self.background_error = None
+        except (StopWork, StoreClosedError):
+            return None
+        except BytekvError as error:
+            if self.background_error is None:
+                log.error("%s does not follow its writer: %s", self._path, str(error))
+            self.background_error = str(error)
+        return self._options.follow
+
+    def works_alone(self) -> None:
+        """Say that no thread can be started: writers sync by themselves, nothing else happens in the background."""
+        if self.background_error is None:
+            self.background_error = _NO_THREAD
+            log.warning("%s: %s", self._path, _NO_THREAD)
+
+    def work(self) -> float | None:
+        """Sync when it is time, build hints, compact; return the seconds until it is time again."""
+        if self._follower is not None:
+            return self._follow()
+        try:
+            self._sync_if_due()
+            self._prepare_if_wanted()
+            self._purge()
+            try:
+                while self._compact_a_run() or self._build_a_hint():
+                    self.background_error = None
+                self._let_drag()
+            except CorruptionError as error:
+                # Reported, not repeated: the damage stays until someone looks at it.
+                self.background_error = str(error)
+                self.may_compact = self._committer.drags = False
+                log.error("compaction stopped, nothing was changed: %s", str(error))
+            except (StoreFailedError, StoreClosedError):
+                raise
+            except BytekvError as error:
+                self.background_error = str(error)
+                self._committer.drags = False  # waiting for it would be in vain
+                log.warning("compaction put off until the next segment is full: %s", str(error))
+            self._committer.flush_notes()
+            delay = self._sync_if_due()
+            if self.background_error is _NO_MEMORY:
+                self.background_error = None
+            return delay
+        except (StopWork, StoreFailedError, StoreClosedError):
+            return None  # a failed sync is known to every writer already
+
+    def work_failed(self, error: BaseException) -> bool:
+        """Say what ended the work, and tell whether to try again."""
+        if isinstance(error, MemoryError):
+            # There may be some again. Until then writers sync themselves, and need not wait for a compaction.
+            self._committer.drags = False
+            if self.background_error is None:
+                self.background_error = _NO_MEMORY
+                log.warning("%s: %s; it is tried again and again", self._path, _NO_MEMORY)
+            return True
+        if isinstance(error, (StoreFailedError, StoreClosedError)):
+            return False  # known already: writes raise it
+        self.background_error = repr(error)
+        log.error("the background worker of %s died: %s", self._path, repr(error))
+        with self._committer.lock, self._committer:
+            self._committer.fail(error)
+        return False
+
+    def _sync_if_due(self) -> float | None:
+        since = self._committer.dirty_since
+        if since is None:
+            return None
+        rest = since + self._options.sync_interval_s - self._files.monotonic()
+        if rest > 0:
+            return rest
+        self._committer.make_durable(self._committer.seq)
+        return self._options.sync_interval_s
+
+    def _purge(self) -> None:
+        """Take out what has expired, so that nobody feels it.
+
+        A writer who comes now and then waits for a slice, so it is short. One who is always busy has the interpreter
+        for milliseconds and feels each turn of another thread, but his puts take out some, too, and there need be few.
+        """
+        expires, count = self._keydir.expires, _FEW_EXPIRED
+        rest_s = _BREAK_S
+        while self._committer.purge_slice(count):
+            if self._worker.is_stopping:
+                raise StopWork
+            self._sync_if_due()
+            self._prepare_if_wanted()
+            left, began = len(expires), self._files.monotonic()
+            self._files.pause(rest_s)
+            is_busy = self._files.monotonic() - began > rest_s + _BUSY_S
+            count = _MANY_EXPIRED if is_busy else _FEW_EXPIRED
+            rest_s = _LONG_BREAK_S if left - len(expires) > _MANY_EXPIRED else _BREAK_S
+
+    def _prepare_if_wanted(self) -> None:
+        if self._committer.wants_next:
+            self._committer.prepare_next()
+
+    def _build_a_hint(self) -> bool:
+        with self.compacting:  # so that no segment is retired meanwhile
+            row = next((row for row in self._segments.sealed() if recovery.needs_hint(self._segments, row)), None)
+            if row is not None:
+                recovery.build_hint(self._segments, row, self._pause)
+        return row is not None
+
+    def _compact_a_run(self) -> bool:
+        if not self.may_compact:
+            return False
+        with self.compacting:
+            self.compactor.finish(self._pause)
+            victims = self.victims()
+            self._note_due(is_due=bool(victims))
+            if victims:
+                self.compactor.run(victims, self._pause, lambda _: None)
+                self.compactions += 1
+        return bool(victims)
+
+    def _pause(self) -> None:
+        read, self._paced_bytes = self.compactor.read_bytes - self._paced_bytes, self.compactor.read_bytes
+        while self._pacer.rest(read, hurries=bool(self._waiting)):
+            if self._worker.is_stopping:
+                raise StopWork
+            self._sync_if_due()
+            self._prepare_if_wanted()
+            read = 0
+
+    def refresh(self) -> bool:
+        """Catch up with the writer, if this is a follower; tell whether there was anything new."""
+        if self._follower is None:
+            return False
+        self.check_reentry("refresh")
+        with self.compacting:
+            return self.catch_up()
+
+    def catch_up(self) -> bool:
+        """Do what `refresh` does, for who holds `compacting`."""
+        if self.refusal is not None:
+            raise self.refusal()
+        return self._follower is not None and self._follower.refresh()
+
+    # --- what there is to compact --------------------------------------------------------------
+
+    def survey(self) -> list[Use]:
+        """Return the use of every sealed segment in logical order."""
+        with self._committer.lock, self._committer:
+            return self._survey()
+
+    def victims(self) -> list[int]:
+        """Return the run that a compaction in the background would take now."""
+        with self._committer.lock, self._committer:
+            return self._victims()
+
+    def _survey(self) -> list[Use]:
+        self._committer.measure()
+        return survey(self._segments, self._keydir)
+
+    def _victims(self) -> list[int]:
+        uses, writer = self._survey(), self._segments.writer
+        return choose(uses, self._segments.sizes, 0 if writer is None else writer.end)
+
+    def _note_due(self, *, is_due: bool) -> None:
+        with self._committer.lock, self._committer:
+            self._is_due = is_due
+            if not is_due:
+                self._committer.forgive()
+
+    def _look_for_victims(self) -> bool:
+        """Tell a writer whether a compaction is due or under way, and have it begin. Under the lock, in its change."""
+        if not self._is_due and self._victims():
+            self._is_due = self._committer.wants_worker = True
+        return self._is_due
+
+    # --- because it is asked -------------------------------------------------------------------
+
+    def compact(self, progress: Callable[[Progress], object] | None) -> Compaction:
+        """Give back whatever is dead; what `Store.compact` promises."""
+        self.check_reentry("compact")
+        self._committer.settle()
+        waiter: object = self.hurry()
+        with self.compacting:
+            waiter = None  # noqa: F841
+            result = self._compact_all(progress)
+        self._committer.flush_notes()
+        log.info("compacted %s: %d bytes reclaimed", self._path, result.reclaimed_bytes)
+        return result
+
+    def _compact_all(self, progress: Callable[[Progress], object] | None) -> Compaction:
+        committer, pause = self._committer, Pacer(self._files).go_on
+        done = total = 0
+
+        def advance(size: int) -> None:
+            nonlocal done
+            done += size
+            if progress is not None:
+                progress(Progress(done, total))
+
+        self.compactor.finish(pause)
+        committer.purge(pause)
+        before = self._segments.lengths()
+        with committer.lock, committer:
+            active = self._segments.writer
+            untidy = active is not None and self._keydir.has_dead(active.header.segment_id)
+        if untidy or any(choose_all(self.survey())):
+            committer.seal()
+        while True:
+            runs = choose_all(self.survey())
+            total = done + sum(self._segments.lengths()[segment] for run in runs for segment in run)
+            try:
+                for run in runs:
+                    self.compactor.run(run, pause, advance, in_order=self._keydir.is_ordered(_SORTED_FOR_COMPACTION))
+                break
+            except DiskFullError:
+                if not self._compact_one_segment():
+                    raise
+        while small := choose_small(self.survey(), self._segments.sizes, 2):
+            self.compactor.run(small, pause, lambda _: None)
+        self.compactions += 1
+        after = self._segments.lengths()
+        return Compaction(len(before), len(after), sum(before.values()), sum(after.values()))
+
+    def _compact_one_segment(self) -> bool:
+        """On a nearly full disk: rewrite the segment whose copy is smallest; False if there is no room for any."""
+        uses = sorted((use for use in self.survey() if use.dead), key=lambda use: use.length - use.dead)
+        for use in uses:
+            with suppress(DiskFullError):
+                self.compactor.run([use.segment_id], self._files.yield_cpu, lambda _: None)
+                return True
+        return False
+
+    def build_hints(self) -> None:
+        """Build the hint files that are missing, at the end of a store. Under all locks."""
+        with suppress(CorruptionError, *SystemErrors):  # only hints
+            for row in self._segments.manifest.segments:
+                if recovery.needs_hint(self._segments, row):
+                    recovery.build_hint(self._segments, row, lambda: None)

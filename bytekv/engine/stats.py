@@ -1,0 +1,80 @@
+"""What the counts of an open store mean, and how they add up; see `Store.stats`.
+
+Every byte of a segment is live or gone. The header counts as live. Gone are dead entries, which any compaction
+of their segment gives back, and tombstones, which go only with all that is older. An expired entry is live until its
+grace is over; then a compaction leaves a tombstone of it, and so much of it counts as one already.
+"""
+
+from __future__ import annotations
+
+from .._lean import NamedTuple
+from .space.maintenance import Upkeep
+from .write.commit import Committer
+
+__all__ = ["SegmentStats", "Stats", "stats_of"]
+
+
+class SegmentStats(NamedTuple):
+    """The bytes of one segment, oldest first in `Stats.segments`."""
+
+    segment_id: int
+    length_bytes: int
+    dead_bytes: int
+    tombstone_bytes: int
+
+
+class Stats(NamedTuple):
+    """What `Store.stats` tells; bytes are file bytes, headers included.
+
+    ``throttled`` says why writers are slowed down now, with the figures that it was decided by, None while they are
+    not; ``throttled_s`` for how many seconds all of them together have slept for that since the store was opened.
+    """
+
+    keys: int
+    last_seq: int
+    durable_seq: int
+    total_bytes: int
+    live_bytes: int
+    dead_bytes: int
+    open_segments: int
+    compactions: int
+    background_error: str | None
+    open_views: int
+    pinned_bytes: int
+    expired_keys: int
+    throttled: str | None
+    throttled_s: float
+    segments: tuple[SegmentStats, ...]
+
+
+def stats_of(keys: int, committer: Committer, upkeep: Upkeep) -> Stats:
+    """Gather the counts of a store that has so many keys."""
+    segments, keydir = committer.segments, committer.keydir
+    committer.check_reentry()
+    with committer.lock, committer:
+        committer.count_if_due()
+        lengths, dead = segments.lengths(), keydir.dead
+        rows = tuple(
+            SegmentStats(segment, length, dead.get(segment, 0), keydir.hiding_bytes(segment))
+            for segment, length in lengths.items()
+        )
+        pinned_bytes = segments.pinned_bytes
+    total = sum(row.length_bytes for row in rows)
+    gone = sum(row.dead_bytes + row.tombstone_bytes for row in rows)
+    return Stats(
+        keys,
+        committer.visible_seq,
+        committer.durable_seq,
+        total,
+        total - gone,
+        gone,
+        len(segments.readers),
+        upkeep.compactions,
+        upkeep.background_error,
+        len(keydir.views),
+        pinned_bytes,
+        len(keydir.expired),
+        committer.throttled,
+        committer.throttled_s,
+        rows,
+    )

@@ -1,0 +1,1 @@
+"""The write path: from a change to an acknowledged, durable entry."""

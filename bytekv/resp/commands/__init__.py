@@ -1,0 +1,1 @@
+"""The Redis commands: a table, and the functions that carry them out."""

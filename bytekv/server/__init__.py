@@ -1,0 +1,1 @@
+"""What every server of a store shares: sockets, start and stop."""

@@ -1,0 +1,225 @@
+"""Entries as JSON Lines, and their way into a store: what `bytekv export`, `import` and `scan --json` speak.
+
+One line is one entry: ``{"key": …, "value": …, "expires": …}``. Bytes that are UTF-8 stand as a JSON string; others
+stand in base64 under ``key_b64`` or ``value_b64``, so no byte is lost and text stays legible. ``expires`` is a time in
+seconds since 1970, absent if the key stays. A line that says anything else is refused rather than half understood.
+
+Knows nothing of files or terminals. Whatever the source of the entries, `load` carries them into a store in batches.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from .._lean import NamedTuple
+from ..contract.ordered import expiry_of
+from ..engine.codec.entry import MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes
+from ..engine.store import Store
+from ..errors import LimitError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO, Final, Literal
+
+    Duplicates = Literal["refuse", "first", "last"]
+
+__all__ = [
+    "DuplicateError",
+    "LineError",
+    "Loaded",
+    "Row",
+    "decode_line",
+    "encode_line",
+    "load",
+    "read_lines",
+    "text_of",
+]
+
+Row = tuple[bytes, bytes, float | None]  # key, value, expires
+
+#: A batch holds at most this many entries, and is not added to once it has this many bytes.
+BATCH_ENTRIES: Final = 1000
+BATCH_BYTES: Final = 8 << 20
+
+#: The longest line that can be right: JSON writes one byte as \u0000 at worst.
+MAX_LINE_SIZE: Final = 6 * (MAX_KEY_SIZE + MAX_VALUE_SIZE) + 1024
+
+_FIELDS: Final = {"key", "key_b64", "value", "value_b64", "expires"}
+_OF_ITS_STORE: Final = {"seq", "modified"}  # what `bytekv get --json` tells besides; another store has its own
+
+
+class LineError(ValueError):
+    """Raised for a line that is no entry."""
+
+
+class DuplicateError(ValueError):
+    """Raised for an entry whose key has come before in the same source."""
+
+    def __init__(self, number: int, key: bytes) -> None:
+        super().__init__(f"entry {number}: an entry before it has the same key {key!r}")
+        self.key = key
+
+
+def encode_line(key: bytes, value: bytes | None, expires: float | None = None, **more: object) -> bytes:
+    """Return one entry as a line, without a value if that is None, with ``more`` fields behind.
+
+    >>> encode_line(b"colour", b"blue")
+    b'{"key": "colour", "value": "blue"}\\n'
+    >>> encode_line(b"\\xff", b"", 1700000000.5)
+    b'{"key_b64": "/w==", "value": "", "expires": 1700000000.5}\\n'
+    """
+    fields: dict[str, object] = {**text_of("key", key)}
+    if value is not None:
+        fields |= text_of("value", value)
+    if expires is not None:
+        fields["expires"] = expires
+    return json.dumps(fields | more, ensure_ascii=False).encode() + b"\n"
+
+
+def text_of(name: str, given: bytes) -> dict[str, str]:
+    """Return bytes as a field of JSON, under ``name`` if they are UTF-8, else in base64 under ``name``_b64."""
+    try:
+        return {name: given.decode()}
+    except UnicodeDecodeError:
+        return {name + "_b64": binascii.b2a_base64(given, newline=False).decode()}
+
+
+def decode_line(line: bytes) -> Row:
+    """Return the entry of a line; `LineError` if it is none.
+
+    >>> decode_line(b'{"key": "colour", "value_b64": "/w=="}')
+    (b'colour', b'\\xff', None)
+    """
+    try:
+        fields = json.loads(line.decode(), object_pairs_hook=_fields)
+    except LineError:
+        raise
+    except UnicodeDecodeError as error:
+        raise LineError(f"not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise LineError("nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise LineError(f"not JSON: {error}") from None
+    except ValueError:
+        raise LineError("a number of too many digits") from None
+    if not isinstance(fields, dict):
+        raise LineError("not a JSON object")
+    if unknown := fields.keys() - _FIELDS - _OF_ITS_STORE:
+        raise LineError(f"unknown field {min(unknown)!r}; there are {', '.join(sorted(_FIELDS))}")
+    expires = fields.get("expires")
+    if expires is not None and (isinstance(expires, bool) or not isinstance(expires, (int, float))):
+        raise LineError("expires is not a number")
+    key, value = _bytes(fields, "key"), _bytes(fields, "value")
+    try:
+        check_sizes(key, value)
+        expiry_of(None, expires)
+    except LimitError as error:
+        raise LineError(str(error)) from None
+    return key, value, expires
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise LineError("has a field twice")
+    return fields
+
+
+def _bytes(fields: dict[str, Any], name: str) -> bytes:
+    text, encoded = fields.get(name), fields.get(name + "_b64")
+    if (text is None) == (encoded is None):
+        raise LineError(f"needs either {name} or {name}_b64")
+    if not isinstance(text if encoded is None else encoded, str):
+        raise LineError(f"{name} is not a string")
+    try:
+        if encoded is None:
+            return str(text).encode()
+        return binascii.a2b_base64(encoded.encode(), strict_mode=True)
+    except UnicodeEncodeError:
+        raise LineError(f"{name} holds half of a surrogate pair, which no bytes stand for") from None
+    except binascii.Error as error:
+        raise LineError(f"{name}_b64 is not base64: {error}") from None
+
+
+def read_lines(stream: BinaryIO, advance: Callable[[int], object] = lambda _: None) -> Iterator[Row]:
+    """Yield the entries of a stream, blank lines left out; ``advance`` is told the bytes read.
+
+    Raises `LineError` with the number of the line.
+    """
+    number = 0
+    while line := stream.readline(MAX_LINE_SIZE):
+        number += 1
+        advance(len(line))
+        if len(line) == MAX_LINE_SIZE and not line.endswith(b"\n"):
+            raise LineError(f"line {number}: too long for an entry")
+        if not line.strip():
+            continue
+        try:
+            yield decode_line(line)
+        except LineError as error:
+            raise LineError(f"line {number}: {error}") from None
+
+
+class Loaded(NamedTuple):
+    """What `load` did: keys that it stored, and entries that it did not because they had expired."""
+
+    stored: int
+    expired: int
+
+
+def load(
+    store: Store,
+    rows: Iterable[Row],
+    loaded: Callable[[int], object] = lambda _: None,
+    *,
+    duplicates: Duplicates = "last",
+    clock: Callable[[], float] = time.time,
+) -> Loaded:
+    """Put entries into a store, in atomic batches; return how many there are now of them.
+
+    An entry whose time has passed deletes the key. ``duplicates`` says which entry of one key counts, the "first" or
+    the "last"; "refuse": neither, `DuplicateError` says which entry came second. ``loaded`` is told after each batch
+    how many keys have been stored; if the source or the store raises, those stay. Complexity: O(bytes), and memory
+    for one batch.
+    """
+    began, now_s = store.last_seq, clock()
+    stored = expired = number = size = 0
+    batch, keys, seen = store.batch(), set[bytes](), set[bytes]()  # keys: that the batch stores; seen: or deletes
+    for key, value, expires in rows:
+        number += 1
+        if key in keys or _is_ours(store, key, began):
+            if duplicates == "refuse":
+                raise DuplicateError(number, key)
+            if duplicates == "first":
+                continue
+            stored -= key not in seen  # it is counted with this batch
+        seen.add(key)
+        if expires is not None and expires <= now_s:
+            batch.delete(key)
+            keys.discard(key)
+            expired += 1
+        else:
+            batch.put(key, value, expires=expires)
+            keys.add(key)
+            size += len(key) + len(value)
+        if len(batch) >= BATCH_ENTRIES or size >= BATCH_BYTES:
+            batch.commit()
+            stored += len(keys)
+            loaded(stored)
+            batch, keys, seen, size = store.batch(), set(), set(), 0
+    if len(batch):
+        batch.commit()
+        stored += len(keys)
+        loaded(stored)
+    return Loaded(stored, expired)
+
+
+def _is_ours(store: Store, key: bytes, began: int) -> bool:
+    """Tell whether a key was stored since the seq ``began``."""
+    try:
+        return key in store and store.entry(key).seq > began
+    except KeyError:  # expired in between
+        return False
