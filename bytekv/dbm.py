@@ -20,7 +20,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 
-from .contract.ordered import Bytes, Handle, joined, refusing, to_bytes
+from .contract.convert import Bytes, to_bytes
+from .contract.ordered import Handle, joined, refusing
 from .engine.store import Store
 from .engine.store import open as open_store
 from .errors import BytekvError

@@ -12,6 +12,7 @@ from pathlib import Path
 import bytekv
 import bytekv.resp
 from bytekv import errors, options
+from bytekv.contract import convert
 from bytekv.engine.codec import entry as codec
 from bytekv.http.access import SCOPES, STEP_SCOPES
 from bytekv.http.routes import ROUTES
@@ -64,11 +65,11 @@ def limit_table() -> str:
     """Return the table of limits."""
     ranges = dict(re.findall(r'_number\("(\w+)", ([^)]+)\)', inspect.getsource(options)))
     rows = [
-        ("key", f"0 to {codec.MAX_KEY_SIZE:,} bytes", "its length is a u16; the empty key is a key"),
-        ("value", f"0 bytes to {codec.MAX_VALUE_SIZE >> 30} GiB", "the empty value is a value"),
+        ("key", f"0 to {convert.MAX_KEY_SIZE:,} bytes", "its length is a u16; the empty key is a key"),
+        ("value", f"0 bytes to {convert.MAX_VALUE_SIZE >> 30} GiB", "the empty value is a value"),
         (
             "batch, transaction",
-            f"{codec.MAX_BATCH_SIZE >> 30} GiB + 1 MiB, overhead included",
+            f"{convert.MAX_BATCH_SIZE >> 30} GiB + 1 MiB, overhead included",
             "it is never split over segments",
         ),
         (

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from bytekv.contract.convert import MAX_BATCH_SIZE, MAX_EXPIRES_MS, MAX_KEY_SIZE, MAX_VALUE_SIZE
 from bytekv.engine.codec import entry as codec
 from bytekv.engine.codec.entry import (
     ACTIVE,
@@ -19,9 +20,6 @@ from bytekv.engine.codec.entry import (
     CRC_SIZE,
     EXPIRES,
     LOG,
-    MAX_BATCH_SIZE,
-    MAX_KEY_SIZE,
-    MAX_VALUE_SIZE,
     OUTPUT,
     PUT,
     RESIDUE,
@@ -100,7 +98,7 @@ def sealed_with_crc(body: bytes, seed: int = 0) -> bytes:
     values,
     u64,
     u64,
-    st.just(0) | st.integers(1, codec.MAX_EXPIRES_MS),
+    st.just(0) | st.integers(1, MAX_EXPIRES_MS),
     u64,
 )
 def test_entries_come_back(flags, key, value, seq, modified_ms, expires_ms, salt):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from bytekv.contract import convert
 from bytekv.engine.codec import entry as codec
 from bytekv.engine.codec.entry import Manifest, SegmentHeader, SegmentRow, Summary
 from tests.golden.make_v1 import Y2100_MS, FixedFiles
@@ -310,11 +311,11 @@ def number_in(text: str) -> int:
 def test_limits():
     _, *rows = tables("Limits")[0]
     assert {name: number_in(value) for name, value in rows} == {
-        "key length": codec.MAX_KEY_SIZE,
-        "value length": codec.MAX_VALUE_SIZE,
-        "entries of a batch together": codec.MAX_BATCH_SIZE,
+        "key length": convert.MAX_KEY_SIZE,
+        "value length": convert.MAX_VALUE_SIZE,
+        "entries of a batch together": convert.MAX_BATCH_SIZE,
         "segment length": codec.MAX_SEGMENT_SIZE,
-        "expiry time": codec.MAX_EXPIRES_MS,
+        "expiry time": convert.MAX_EXPIRES_MS,
         "rows of a manifest": codec.MAX_SEGMENTS,
         "seqs, segment ids and generations": codec.MAX_NUMBER,
     }

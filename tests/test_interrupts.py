@@ -45,7 +45,7 @@ from tests.interrupted_calls import ANY_SYNC, CALLS, OPENINGS, Bench, Mode, Tall
 _COMPUTES = {
     *(
         str(Path(bytekv.__file__).parent / name)
-        for name in ("engine/codec/entry.py", "errors.py", "contract/ordered.py", "options.py")
+        for name in ("contract/convert.py", "contract/ordered.py", "engine/codec/entry.py", "errors.py", "options.py")
     ),
     "Directory.hint_path",
     "Directory.manifest_path",

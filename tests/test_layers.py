@@ -23,6 +23,7 @@ LAYERS = [
     "errors",
     "log",
     "options",
+    "contract.convert",
     "engine.log.sizes",
     "engine.codec.entry",
     "engine.log.files",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import bytekv
-from bytekv.engine.codec import entry as codec
+from bytekv.contract import convert
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,8 +42,8 @@ def test_commands_are_single_lines(name):
 
 
 def test_limits_are_those_of_the_format():
-    assert f"{codec.MAX_KEY_SIZE:,} bytes" in README
-    assert codec.MAX_VALUE_SIZE == 1 << 30
+    assert f"{convert.MAX_KEY_SIZE:,} bytes" in README
+    assert convert.MAX_VALUE_SIZE == 1 << 30
     assert "value 0 bytes to 1 GiB" in README
 
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bytekv.contract.convert import MAX_VALUE_SIZE
 from bytekv.engine.codec import entry as codec
 from bytekv.engine.codec.entry import (
     CLEAR,
     CONTINUES,
     KIND,
     LOG,
-    MAX_VALUE_SIZE,
     MIN_ENTRY_SIZE,
     OUTPUT,
     PUT,

@@ -198,7 +198,7 @@ def test_too_long_is_refused_with_length_and_limit(open_store, monkeypatch: pyte
                 call(key, b"")
         assert key not in db
         assert db.get(key) is None
-    monkeypatch.setattr("bytekv.engine.codec.entry.MAX_VALUE_SIZE", 1000)  # a real gigabyte says nothing more
+    monkeypatch.setattr("bytekv.contract.convert.MAX_VALUE_SIZE", 1000)  # a real gigabyte says nothing more
     for value in (b"v" * 1001, "v" * 1001):
         with pytest.raises(bytekv.LimitError, match="1001 bytes; the limit is 1000"):
             db["k"] = value

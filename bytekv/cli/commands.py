@@ -12,8 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from ..contract.ordered import expiry_of
-from ..engine.codec.entry import MAX_VALUE_SIZE, check_sizes
+from ..contract.convert import MAX_VALUE_SIZE, check_sizes, expiry_of
 from ..engine.store import Store, repair
 from ..engine.store import open as open_store
 from ..errors import StoreLockedError, StoreNotFoundError

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 
-from ..engine.codec.entry import MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes
 from ..errors import BytekvError
-from .ordered import Bytes, Expiry, Handle, expiry_of, key_of, refusing, value_of
+from .convert import MAX_KEY_SIZE, MAX_VALUE_SIZE, Bytes, Expiry, check_sizes, expiry_of, key_of, value_of
+from .ordered import Handle, refusing
 
 TYPE_CHECKING = False
 

@@ -9,9 +9,8 @@ from abc import abstractmethod
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 
 from .._lean import NamedTuple
-from ..engine.codec.entry import MAX_EXPIRES_MS, check_sizes
 from ..engine.codec.entry import Entry as StoredEntry
-from ..errors import LimitError
+from .convert import Bytes, Entry, limit_of, to_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,25 +19,14 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 __all__ = [
-    "Bytes",
-    "Entry",
-    "Expiry",
     "Handle",
     "OrderedMapping",
     "Range",
     "entry_of",
-    "expiry_of",
     "joined",
-    "key_of",
-    "limit_of",
     "range_of",
     "refusing",
-    "to_bytes",
-    "ttl_to_ms",
-    "value_of",
 ]
-
-Bytes = bytes | bytearray | memoryview | str
 
 
 class Handle:
@@ -52,87 +40,10 @@ class Handle:
         raise TypeError(f"a {type(self).__name__.lstrip('_')} cannot be copied or pickled; {self._instead}")
 
 
-class Entry(NamedTuple):
-    """A key's entry with what is known of it; times in seconds since 1970."""
-
-    key: bytes
-    value: bytes
-    seq: int
-    modified: float
-    expires: float | None
-
-
 def entry_of(stored: StoredEntry) -> Entry:
     """Return an entry as users see it."""
     expires = stored.expires_ms / 1000 if stored.expires_ms else None
     return Entry(stored.key, stored.value, stored.seq, stored.modified_ms / 1000, expires)
-
-
-# --- conversions -------------------------------------------------------------------------------
-
-
-def to_bytes(what: str, given: object) -> bytes:
-    """Return a key or a value as bytes; ``what`` it is goes into the `TypeError`."""
-    if type(given) is bytes:
-        return given
-    if isinstance(given, str):
-        return given.encode()
-    try:
-        return bytes(memoryview(given))  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"a {what} must be bytes-like or str, not {type(given).__name__}") from None
-
-
-def key_of(key: Bytes) -> bytes:
-    """Return a key to write under, checked."""
-    if type(key) is not bytes:
-        key = to_bytes("key", key)
-    check_sizes(key)
-    return key
-
-
-def value_of(value: Bytes) -> bytes:
-    """Return a value to write, checked."""
-    if type(value) is not bytes:
-        value = to_bytes("value", value)
-    check_sizes(b"", value)
-    return value
-
-
-def ttl_to_ms(ttl: float) -> int:
-    """Return a time to live in milliseconds, at least 1; raise `TypeError` or `LimitError`."""
-    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
-        raise TypeError(f"a ttl must be a number of seconds, not {type(ttl).__name__}")
-    if not 0 < ttl < MAX_EXPIRES_MS / 2000:  # NaN fails, too
-        raise LimitError(f"a ttl must be more than 0 seconds and finite, not {ttl}")
-    return -int(-ttl * 1000 // 1)  # rounded up
-
-
-class Expiry(NamedTuple):
-    """When a key will be gone, in milliseconds: so long after the write, or at a time; 0 and 0: never."""
-
-    ttl_ms: int
-    expires_ms: int
-
-    def at(self, now_ms: int) -> int:
-        """Return the time since 1970 for a write that happens now, 0 for never."""
-        return now_ms + self.ttl_ms if self.ttl_ms else self.expires_ms
-
-
-def expiry_of(ttl: float | None, expires: float | None) -> Expiry:
-    """Return when a key is to be gone that is written with these arguments; raise `TypeError` or `LimitError`."""
-    if expires is None:
-        return _NEVER if ttl is None else Expiry(ttl_to_ms(ttl), 0)
-    if ttl is not None:
-        raise TypeError("give either ttl or expires, not both")
-    if isinstance(expires, bool) or not isinstance(expires, (int, float)):
-        raise TypeError(f"expires must be a number of seconds since 1970, not {type(expires).__name__}")
-    if not 0 < expires < MAX_EXPIRES_MS / 2000:
-        raise LimitError(f"expires must be a time after 1970 and finite, not {expires}")
-    return Expiry(0, max(1, round(expires * 1000)))
-
-
-_NEVER = Expiry(0, 0)
 
 
 def _successor(prefix: bytes) -> bytes | None:
@@ -189,15 +100,6 @@ def range_of(
         if end is not None and (high is None or high >= end):
             high, include_stop = end, False
     return Range(low, high, include_start, include_stop, reverse)
-
-
-def limit_of(limit: int | None) -> int | None:
-    """Return a scan's limit, checked."""
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-        raise TypeError(f"limit must be an int or None, not {type(limit).__name__}")
-    if limit is not None and limit < 0:
-        raise LimitError(f"limit must not be negative: {limit}")
-    return limit
 
 
 # --- the views of a mapping, which also go backwards -------------------------------------------

@@ -12,7 +12,8 @@ from types import TracebackType
 from ..engine.index.keydir import View
 from ..engine.reader import Reading
 from ..errors import StoreClosedError
-from .ordered import Bytes, Entry, OrderedMapping, Range, entry_of, to_bytes
+from .convert import Bytes, Entry, to_bytes
+from .ordered import OrderedMapping, Range, entry_of
 
 __all__ = ["Snapshot"]
 

@@ -21,7 +21,8 @@ from types import TracebackType
 from ..engine.index.keydir import sorted_list
 from ..errors import BytekvError
 from .batch import Writes
-from .ordered import Bytes, Expiry, OrderedMapping, Range, expiry_of, key_of, to_bytes, value_of
+from .convert import Bytes, Expiry, expiry_of, key_of, to_bytes, value_of
+from .ordered import OrderedMapping, Range
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

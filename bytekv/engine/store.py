@@ -23,19 +23,8 @@ from types import TracebackType
 
 from .. import log
 from ..contract.batch import Batch, Writes
-from ..contract.ordered import (
-    Bytes,
-    Entry,
-    Expiry,
-    OrderedMapping,
-    Range,
-    entry_of,
-    expiry_of,
-    key_of,
-    to_bytes,
-    ttl_to_ms,
-    value_of,
-)
+from ..contract.convert import Bytes, Entry, Expiry, expiry_of, key_of, to_bytes, ttl_to_ms, value_of
+from ..contract.ordered import OrderedMapping, Range, entry_of
 from ..errors import (
     BytekvError,
     ConflictError,

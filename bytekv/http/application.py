@@ -19,7 +19,7 @@ from time import perf_counter
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
-from ..contract.ordered import Entry
+from ..contract.convert import Entry
 from ..engine.space.compactor import Compaction, Progress
 from ..engine.store import Store
 from ..errors import BytekvError

@@ -20,10 +20,9 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple, NoReturn
 
 from ..contract.batch import Batch
-from ..contract.ordered import Entry
+from ..contract.convert import MAX_KEY_SIZE, Entry
 from ..contract.snapshot import Snapshot
 from ..contract.transaction import Transaction
-from ..engine.codec.entry import MAX_KEY_SIZE
 from ..engine.replication.feed import Change
 from ..engine.store import Store
 from ..errors import ConflictError

@@ -18,7 +18,8 @@ from threading import Lock
 from typing import Final, NamedTuple
 
 from .. import Store, Transaction
-from ..engine.codec.entry import MAX_BATCH_SIZE, MAX_KEY_SIZE, OVERHEAD
+from ..contract.convert import MAX_BATCH_SIZE, MAX_KEY_SIZE
+from ..engine.codec.entry import OVERHEAD
 from .protocol import Reply, ReplyError
 
 __all__ = ["Cursors", "Found", "TooLargeError", "Work"]

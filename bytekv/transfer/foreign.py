@@ -23,7 +23,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 
-from ..engine.codec.entry import MAX_EXPIRES_MS, MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes
+from ..contract.convert import MAX_EXPIRES_MS, MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes
 from ..errors import LimitError
 from .json_lines import Row
 from .sqlite_source import RowError, SourceError, as_bytes, check_regular, is_sqlite, select

@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from .._lean import NamedTuple
-from ..contract.ordered import expiry_of
-from ..engine.codec.entry import MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes
+from ..contract.convert import MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes, expiry_of
 from ..engine.store import Store
 from ..errors import LimitError
 

@@ -23,7 +23,8 @@ from itertools import accumulate, chain, pairwise
 from struct import Struct
 
 from ..._lean import NamedTuple
-from ...errors import CorruptionError, LimitError, UnsupportedFormatError
+from ...contract.convert import MAX_KEY_SIZE, MAX_VALUE_SIZE
+from ...errors import CorruptionError, UnsupportedFormatError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,10 +63,6 @@ checksum = crc32c  # for the modules that check bytes in their hot loops
 # --- limits ------------------------------------------------------------------------------------
 
 FORMAT_VERSION: Final = 1
-MAX_KEY_SIZE: Final = 0xFFFF  # 65,535 bytes: the key length is a u16
-MAX_VALUE_SIZE: Final = 1 << 30  # 1 GiB
-MAX_BATCH_SIZE: Final = (1 << 30) + (1 << 20)  # 1 GiB + 1 MiB: holds one largest value; offsets stay below 2**31
-MAX_EXPIRES_MS: Final = (1 << 63) - 1
 MAX_SEGMENTS: Final = 1 << 20  # rows a manifest may list; bounds what a hostile one can ask for
 MAX_SEGMENT_SIZE: Final = (1 << 31) - 1  # an offset has 31 bits in a location
 MAX_NUMBER: Final = (1 << 63) - 1  # of seqs, segment ids, generations: no store gets that far, but a forged one may
@@ -103,14 +100,6 @@ FIXED_SIZE: Final = bytes(
     else 0
     for flags in range(256)
 )
-
-
-def check_sizes(key: bytes, value: bytes = b"") -> None:
-    """Raise `LimitError` if a key or a value is too long for the format."""
-    if len(key) > MAX_KEY_SIZE:
-        raise LimitError(f"a key of {len(key)} bytes; the limit is {MAX_KEY_SIZE}")
-    if len(value) > MAX_VALUE_SIZE:
-        raise LimitError(f"a value of {len(value)} bytes; the limit is {MAX_VALUE_SIZE}")
 
 
 class Entry(NamedTuple):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..._lean import NamedTuple
+from ...contract.convert import MAX_VALUE_SIZE
 from ...errors import BytekvError
 from ..codec.entry import (
     CLEAR,
@@ -27,7 +28,6 @@ from ..codec.entry import (
     FORMAT_VERSION,
     KIND,
     LOG,
-    MAX_VALUE_SIZE,
     MIN_ENTRY_SIZE,
     PUT,
     RESIDUE,

@@ -19,6 +19,7 @@ from functools import lru_cache
 from itertools import repeat
 from struct import Struct
 
+from ...contract.convert import MAX_VALUE_SIZE
 from ...errors import (
     BytekvError,
     CorruptionError,
@@ -41,7 +42,6 @@ from ..codec.entry import (
     LOG,
     MAX_NUMBER,
     MAX_SEQ_TO_BEGIN_AFTER,
-    MAX_VALUE_SIZE,
     MIN_ENTRY_SIZE,
     OFFSET_SHIFT,
     PUT,

@@ -29,6 +29,7 @@ from itertools import compress
 from struct import error as StructError
 
 from ... import log
+from ...contract.convert import MAX_BATCH_SIZE, check_sizes
 from ...errors import (
     BytekvError,
     CorruptionError,
@@ -44,14 +45,12 @@ from ...options import Options
 from ..codec.entry import (
     CRC,
     ENTRY,
-    MAX_BATCH_SIZE,
     OVERHEAD,
     PUT,
     SEGMENT_SHIFT,
     SIZE_MASK,
     SYNC_MARK,
     TOMBSTONE,
-    check_sizes,
     checksum,
     encode_entry,
 )

@@ -1,0 +1,129 @@
+"""Conversions and limits: what a key, a value and a time to live may be.
+
+Every store takes and returns the same, whatever keeps the bytes. The limits are those of the local store's format,
+in which they are frozen.
+"""
+
+from __future__ import annotations
+
+from .._lean import NamedTuple
+from ..errors import LimitError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+__all__ = [
+    "MAX_BATCH_SIZE",
+    "MAX_EXPIRES_MS",
+    "MAX_KEY_SIZE",
+    "MAX_VALUE_SIZE",
+    "Bytes",
+    "Entry",
+    "Expiry",
+    "check_sizes",
+    "expiry_of",
+    "key_of",
+    "limit_of",
+    "to_bytes",
+    "ttl_to_ms",
+    "value_of",
+]
+
+Bytes = bytes | bytearray | memoryview | str
+
+MAX_KEY_SIZE: Final = 0xFFFF  # 65,535 bytes: the key length is a u16
+MAX_VALUE_SIZE: Final = 1 << 30  # 1 GiB
+MAX_BATCH_SIZE: Final = (1 << 30) + (1 << 20)  # 1 GiB + 1 MiB: holds one largest value; offsets stay below 2**31
+MAX_EXPIRES_MS: Final = (1 << 63) - 1
+
+
+class Entry(NamedTuple):
+    """A key's entry with what is known of it; times in seconds since 1970."""
+
+    key: bytes
+    value: bytes
+    seq: int
+    modified: float
+    expires: float | None
+
+
+def check_sizes(key: bytes, value: bytes = b"") -> None:
+    """Raise `LimitError` if a key or a value is too long for the format."""
+    if len(key) > MAX_KEY_SIZE:
+        raise LimitError(f"a key of {len(key)} bytes; the limit is {MAX_KEY_SIZE}")
+    if len(value) > MAX_VALUE_SIZE:
+        raise LimitError(f"a value of {len(value)} bytes; the limit is {MAX_VALUE_SIZE}")
+
+
+def to_bytes(what: str, given: object) -> bytes:
+    """Return a key or a value as bytes; ``what`` it is goes into the `TypeError`."""
+    if type(given) is bytes:
+        return given
+    if isinstance(given, str):
+        return given.encode()
+    try:
+        return bytes(memoryview(given))  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"a {what} must be bytes-like or str, not {type(given).__name__}") from None
+
+
+def key_of(key: Bytes) -> bytes:
+    """Return a key to write under, checked."""
+    if type(key) is not bytes:
+        key = to_bytes("key", key)
+    check_sizes(key)
+    return key
+
+
+def value_of(value: Bytes) -> bytes:
+    """Return a value to write, checked."""
+    if type(value) is not bytes:
+        value = to_bytes("value", value)
+    check_sizes(b"", value)
+    return value
+
+
+def ttl_to_ms(ttl: float) -> int:
+    """Return a time to live in milliseconds, at least 1; raise `TypeError` or `LimitError`."""
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
+        raise TypeError(f"a ttl must be a number of seconds, not {type(ttl).__name__}")
+    if not 0 < ttl < MAX_EXPIRES_MS / 2000:  # NaN fails, too
+        raise LimitError(f"a ttl must be more than 0 seconds and finite, not {ttl}")
+    return -int(-ttl * 1000 // 1)  # rounded up
+
+
+class Expiry(NamedTuple):
+    """When a key will be gone, in milliseconds: so long after the write, or at a time; 0 and 0: never."""
+
+    ttl_ms: int
+    expires_ms: int
+
+    def at(self, now_ms: int) -> int:
+        """Return the time since 1970 for a write that happens now, 0 for never."""
+        return now_ms + self.ttl_ms if self.ttl_ms else self.expires_ms
+
+
+def expiry_of(ttl: float | None, expires: float | None) -> Expiry:
+    """Return when a key is to be gone that is written with these arguments; raise `TypeError` or `LimitError`."""
+    if expires is None:
+        return _NEVER if ttl is None else Expiry(ttl_to_ms(ttl), 0)
+    if ttl is not None:
+        raise TypeError("give either ttl or expires, not both")
+    if isinstance(expires, bool) or not isinstance(expires, (int, float)):
+        raise TypeError(f"expires must be a number of seconds since 1970, not {type(expires).__name__}")
+    if not 0 < expires < MAX_EXPIRES_MS / 2000:
+        raise LimitError(f"expires must be a time after 1970 and finite, not {expires}")
+    return Expiry(0, max(1, round(expires * 1000)))
+
+
+_NEVER = Expiry(0, 0)
+
+
+def limit_of(limit: int | None) -> int | None:
+    """Return a scan's limit, checked."""
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+        raise TypeError(f"limit must be an int or None, not {type(limit).__name__}")
+    if limit is not None and limit < 0:
+        raise LimitError(f"limit must not be negative: {limit}")
+    return limit
