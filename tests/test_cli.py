@@ -340,7 +340,7 @@ def test_an_empty_name_is_not_the_current_directory(run, path, monkeypatch, line
 def test_every_status_is_in_the_table():
     assert {row[3] for row in STATUSES} == {cli.DONE, cli.NO_SUCH_KEY, cli.WRONG_USE, cli.FAILED}
     commands = {word for _, line, *_ in STATUSES for word in line.split()}
-    assert {command.name for command in cli.COMMANDS} - commands <= {"serve"}, "of those, tests/test_serve.py"
+    assert {command.name for command in cli.CLI_COMMANDS} - commands <= {"serve"}, "of those, tests/test_serve.py"
 
 
 def test_a_locked_store(run, path):
@@ -1003,7 +1003,7 @@ def test_a_one_shot_command_brings_little(path):
 
 def actions(name: str) -> list[argparse.Action]:
     """Return the arguments of a command, those that every command has left out."""
-    command = next(command for command in cli.COMMANDS if command.name == name)
+    command = next(command for command in cli.CLI_COMMANDS if command.name == name)
     part = argparse.ArgumentParser(add_help=False)
     command.parse(part)
     return part._actions
@@ -1012,7 +1012,7 @@ def actions(name: str) -> list[argparse.Action]:
 def page() -> str:
     """Write the part of docs/reference/cli.md that the parser knows."""
     lines: list[str] = []
-    for command in cli.COMMANDS:
+    for command in cli.CLI_COMMANDS:
         aliases = "".join(f", `{alias}`" for alias in command.aliases)
         lines += [f"### `{command.name}`{aliases}", "", command.help[0].upper() + command.help[1:] + ".", ""]
         rows = []

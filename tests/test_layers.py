@@ -94,6 +94,8 @@ LAYERS = [
     "cli.terminal",
     "server.lifecycle",
     "cli.commands",
+    "cli.inspect",
+    "cli.serve",
     "cli.main",
     "__main__",
 ]

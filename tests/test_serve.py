@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import bytekv
-from bytekv.cli import commands
+from bytekv.cli import serve as serve_module
 from bytekv.server.lifecycle import DoorError, address_of, serve_doors
 from tests.harness import open_store
 from tests.test_cli import command, environment
@@ -322,7 +322,7 @@ def test_only_a_line_break_ends_a_password(path):
     """Python's splitlines takes other characters for line breaks, too, and what follows them was cut off."""
     path.mkdir()
     (path / "password").write_bytes("one\x0btwo\x85\u2028three\r\nnot this".encode())
-    assert commands._first_line(str(path / "password"))[1] == "one\x0btwo\x85\u2028three".encode()
+    assert serve_module._first_line(str(path / "password"))[1] == "one\x0btwo\x85\u2028three".encode()
 
 
 # --- SIGTERM -----------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ class NoSuchKeyError(Exception):
 
 
 @contextmanager
-def _store(arguments: Namespace, flag: Flag, **options: Unpack[OpenOptions]) -> Iterator[Store]:
+def opened(arguments: Namespace, flag: Flag, **options: Unpack[OpenOptions]) -> Iterator[Store]:
+    """Open the store for a block, and wait for it as long as --wait says."""
     with _waiting(arguments, lambda: open_store(arguments.dir, flag, **options)) as store:
         yield store
 
@@ -138,14 +139,16 @@ def _legible_line(line: bytes) -> bytes:
     ).encode()
 
 
-def _print(text: str) -> None:
+def write_line(text: str) -> None:
+    """Write a line of text to standard output."""
     sys.stdout.write((harmless(text, keep="\n") if _shows() else text) + "\n")
 
 
-def _print_json(fields: object) -> None:
+def write_json(fields: object) -> None:
+    """Write a JSON document to standard output, as one line."""
     import json
 
-    _print(json.dumps(fields))
+    write_line(json.dumps(fields))
 
 
 def say(text: str) -> None:
@@ -165,7 +168,7 @@ def set_value(arguments: Namespace) -> int:
     check_sizes(key, value)  # before a store is made for what it cannot take
     expiry_of(arguments.ttl, None)
     # close() makes it durable, so "os" is as safe here and starts no thread that would sync as well.
-    with _store(arguments, "c", sync="os", auto_compact=False) as store:
+    with opened(arguments, "c", sync="os", auto_compact=False) as store:
         store.put(key, value, ttl=arguments.ttl)
     return DONE
 
@@ -173,7 +176,7 @@ def set_value(arguments: Namespace) -> int:
 def get_value(arguments: Namespace) -> int:
     """Write out a value, or the whole entry as JSON."""
     key = _given(arguments, arguments.key)
-    with _store(arguments, "r") as store:
+    with opened(arguments, "r") as store:
         if arguments.json:
             from ..transfer.json_lines import encode_line
 
@@ -199,7 +202,7 @@ def get_value(arguments: Namespace) -> int:
 def delete_key(arguments: Namespace) -> int:
     """Delete a key."""
     key = _given(arguments, arguments.key)
-    with _store(arguments, "w", sync="os", auto_compact=False) as store:
+    with opened(arguments, "w", sync="os", auto_compact=False) as store:
         if not store.delete(key):
             raise NoSuchKeyError(key)
     return DONE
@@ -217,7 +220,7 @@ def scan_entries(arguments: Namespace) -> int:
     write, end = _output(), b"\0" if arguments.null else b"\n"
     line = _legible_line if _shows() else _as_it_is
     shown = _legible if _shows() else _as_it_is
-    with _store(arguments, "r") as store:
+    with opened(arguments, "r") as store:
         if arguments.json:
             from ..transfer.json_lines import encode_line
 
@@ -254,10 +257,10 @@ def compact(arguments: Namespace) -> int:
     """Give space back."""
     from .terminal import Bar, quantity
 
-    with _store(arguments, "w") as store, Bar("compacting") as bar:
+    with opened(arguments, "w") as store, Bar("compacting") as bar:
         result = store.compact(progress=bar.callback)
     if arguments.json:
-        _print_json({**result._asdict(), "reclaimed_bytes": result.reclaimed_bytes})
+        write_json({**result._asdict(), "reclaimed_bytes": result.reclaimed_bytes})
     else:
         say(
             f"{quantity(result.reclaimed_bytes)} given back: {quantity(result.bytes_before)} in"
@@ -268,31 +271,31 @@ def compact(arguments: Namespace) -> int:
 
 def show_stats(arguments: Namespace) -> int:
     """Write out counts."""
-    with _store(arguments, "r") as store:
+    with opened(arguments, "r") as store:
         stats = store.stats()
     fields = stats._asdict()
     if arguments.json:
-        _print_json({**fields, "segments": [row._asdict() for row in stats.segments]})
+        write_json({**fields, "segments": [row._asdict() for row in stats.segments]})
         return DONE
     from .terminal import table
 
     del fields["segments"]
     for name, value in fields.items():
         if value is not None:
-            _print(f"{name:16} {value}")
+            write_line(f"{name:16} {value}")
     if stats.segments:
-        _print("")
+        write_line("")
         table(stats.segments[0]._fields, stats.segments)
     return DONE
 
 
 def _report(arguments: Namespace, report: Any) -> None:
     if not arguments.json:
-        _print(str(report))
+        write_line(str(report))
         return
     from ..transfer.json_lines import text_of
 
-    _print_json(
+    write_json(
         {
             "ok": report.ok,
             "segments": report.segments,
@@ -313,7 +316,7 @@ def verify(arguments: Namespace) -> int:
     """Check every byte; `FAILED` if one is wrong."""
     from .terminal import Bar
 
-    with _store(arguments, "r") as store, Bar("verifying") as bar:
+    with opened(arguments, "r") as store, Bar("verifying") as bar:
         report = store.verify(progress=bar.callback)
     _report(arguments, report)
     if report.ok:
@@ -336,7 +339,7 @@ def back_up(arguments: Namespace) -> int:
     """Copy the store."""
     from .terminal import Bar, quantity
 
-    with _store(arguments, "r") as store, Bar("backing up") as bar:
+    with opened(arguments, "r") as store, Bar("backing up") as bar:
         try:
             report = store.backup(arguments.dest, progress=bar.callback)
         except ValueError as error:
@@ -347,7 +350,7 @@ def back_up(arguments: Namespace) -> int:
             advice = "cannot be made: its parent directory does not exist; create that first"
             raise StoreNotFoundError(error.errno, advice, error.filename) from None
     if arguments.json:
-        _print_json(report._asdict())
+        write_json(report._asdict())
     else:
         say(
             f"{arguments.dest}: operations up to {report.seq} in {report.segments} segments, {report.kept} of them from"
@@ -365,7 +368,7 @@ def export_entries(arguments: Namespace) -> int:
     from ..transfer.json_lines import encode_line
     from .terminal import Bar
 
-    with _store(arguments, "r") as store, store.snapshot() as snapshot:
+    with opened(arguments, "r") as store, store.snapshot() as snapshot:
         total, done = len(snapshot), 0
         mixed = arguments.file == "-" and _shows()  # a bar among the lines helps nobody
         with _written(arguments.file) as write, Bar("exporting", is_hidden=mixed) as bar:
@@ -464,12 +467,12 @@ def import_entries(arguments: Namespace) -> int:
             if arguments.source is not None:
                 columns = None if arguments.columns is None else _columns(arguments.columns)
                 rows = _begun(read_source(arguments.source, arguments.file, arguments.table, columns, say))
-                with _store(arguments, "c") as store:
+                with opened(arguments, "c") as store:
                     result = load(store, rows, loaded, duplicates=duplicates)
             else:
-                with _read(arguments.file) as stream:
+                with reading(arguments.file) as stream:
                     rows = _begun(read_lines(stream, _advance(stream, bar)))
-                    with _store(arguments, "c") as store:
+                    with opened(arguments, "c") as store:
                         result = load(store, rows, loaded, duplicates=duplicates)
         except (DuplicateError, LineError, SourceError) as error:
             name = "" if isinstance(error, SourceError) or arguments.file == "-" else f"{arguments.file}: "
@@ -499,7 +502,8 @@ def _columns(text: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _read(path: str) -> Iterator[BinaryIO]:
+def reading(path: str) -> Iterator[BinaryIO]:
+    """Open a file for a block; "-": standard input."""
     if path == "-":
         yield _input()
         return
@@ -528,205 +532,3 @@ def _advance(stream: BinaryIO, bar: Any) -> Callable[[int], object]:
         bar.callback(Progress(read, found.st_size))
 
     return advance
-
-
-# --- inspect -----------------------------------------------------------------------------------
-
-
-def inspect_segment(arguments: Namespace) -> int:
-    """Write out what lies in a segment; `FAILED` if it is damaged."""
-    from ..engine.integrity.inspection import Inspection
-
-    path = arguments.segment
-    if path.isdecimal() and path.isascii() and len(path) < 20 and not os.path.exists(path):
-        path = os.path.join(arguments.dir, f"{int(path):010d}.seg")
-    try:
-        inspection = Inspection(path)
-    except StoreNotFoundError:
-        raise UsageError(f"{path}: no such segment; ls shows which there are, NUMBER.seg") from None
-    with inspection:
-        is_damaged = _show_header(arguments, inspection.header)
-        for found in inspection:
-            is_damaged |= found.kind == "damage"
-            _show_found(arguments, found)
-    return FAILED if is_damaged else DONE
-
-
-def _show_header(arguments: Namespace, header: Any) -> bool:
-    if arguments.json:
-        _print_json({**header._asdict(), "kind": "header", "segment_kind": header.kind})
-        return header.wrong is not None
-    _print(f"{ascii(header.path)[1:-1]}: {header.size_bytes} bytes, format version {header.version}, {header.kind}")
-    _print(f"segment {header.segment_id} of store {header.store_uuid}, salt {header.salt:#018x}")
-    _print(f"after segment {header.previous_id} and seq {header.previous_seq}")
-    if header.wrong is not None:
-        _print(f"the header is damaged: {header.wrong}")
-    _print("")
-    _print(f"{'offset':>10} {'size':>10} {'seq':>10}  what")
-    return header.wrong is not None
-
-
-_SHOWN_KEY_SIZE: Final = 60
-
-
-def _show_found(arguments: Namespace, found: Any) -> None:
-    if arguments.json:
-        from ..transfer.json_lines import text_of
-
-        fields = {name: value for name, value in found._asdict().items() if value or name in ("offset", "size", "kind")}
-        if found.kind in ("put", "delete"):
-            fields.pop("key", None)
-            fields |= text_of("key", found.key)
-        _print_json(fields)
-        return
-    text = found.kind
-    if found.kind in ("put", "delete"):
-        key = repr(found.key[:_SHOWN_KEY_SIZE])
-        text += f" {key}" + ("…" if len(found.key) > _SHOWN_KEY_SIZE else "")
-    if found.kind == "put":
-        text += f", {found.value_size} bytes"
-    if found.expires_ms:
-        text += f", expires at {found.expires_ms / 1000:.3f}"
-    if found.continues:
-        text += ", more of the batch follows"
-    if found.note:
-        text += f": {found.note}"
-    _print(f"{found.offset:10} {found.size:10} {found.seq or '':>10}  {text}")
-
-
-# --- serve -------------------------------------------------------------------------------------
-
-_MAX_SECRETS_SIZE: Final = 1 << 20
-
-
-def serve(arguments: Namespace) -> int:
-    """Serve the store at one or two doors until told to stop."""
-    import asyncio
-
-    from ..server.lifecycle import Door, DoorError, Stopped, ending_on_sigterm, serve_doors
-    from ..server.sockets import raise_descriptor_limit
-
-    doors: list[Door] = []
-    with ending_on_sigterm() as check_stopped:
-        try:
-            password, tokens = _secrets(arguments)
-            if arguments.resp is not None:
-                from ..resp import serve as serve_resp
-
-                host, port = _address(arguments.resp, 6379)
-                at_resp = {"password": password, "backup_dir": arguments.backup_dir}
-                doors.append(lambda started: serve_resp(store, host, port, started=started, **at_resp))
-            if arguments.http is not None:
-                from ..http import serve as serve_http
-
-                http_host, http_port = _address(arguments.http, 8080)
-                at_http = {"tokens": tokens, "allowed_hosts": arguments.allowed_host}
-                doors.append(lambda started: serve_http(store, http_host, http_port, started=started, **at_http))
-            if not doors:
-                raise UsageError("say where to serve: --resp HOST:PORT, --http HOST:PORT, or both")
-            raise_descriptor_limit()
-            with _store(arguments, "c", sync=arguments.sync) as store:
-                check_stopped()
-                ready = lambda where: say(f"serving {store.path} at {' and '.join(where)}")  # noqa: E731
-                asyncio.run(serve_doors(store, doors, ready))
-        except DoorError as error:
-            raise UsageError(f"cannot serve there: {error}") from None
-        except Stopped:
-            pass
-    return DONE
-
-
-def _address(text: str, default_port: int) -> tuple[str, int]:
-    from ..server.lifecycle import address_of
-
-    try:
-        return address_of(text, default_port)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def _secrets(arguments: Namespace) -> tuple[bytes | None, str | dict[str, str] | None]:
-    """Return the password of Redis clients and the tokens of HTTP; a secret that is given guards both doors.
-
-    Neither is ever missing without a word: where one door would stay open beside one that is guarded, or where a secret
-    or its file is empty, too long or cut, that is an error.
-    """
-    for option in ("resp", "http", "password", "password_file", "token", "token_file", "backup_dir"):
-        if getattr(arguments, option) == "":
-            raise UsageError(f"--{option.replace('_', '-')} is empty; is a variable not set?")
-    if "" in arguments.allowed_host:
-        raise UsageError("--allowed-host is empty; is a variable not set?")
-    where, password = "--password", None if arguments.password is None else os.fsencode(arguments.password)
-    if arguments.password_file is not None:
-        where, password = _first_line(arguments.password_file)
-    tokens = arguments.token if arguments.token_file is None else _tokens(arguments.token_file)
-    if tokens is not None and arguments.resp is not None and password is None and not arguments.no_password:
-        if not isinstance(tokens, str):
-            raise UsageError(
-                f"everybody who can connect to {arguments.resp} could do everything as a Redis client, without a token:"
-                " give --password-file, too, or --no-password if that is meant"
-            )
-        where, password = "--token", tokens.encode()
-    if password is not None:
-        from ..resp.protocol import UNTRUSTED
-
-        if len(password) > UNTRUSTED.bulk_bytes:
-            raise UsageError(f"{where}: a password of {len(password)} bytes; clients can show {UNTRUSTED.bulk_bytes:,}")
-        if arguments.http is not None and tokens is None and not arguments.no_token:
-            tokens = password.decode(errors="replace")
-            if wrong := _wrong_token(tokens):
-                raise UsageError(
-                    f"everybody who can connect to {arguments.http} could do everything over HTTP, because the password"
-                    f" cannot be its token: {wrong}; give --token-file, too, or --no-token if that is meant"
-                )
-    return password, tokens
-
-
-def _first_line(path: str) -> tuple[str, bytes]:
-    line = _lines(path)[0]
-    if not line:
-        raise UsageError(f"{path}: the first line is empty, and no password")
-    return f"{path}, line 1", line.encode()
-
-
-def _tokens(path: str) -> dict[str, str]:
-    """Return tokens with their scopes from lines like ``TOKEN read write``; a token alone may do everything."""
-    tokens: dict[str, str] = {}
-    for number, line in enumerate(_lines(path), 1):
-        token, *scopes = line.split() or ["#"]
-        if token.startswith("#"):
-            continue
-        if token in tokens:
-            raise UsageError(f"{path}: the token of line {number} is there twice")
-        tokens[token] = " ".join(scopes) or "read write admin"
-        if wrong := _wrong_token(token, tokens[token]):
-            raise UsageError(f"{path}, line {number}: {wrong}")
-    if not tokens:
-        raise UsageError(f"{path}: has no token")
-    return tokens
-
-
-def _wrong_token(token: str, scopes: str = "read") -> str:
-    """Return what is wrong with a token, nothing if it can be used."""
-    from ..http.access import Access
-
-    try:
-        Access({token: scopes}, ())
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _lines(path: str) -> list[str]:
-    """Return the lines of a file of secrets as they are; only a line break ends one."""
-    try:
-        with _read(path) as file:
-            raw = file.read(_MAX_SECRETS_SIZE + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    if len(raw) > _MAX_SECRETS_SIZE:
-        raise UsageError(f"{path}: more than {_MAX_SECRETS_SIZE:,} bytes, and no file of secrets")
-    try:
-        return [line.removesuffix("\r") for line in raw.decode("utf-8-sig").split("\n")]
-    except UnicodeDecodeError:
-        raise UsageError(f"{path}: not UTF-8") from None

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 
-__all__ = ["COMMANDS", "main", "parser"]
+__all__ = ["CLI_COMMANDS", "main", "parser"]
 
 DONE, FAILED = commands.DONE, commands.FAILED
 NO_SUCH_KEY, WRONG_USE, INTERRUPTED, UNREAD = 1, 2, 130, 141
@@ -219,7 +219,19 @@ def _parse_inspect(command: argparse.ArgumentParser) -> None:
     _takes_json(command, "print each thing as a line of JSON")
 
 
-class Command:
+def _serve(arguments: argparse.Namespace) -> int:
+    from .serve import serve  # which no other command needs, nor what it imports
+
+    return serve(arguments)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from .inspect import inspect_segment
+
+    return inspect_segment(arguments)
+
+
+class CliCommand:
     """One command: its names, what it says of itself, how its arguments are read, what it does; short: one key."""
 
     def __init__(
@@ -236,27 +248,29 @@ class Command:
         self.is_short = is_short
 
 
-COMMANDS: Final = (
-    Command("set put", "store a value under a key", commands.set_value, _parse_set, is_short=True),
-    Command(
+CLI_COMMANDS: Final = (
+    CliCommand("set put", "store a value under a key", commands.set_value, _parse_set, is_short=True),
+    CliCommand(
         "get", "write a key's value to standard output, byte for byte", commands.get_value, _parse_get, is_short=True
     ),
-    Command("delete del rm", "delete a key", commands.delete_key, _parse_delete, is_short=True),
-    Command("scan", "list keys and values in key order, a tab between them", commands.scan_entries, _parse_scan),
-    Command("compact", "give back the space of what was deleted or overwritten", commands.compact, _parse_upkeep),
-    Command("stats", "count keys and bytes", commands.show_stats, _takes_json),
-    Command("verify", "read and check every byte; changes nothing", commands.verify, _takes_json),
-    Command("repair", "save what is intact in a damaged store", commands.repair_store, _parse_upkeep),
-    Command("backup", "copy the store into another directory, beside a writer, too", commands.back_up, _parse_backup),
-    Command("export", "write all entries as JSON Lines", commands.export_entries, _parse_export),
-    Command(
+    CliCommand("delete del rm", "delete a key", commands.delete_key, _parse_delete, is_short=True),
+    CliCommand("scan", "list keys and values in key order, a tab between them", commands.scan_entries, _parse_scan),
+    CliCommand("compact", "give back the space of what was deleted or overwritten", commands.compact, _parse_upkeep),
+    CliCommand("stats", "count keys and bytes", commands.show_stats, _takes_json),
+    CliCommand("verify", "read and check every byte; changes nothing", commands.verify, _takes_json),
+    CliCommand("repair", "save what is intact in a damaged store", commands.repair_store, _parse_upkeep),
+    CliCommand(
+        "backup", "copy the store into another directory, beside a writer, too", commands.back_up, _parse_backup
+    ),
+    CliCommand("export", "write all entries as JSON Lines", commands.export_entries, _parse_export),
+    CliCommand(
         "import",
         "store the entries of JSON Lines, or of another library's database",
         commands.import_entries,
         _parse_import,
     ),
-    Command("serve", "serve the store to Redis clients and over HTTP until told to stop", commands.serve, _parse_serve),
-    Command("inspect", "show what lies in the bytes of a segment", commands.inspect_segment, _parse_inspect),
+    CliCommand("serve", "serve the store to Redis clients and over HTTP until told to stop", _serve, _parse_serve),
+    CliCommand("inspect", "show what lies in the bytes of a segment", _inspect, _parse_inspect),
 )
 
 
@@ -266,8 +280,10 @@ def parser(names: Sequence[str] = ()) -> argparse.ArgumentParser:
     _everywhere(whole, default=None)
     whole.add_argument("--version", action="version", version=_version())
     parts = whole.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    wanted = [command for command in COMMANDS if command.name in names or not set(names).isdisjoint(command.aliases)]
-    for command in wanted or COMMANDS:
+    wanted = [
+        command for command in CLI_COMMANDS if command.name in names or not set(names).isdisjoint(command.aliases)
+    ]
+    for command in wanted or CLI_COMMANDS:
         part = parts.add_parser(
             command.name, aliases=command.aliases, help=command.help, description=command.help, allow_abbrev=False
         )
@@ -355,7 +371,7 @@ def _run(given: list[str], before_long_work: Callable[[], object]) -> int:
         level = logging.INFO if arguments.verbose == 1 else logging.DEBUG
         logging.basicConfig(level=level, stream=sys.stderr, force=True)
         logging.getLogger().handlers[0].setFormatter(Harmless("bytekv: %(message)s"))
-    command: Command = arguments.command
+    command: CliCommand = arguments.command
     if not command.is_short:
         before_long_work()
     return command.run(arguments)
