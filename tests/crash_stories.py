@@ -172,7 +172,7 @@ def carry_out(db: Store, step: Step) -> None:
         sealed = [row.segment_id for row in db._segments.sealed()]
         victims = sealed[:1] if step.verb == "compact oldest" else sealed[1:]
         if victims:
-            db._upkeep.compactor.run(victims, lambda: None, lambda size: None)
+            db._maintenance.compactor.run(victims, lambda: None, lambda size: None)
 
 
 # --- telling a story ---------------------------------------------------------------------------

@@ -275,7 +275,7 @@ CALLS: dict[str, Call] = {
 
 
 def _work(store: Store) -> None:
-    store._upkeep.may_compact = True
+    store._maintenance.may_compact = True
     with contextlib.suppress(MemoryError):  # as the worker's thread does: it tries again later
         store._work()
 
@@ -673,7 +673,7 @@ class Bench:
 
 def expect_no_lock_held(store: Store) -> None:
     commit = store._commit
-    locks = {"lock": commit.lock, "sync_lock": commit.sync_lock, "compacting": store._upkeep.compacting}
+    locks = {"lock": commit.lock, "sync_lock": commit.sync_lock, "compacting": store._maintenance.compacting}
     for name, lock in locks.items():
         assert not lock._is_owned(), f"{name} was not given back"
 

@@ -847,7 +847,7 @@ MUTANTS = [
     _mutant(
         "verify() does not say that it waits",
         "engine/store",
-        "waiter: object = self._upkeep.hurry()",
+        "waiter: object = self._maintenance.hurry()",
         "waiter: object = None",
         "tests/test_background_compaction.py",
         "-k",

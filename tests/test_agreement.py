@@ -78,7 +78,7 @@ class Model:
 
     def compact_a_run(self, which: int) -> None:
         """Compact some neighbours; what is written at one of its pauses is in nobody's copy."""
-        uses = self.writer._upkeep.survey()
+        uses = self.writer._maintenance.usage()
         if uses:
             first = which % len(uses)
             victims = [use.segment_id for use in uses[first : first + 1 + which % 3]]
@@ -92,7 +92,7 @@ class Model:
                     self.delete((which + 1) % len(KEYS))
                 self.expect_all()
 
-            self.writer._upkeep.compactor.run(victims, pause, lambda _: None, in_order=which % 2 == 0)
+            self.writer._maintenance.compactor.run(victims, pause, lambda _: None, in_order=which % 2 == 0)
 
     def seal(self, which: int) -> None:
         self.writer._commit.seal()
@@ -245,7 +245,7 @@ def test_a_scan_while_keys_are_pointed_at_their_copies(
             copied.set()
             begun.wait()
 
-        thread = threading.Thread(target=db._upkeep.compactor.run, args=([victim], lambda: None, overwrite))
+        thread = threading.Thread(target=db._maintenance.compactor.run, args=([victim], lambda: None, overwrite))
         moving = db._keydir.locations = _Moving(db._keydir.locations, thread)
         db._locations = moving
 
@@ -302,7 +302,7 @@ def test_a_reader_meets_a_copy_of_what_was_overwritten(path: Path, knows: bool) 
                 if knows:
                     reader.refresh()
 
-            writer._upkeep.compactor.run([victim], lambda: None, overwrite)
+            writer._maintenance.compactor.run([victim], lambda: None, overwrite)
             reader.refresh()
             assert dict(reader.items()) == {**dict.fromkeys(KEYS, b"old"), b"05": b"new"}
             assert reader.verify().ok

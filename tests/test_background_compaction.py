@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from bytekv.engine.codec.entry import SEGMENT_HEADER_SIZE
 from bytekv.engine.log.sizes import sizes_of
-from bytekv.engine.space.picker import Use, choose
+from bytekv.engine.space.picker import SegmentUsage, pick
 from bytekv.engine.space.worker import Pacer, Worker
 from bytekv.engine.store import Store
 from bytekv.errors import CorruptionError, StoreFailedError
@@ -292,10 +292,10 @@ def test_a_store_keeps_to_its_rate_and_syncs_in_between(by_hand) -> None:
             oldest.append((clock.now_s, db.put(b"more", b"%d" % len(clock.pauses))))
 
     clock.meanwhile = look_and_write
-    read_before = db._upkeep.compactor.read_bytes
+    read_before = db._maintenance.compactor.read_bytes
     db._work()
     clock.meanwhile = lambda: None
-    read = db._upkeep.compactor.read_bytes - read_before
+    read = db._maintenance.compactor.read_bytes - read_before
     assert read > 100_000
     assert read <= 2000 * (clock.now_s - began + 0.1) + 4096  # what has been read since it was last counted
     assert max(lags) <= 1.0 + 0.05
@@ -312,7 +312,7 @@ def test_while_somebody_waits_a_rate_does_not_count(by_hand) -> None:
 
     def begin_to_wait() -> None:
         if clock.now_s > began + 5 and not waiters:
-            waiters.append(db._upkeep.hurry())
+            waiters.append(db._maintenance.hurry())
 
     clock.meanwhile = begin_to_wait
     db._work()
@@ -340,17 +340,17 @@ def test_who_waits_for_a_compaction_says_so(by_hand, call: str) -> None:
             self._is_owned = lock._is_owned
 
         def __enter__(self) -> None:
-            seen.append(bool(db._upkeep._waiting))
+            seen.append(bool(db._maintenance._waiting))
             self.lock.acquire()
 
         def __exit__(self, *error: object) -> None:
-            seen.append(bool(db._upkeep._waiting))
+            seen.append(bool(db._maintenance._waiting))
             self.lock.release()
 
-    lock = db._upkeep.compacting
-    db._upkeep.compacting = Watched(lock)
+    lock = db._maintenance.compacting
+    db._maintenance.compacting = Watched(lock)
     getattr(db, call)()
-    db._upkeep.compacting = lock
+    db._maintenance.compacting = lock
     assert seen == [True, False]
 
 
@@ -546,11 +546,11 @@ def test_where_no_thread_can_be_had_writers_sync_themselves(path, monkeypatch) -
 def test_a_worker_that_dies_is_told_by_the_next_write(path, monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody expects such an error; all the more it must not vanish with its thread."""
 
-    def choose_wrongly(*arguments: object) -> list[int]:
+    def pick_wrongly(*arguments: object) -> list[int]:
         raise ZeroDivisionError("nobody expected this")
 
     db = harness.open_store(path, auto_compact=True, sync="os", segment_size_bytes=4096)
-    monkeypatch.setattr("bytekv.engine.space.maintenance.choose", choose_wrongly)
+    monkeypatch.setattr("bytekv.engine.space.maintenance.pick", pick_wrongly)
     with contextlib.suppress(StoreFailedError):  # who comes late enough is told already
         overwrite(db, 100)
     with db._worker._life.done:
@@ -573,15 +573,15 @@ def test_work_that_there_is_no_memory_for_is_tried_again_and_told(
     is_short = True
     tries = threading.Semaphore(0)
 
-    def choose_with_effort(*arguments: Any) -> list[int]:
+    def pick_with_effort(*arguments: Any) -> list[int]:
         tries.release()
         if is_short:
             raise MemoryError
-        return choose(*arguments)
+        return pick(*arguments)
 
     monkeypatch.setattr("bytekv.engine.space.worker._BREATH_S", 0.0)
     with harness.open_store(path, auto_compact=True, sync="os", segment_size_bytes=4096, compact_dead_bytes=64) as db:
-        monkeypatch.setattr("bytekv.engine.space.maintenance.choose", choose_with_effort)
+        monkeypatch.setattr("bytekv.engine.space.maintenance.pick", pick_with_effort)
         overwrite(db, 100)
         for _ in range(3):  # one that was begun, and two for which nobody has called
             assert tries.acquire(timeout=60)
@@ -660,11 +660,11 @@ SMALL, TINY = (1000, 0, 0), (60, 0, 0)
     ],
 )
 def test_a_choice(log: list[tuple[int, int, int]], chosen: list[int], options: Options) -> None:
-    assert choose([Use(number, *use) for number, use in enumerate(log)], sizes_of(0, options)) == chosen
+    assert pick([SegmentUsage(number, *use) for number, use in enumerate(log)], sizes_of(0, options)) == chosen
 
 
 @st.composite
-def uses_of_a_log(draw: st.DrawFn) -> list[Use]:
+def uses_of_a_log(draw: st.DrawFn) -> list[SegmentUsage]:
     """Segments with some dead bytes and some that are dead once nothing older is left; ids in no order."""
     lengths = draw(st.lists(st.integers(SEGMENT_HEADER_SIZE, 1100), max_size=24))
     ids = draw(st.permutations(range(len(lengths))))
@@ -672,11 +672,11 @@ def uses_of_a_log(draw: st.DrawFn) -> list[Use]:
     for segment_id, length in zip(ids, lengths, strict=True):
         entries = length - SEGMENT_HEADER_SIZE
         dead = draw(st.integers(0, entries) | st.just(0) | st.just(entries))
-        uses.append(Use(segment_id, length, dead, draw(st.integers(0, entries - dead) | st.just(0))))
+        uses.append(SegmentUsage(segment_id, length, dead, draw(st.integers(0, entries - dead) | st.just(0))))
     return uses
 
 
-options_to_choose_with = st.builds(
+options_to_pick_with = st.builds(
     Options,
     segment_size_bytes=st.just(1000),
     compact_dead_bytes=st.sampled_from([0, 16, 200]),
@@ -687,9 +687,9 @@ options_to_choose_with = st.builds(
 
 
 @settings(max_examples=300)
-@given(uses=uses_of_a_log(), options=options_to_choose_with)
-def test_every_choice_has_a_reason(uses: list[Use], options: Options) -> None:
-    chosen = choose(uses, sizes_of(0, options))
+@given(uses=uses_of_a_log(), options=options_to_pick_with)
+def test_every_choice_has_a_reason(uses: list[SegmentUsage], options: Options) -> None:
+    chosen = pick(uses, sizes_of(0, options))
     if not chosen:
         return
     order = [use.segment_id for use in uses]
@@ -698,7 +698,7 @@ def test_every_choice_has_a_reason(uses: list[Use], options: Options) -> None:
     assert chosen == [use.segment_id for use in run], "no contiguous run"
     assert sum(use.length for use in uses[first + len(chosen) :]) >= options.keep_changes_bytes
 
-    def gain(use: Use) -> int:
+    def gain(use: SegmentUsage) -> int:
         return use.dead + (0 if first else use.dead_if_oldest)
 
     def is_worth(gained: int, length: int) -> bool:
@@ -717,7 +717,7 @@ def test_every_choice_has_a_reason(uses: list[Use], options: Options) -> None:
         )
 
 
-def compacted(uses: list[Use], chosen: list[int], options: Options) -> list[Use]:
+def compacted(uses: list[SegmentUsage], chosen: list[int], options: Options) -> list[SegmentUsage]:
     """Return the log after a compaction of this run: what is live in as few segments as it needs."""
     first = [use.segment_id for use in uses].index(chosen[0])
     run = uses[first : first + len(chosen)]
@@ -728,16 +728,16 @@ def compacted(uses: list[Use], chosen: list[int], options: Options) -> list[Use]
     while live or graves:  # tombstones come last
         part = min(live, room)
         dead_if_oldest = min(graves, room - part)
-        outputs.append(Use(next_id, SEGMENT_HEADER_SIZE + part + dead_if_oldest, 0, dead_if_oldest))
+        outputs.append(SegmentUsage(next_id, SEGMENT_HEADER_SIZE + part + dead_if_oldest, 0, dead_if_oldest))
         live, graves, next_id = live - part, graves - dead_if_oldest, next_id + 1
     return [*uses[:first], *outputs, *uses[first + len(run) :]]
 
 
 @settings(max_examples=300)
-@given(uses=uses_of_a_log(), options=options_to_choose_with)
-def test_every_compaction_leaves_less_to_do(uses: list[Use], options: Options) -> None:
+@given(uses=uses_of_a_log(), options=options_to_pick_with)
+def test_every_compaction_leaves_less_to_do(uses: list[SegmentUsage], options: Options) -> None:
     """Bytes or files become fewer by each, so none is chosen twice for the same bytes, and it comes to an end."""
-    while chosen := choose(uses, sizes_of(0, options)):
+    while chosen := pick(uses, sizes_of(0, options)):
         after = compacted(uses, chosen, options)
         assert (sum(use.length for use in after), len(after)) < (sum(use.length for use in uses), len(uses))
         uses = after
@@ -833,7 +833,7 @@ class QueueMachine(RuleBasedStateMachine):
         """What is left is not worth a compaction: less than half of all, or of a segment."""
         self.db._commit._wake()  # a full segment does; here is one more
         self.db.turns.let_worker_finish()
-        assert not self.db._upkeep.victims()
+        assert not self.db._maintenance.pick()
         stats = self.db.stats()
         assert stats.background_error is None
         allowed = 2 * stats.live_bytes + 2 * self.size + 100

@@ -181,16 +181,16 @@ def test_a_run_that_left_nothing_is_said(open_store: Callable[..., Store]) -> No
     db["k"] = b"x" * 300
     db["k"] = b"y" * 300
     db["k"] = b"z" * 300
-    for use in db._upkeep.survey():
+    for use in db._maintenance.usage():
         if use.dead:
-            db._upkeep.compactor.run([use.segment_id], lambda: None, lambda _: None)
+            db._maintenance.compactor.run([use.segment_id], lambda: None, lambda _: None)
     with pytest.raises(ChangesLostError) as raised:
         db.changes(0)
     assert [change.value[:1] for change in db.changes(raised.value.first_seq)] == [b"z"]
     db.delete("k")
     db._commit.seal()
-    newest = db._upkeep.survey()[-2:]
-    db._upkeep.compactor.run([use.segment_id for use in newest], lambda: None, lambda _: None)
+    newest = db._maintenance.usage()[-2:]
+    db._maintenance.compactor.run([use.segment_id for use in newest], lambda: None, lambda _: None)
     with pytest.raises(ChangesLostError):
         db.changes(raised.value.first_seq)
 
@@ -268,8 +268,8 @@ def test_the_end_of_the_log_can_be_kept(path: Path) -> None:
             options = bytekv.Options(
                 segment_size_bytes=1000, compact_dead_bytes=0, keep_changes_bytes=keep_changes_bytes
             )
-            while victims := bytekv.engine.space.picker.choose(db._upkeep.survey(), sizes_of(0, options)):
-                db._upkeep.compactor.run(victims, lambda: None, lambda _: None)
+            while victims := bytekv.engine.space.picker.pick(db._maintenance.usage(), sizes_of(0, options)):
+                db._maintenance.compactor.run(victims, lambda: None, lambda _: None)
             try:
                 db.changes(0)
             except ChangesLostError as error:

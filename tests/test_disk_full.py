@@ -369,7 +369,7 @@ def test_a_compaction_in_the_background_is_put_off(tenant: Any, io: str, caplog:
         for number in range(1000):
             t.put(b"k-%d" % number, b"%d" % round_ * 300)
     t.store._worker.stop()
-    t.store._upkeep.may_compact = True
+    t.store._maintenance.may_compact = True
     t.store._worker._stopped = False
     t.disk.fill_up()
     # Victims that are dead altogether go one run after the other, until one needs a block for copies.

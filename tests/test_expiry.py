@@ -53,7 +53,7 @@ def compact_run(db: Store, first: int, last: int | None = None, *, in_order: boo
     victims = [row.segment_id for row in db._segments.sealed()][first:last]
     if not victims:
         return  # nothing is left of them
-    db._upkeep.compactor.run(victims, pause or (lambda: None), lambda _: None, in_order=in_order)
+    db._maintenance.compactor.run(victims, pause or (lambda: None), lambda _: None, in_order=in_order)
 
 
 def waiting(db: Store) -> int:

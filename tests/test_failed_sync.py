@@ -587,7 +587,7 @@ def test_a_failed_sync_while_an_interrupted_compaction_is_finished(path: Path) -
 
     victims = [row.segment_id for row in store._segments.sealed()]
     with pytest.raises(KeyboardInterrupt):
-        store._upkeep.compactor.run(victims, interrupt, lambda _: None)
+        store._maintenance.compactor.run(victims, interrupt, lambda _: None)
     files.fail_sync(1, of=lambda where: where == str(path))
     with pytest.raises(StoreFailedError):
         store.compact()

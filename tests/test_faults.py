@@ -259,7 +259,7 @@ def works_in_the_background(log: Log) -> None:
     log.put(b"new", b"1")
     store = log.store
     assert store is not None
-    store._upkeep.may_compact = True
+    store._maintenance.may_compact = True
     for _ in range(2):
         try:
             store._work()

@@ -81,7 +81,7 @@ class Story:
         self.writer.compact()
 
     def compact_a_part(self) -> None:
-        uses = self.writer._upkeep.survey()
+        uses = self.writer._maintenance.usage()
         if uses:
             first = self.random.randrange(len(uses))
             last = self.random.randrange(first, len(uses))
@@ -92,7 +92,7 @@ class Story:
                 for action in meanwhile:
                     action()
 
-            self.writer._upkeep.compactor.run(victims, lambda: None, copied)
+            self.writer._maintenance.compactor.run(victims, lambda: None, copied)
 
     def restart_writer(self) -> None:
         if self.random.random() < 0.5:
@@ -317,14 +317,14 @@ def test_a_key_deleted_before_a_compaction_that_kept_it_stays_deleted(path: Path
     reader = open_store(path, "r")
     writer["doomed"] = b"y" * 300
     writer["filler"] = b"y" * 300
-    first = writer._upkeep.survey()[-1].segment_id
+    first = writer._maintenance.usage()[-1].segment_id
 
     def copied(_: int) -> None:
         writer.delete("doomed")
         reader.refresh()
         assert list(reader) == [b"filler"]
 
-    writer._upkeep.compactor.run([first], lambda: None, copied)
+    writer._maintenance.compactor.run([first], lambda: None, copied)
     assert reader.refresh()
     assert list(reader) == [b"filler"]
     reader.close()
@@ -418,8 +418,8 @@ def test_opening_beside_a_writer_that_compacts_all_the_time(
                 left[0] -= 1
                 writer["a"] = b"%d" % left[0]
                 writer._commit.seal()
-                uses = [use.segment_id for use in writer._upkeep.survey()]
-                writer._upkeep.compactor.run(uses[1:], lambda: None, lambda _: None)
+                uses = [use.segment_id for use in writer._maintenance.usage()]
+                writer._maintenance.compactor.run(uses[1:], lambda: None, lambda _: None)
             return header_of(directory, row, *rest, **more)
 
         monkeypatch.setattr(recovery, "_read_segment", overtaken)
@@ -920,7 +920,7 @@ def test_a_refresh_that_is_carried_out_twice_does_the_same(path: Path, monkeypat
     writer._commit.seal()
     writer.update({"a": "2", "c": "2"})
     del writer["b"]
-    follower: Any = reader._upkeep._follower
+    follower: Any = reader._maintenance._follower
     apply, left = follower._apply, [KeyboardInterrupt]
 
     def interrupted_once(plan: object) -> bool:
@@ -1006,7 +1006,7 @@ def test_a_reader_with_few_files_sees_what_was_appended_to_one(path: Path) -> No
     writer["c"] = "3"
     reader = open_store(path, "r", io="mmap", max_open_segments=1)
     assert reader["c"] == b"3"
-    writer._upkeep.compactor.run([1], lambda: None, lambda _: None)
+    writer._maintenance.compactor.run([1], lambda: None, lambda _: None)
     writer["d"] = "4"
     reader.refresh()
     assert dict(reader) == {b"b": b"2", b"c": b"3", b"d": b"4"}

@@ -59,8 +59,8 @@ _COMPUTES = {
     "SegmentManager.sealed.<locals>.<listcomp>",
     "parse_name",
     "summarise",
-    "survey",
-    "survey.<locals>.<listcomp>",
+    "usage_of",
+    "usage_of.<locals>.<listcomp>",
 }
 SCOPE = tuple(str(Path(module.__file__).parent) for module in (bytekv, sortedcontainers)) + (threading.__file__,)
 

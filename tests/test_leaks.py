@@ -54,7 +54,7 @@ def change(db: Store, rest: random.Random) -> None:
         db[b"k%03d" % rest.randrange(100)] = rest.randbytes(40)
     victims = [row.segment_id for row in db._segments.sealed()][-4:]
     if victims:
-        db._upkeep.compactor.run(victims, lambda: None, lambda _: None)
+        db._maintenance.compactor.run(victims, lambda: None, lambda _: None)
 
 
 def descriptors_of(path: Path) -> list[str]:

@@ -760,11 +760,11 @@ def half_moved(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[St
             db[b"%02d" % (number if number % 2 else 0)] = b"%d" % number * 30
 
         def strike() -> None:
-            if db._upkeep.compactor._job is not None:
+            if db._maintenance.compactor._job is not None:
                 raise Interruption
 
         with pytest.raises(Interruption):
-            db._upkeep.compactor.run([row.segment_id for row in db._segments.sealed()], strike, lambda _: None)
+            db._maintenance.compactor.run([row.segment_id for row in db._segments.sealed()], strike, lambda _: None)
         waiting = [key for key, location in db._keydir.locations.items() if location >> 44 in db._segments.retiring]
         assert len(waiting) > 5
         assert db[waiting[0]]
@@ -775,7 +775,7 @@ def test_a_segment_that_was_removed_before_it_was_opened(half_moved: tuple[Store
     """A reader found a segment on the list; before he opened the file, it was gone. Instead of looking the key up again
     he raised "was compacted away by the writer", in the writer's own process. Found by recorded histories."""
     db, files, key = half_moved
-    files.before = lambda: db._upkeep.compactor.finish(lambda: None)
+    files.before = lambda: db._maintenance.compactor.finish(lambda: None)
     assert db[key] == key.lstrip(b"0") * 30
     assert files.before is None
 
@@ -784,7 +784,7 @@ def test_a_segment_that_was_removed_while_it_was_opened(half_moved: tuple[Store,
     """Its bytes were right, but the reader put it among the open segments after it had been taken from them: the file,
     removed long since, kept its disk space until the store was closed."""
     db, files, key = half_moved
-    files.after = lambda: db._upkeep.compactor.finish(lambda: None)
+    files.after = lambda: db._maintenance.compactor.finish(lambda: None)
     assert db[key] == key.lstrip(b"0") * 30
     assert files.after is None
     assert set(db._segments.readers) <= {row.segment_id for row in db._segments.manifest.segments}

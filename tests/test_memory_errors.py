@@ -30,7 +30,7 @@ import pytest
 
 from bytekv.engine import open as opening
 from bytekv.engine.log.directory import Directory
-from bytekv.engine.space.maintenance import Upkeep
+from bytekv.engine.space.maintenance import Maintenance
 from bytekv.engine.store import Store
 from tests.interrupted_calls import ANY_SYNC, BACKGROUND, CALLS, OPENINGS, Bench, Mode, Tally, a_bench
 
@@ -180,8 +180,8 @@ def _main(argument: str) -> None:
 #: What runs when an opening fails, or a store is closed or dropped.
 _GIVING_BACK = [
     *(getattr(Store, name) for name in ("__init__", "close", "_shut", "__del__", "_commit_batch")),
-    Upkeep.build_hints,
-    Upkeep.__init__,
+    Maintenance.build_hints,
+    Maintenance.__init__,
     *(function for part in (opening, Directory) for function in vars(part).values() if inspect.isfunction(function)),
 ]
 

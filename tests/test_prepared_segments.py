@@ -217,7 +217,7 @@ def test_an_interrupted_roll_keeps_its_number_beside_a_compaction(path: Path) ->
             with pytest.raises(KeyboardInterrupt):
                 db[b"rolls"] = bytes(5000)
 
-    db._upkeep.compactor.run([victim], pause, lambda _: None)
+    db._maintenance.compactor.run([victim], pause, lambda _: None)
     assert was_struck
     db[b"more"] = b"1"
     content = dict(db)

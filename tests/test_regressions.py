@@ -29,7 +29,7 @@ def sealed_ids(db: Store) -> list[int]:
 
 
 def compact_run(db: Store, victims: list[int], pause: Callable[[], None] = lambda: None) -> None:
-    db._upkeep.compactor.run(victims, pause, lambda _: None)
+    db._maintenance.compactor.run(victims, pause, lambda _: None)
 
 
 class PausingFiles(FakeFiles):
@@ -75,15 +75,15 @@ def test_victims_chosen_before_another_compaction_took_them(open_store: Callable
     for number in range(40):
         db.put(b"k%d" % (number % 4), b"v%d" % number)
     content = dict(db)
-    victims = db._upkeep.victims()
+    victims = db._maintenance.pick()
     assert victims
-    lock = db._upkeep.compacting
+    lock = db._maintenance.compacting
 
     class LateLock:
         """The other thread had the lock, and has just let go of it."""
 
         def __enter__(self) -> object:
-            db._upkeep.compacting = lock
+            db._maintenance.compacting = lock
             db.compact()
             return lock.__enter__()
 
@@ -93,11 +93,11 @@ def test_victims_chosen_before_another_compaction_took_them(open_store: Callable
         def __getattr__(self, name: str) -> Any:
             return getattr(lock, name)
 
-    db._upkeep.compacting = LateLock()
-    db._upkeep.may_compact = True
+    db._maintenance.compacting = LateLock()
+    db._maintenance.may_compact = True
     db._work()
-    db._upkeep.may_compact = False
-    assert db._upkeep.compacting is lock
+    db._maintenance.may_compact = False
+    assert db._maintenance.compacting is lock
     db.put(b"k0", b"still writable")
     assert dict(db) == {**content, b"k0": b"still writable"}
 
@@ -118,7 +118,7 @@ def test_two_small_neighbours_are_merged_once(path: Path, open_store: Callable[.
     crash(db)
     db = open_store(**options)
     rounds = 0
-    while victims := db._upkeep.victims():
+    while victims := db._maintenance.pick():
         compact_run(db, victims)
         rounds += 1
         assert rounds < 3

@@ -376,10 +376,10 @@ def test_a_compaction_neither_copies_nor_drops_what_is_damaged(path: Path, io: s
             name: content for name, content in before.items() if name.endswith(".seg")
         }
         assert left["MANIFEST"] == before["MANIFEST"]
-        db._upkeep.may_compact = True
+        db._maintenance.may_compact = True
         db._work()
         assert str(file) in (db.stats().background_error or "")
-        assert not db._upkeep.may_compact
+        assert not db._maintenance.may_compact
         assert {name: db[name] for name in content} == content
         db["goes on"] = "1"
         assert [found.offset for found in db.verify().damage] == [offset]
@@ -415,7 +415,7 @@ def test_an_entry_that_is_damaged_after_it_was_checked_is_not_copied(path: Path,
 
         victims = [row.segment_id for row in db._segments.sealed()]
         with pytest.raises(bytekv.CorruptionError, match="changed nothing") as caught:
-            db._upkeep.compactor.run(victims, lambda: None, advance, in_order=True)
+            db._maintenance.compactor.run(victims, lambda: None, advance, in_order=True)
         assert (caught.value.path, caught.value.offset) == (str(file), offset)
         damage(file, at)
         assert snapshot_of(path) == before

@@ -147,7 +147,7 @@ def _change(db: Any, chance: random.Random, files: QuickFiles, largest: int) -> 
     elif way < 0.91:
         db.compact()
     elif way < 0.95:  # some of the segments
-        db._upkeep.may_compact = True
+        db._maintenance.may_compact = True
         db._work()
     else:
         db.sync()
@@ -201,7 +201,7 @@ def live(path: Path, chance: random.Random) -> tuple[str, float]:
                 db["full"] = bytes(number)
                 if db._commit.wants_next:
                     break
-            db._upkeep.may_compact = True
+            db._maintenance.may_compact = True
             db._work()  # what a roll will begin is made beforehand
             db["late"] = b"1"
         elif action == "put":

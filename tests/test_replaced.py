@@ -139,7 +139,7 @@ def _compacts(db: Store) -> None:
 
 
 def _works(db: Store) -> None:
-    db._upkeep.may_compact = True
+    db._maintenance.may_compact = True
     db._work()
 
 

@@ -67,7 +67,7 @@ def run_of(db: Store, first: int, last: int | None = None) -> list[int]:
 def compact_run(
     db: Store, victims: list[int], pause: Callable[[], None] = lambda: None, *, in_order: bool = False
 ) -> None:
-    db._upkeep.compactor.run(victims, pause, lambda _: None, in_order=in_order)
+    db._maintenance.compactor.run(victims, pause, lambda _: None, in_order=in_order)
 
 
 # --- a hole in the log, and what lies behind it --------------------------------------------------
@@ -633,7 +633,7 @@ def test_dead_bytes_are_counted_right_after_an_interruption(
 
     def pause() -> None:
         nonlocal moving
-        moving += db._upkeep.compactor._job is not None
+        moving += db._maintenance.compactor._job is not None
         if moving == 3:
             raise Stop
 

@@ -1,7 +1,7 @@
 """The one rule of sizes: what a store of so many live bytes looks like, and how much disk it takes for that.
 
 A store small enough to be real runs in lockstep with its worker (`tests/turns.py`), to scale; a large one is a list of
-segments with so many live and dead bytes, beside the same `choose` and the same `Debt`.
+segments with so many live and dead bytes, beside the same `pick` and the same `Debt`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bytekv.engine.codec.entry import SEGMENT_HEADER_SIZE
 from bytekv.engine.log.sizes import sizes_of
-from bytekv.engine.space.picker import Use, choose
+from bytekv.engine.space.picker import SegmentUsage, pick
 from bytekv.engine.write.throttle import Debt
 from bytekv.options import Options
 from tests import harness
@@ -168,9 +168,9 @@ def test_changes_reach_back_through_what_was_compacted_before(path: Path) -> Non
     with harness.open_store(path, segment_size_bytes=64 * MIB // SCALE) as db:
         for number in range(5000):
             db[b"%d" % (number % 100)] = b"." * 993
-        assert db._upkeep.victims()
-        while victims := db._upkeep.victims():
-            db._upkeep.compactor.run(victims, lambda: None, lambda _: None)
+        assert db._maintenance.pick()
+        while victims := db._maintenance.pick():
+            db._maintenance.compactor.run(victims, lambda: None, lambda _: None)
         kept = 8 * MIB // SCALE // 1027
         assert sum(1 for _ in db.changes(db.last_seq - kept)) == kept
 
@@ -212,10 +212,10 @@ class Model:
 
     def choice(self) -> list[int]:
         uses = [
-            Use(number, int(length), max(0, int(length - live) - SEGMENT_HEADER_SIZE), 0)
+            SegmentUsage(number, int(length), max(0, int(length - live) - SEGMENT_HEADER_SIZE), 0)
             for number, (length, live) in enumerate(self.log)
         ]
-        return choose(uses, self.sizes, int(self.active[0]))
+        return pick(uses, self.sizes, int(self.active[0]))
 
     def work(self, seconds: float) -> None:
         budget = seconds / (2.6e-6 / 128)
@@ -305,7 +305,7 @@ def test_writers_are_slowed_down_only_for_a_compaction_that_is_due(
         harness.NO_WORKER | {"bytekv.engine.log.sizes._SMALLEST": 8 * KIB, "bytekv.engine.log.sizes._KEPT": 16 * KIB}
     ):
         db = harness.open_store(fresh(path), files=files, **options)
-        files.is_helped = lambda: bool(db._upkeep.victims()) and options["auto_compact"]
+        files.is_helped = lambda: bool(db._maintenance.pick()) and options["auto_compact"]
         with db:
             for number in range(100):
                 db[b"%d" % (number % keys)] = b"." * size
@@ -319,7 +319,7 @@ def test_writers_are_slowed_down_only_for_a_compaction_that_is_due(
                 elif verb == "work":
                     files.is_helped = lambda: True  # the worker's own
                     db._work()
-                    files.is_helped = lambda: bool(db._upkeep.victims()) and options["auto_compact"]
+                    files.is_helped = lambda: bool(db._maintenance.pick()) and options["auto_compact"]
                 else:
                     db.compact()
             if not options["auto_compact"] or options["compact_rate_bytes_s"]:

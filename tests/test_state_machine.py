@@ -374,7 +374,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(first=st.floats(0, 0.999), length=st.floats(0, 1))
     def compact_a_part(self, first: float, length: float) -> None:
         if victims := self.run_of_segments(first, length):
-            self.db._upkeep.compactor.run(victims, lambda: None, lambda _: None)
+            self.db._maintenance.compactor.run(victims, lambda: None, lambda _: None)
             left = {row.segment_id for row in self.db._segments.sealed()}
             assert left.isdisjoint(victims)
 
@@ -408,7 +408,7 @@ class StoreMachine(RuleBasedStateMachine):
                     self.put_with_ttl(key, value, ttl)
 
         if victims := self.run_of_segments(first, length):
-            self.db._upkeep.compactor.run(victims, pause, lambda _: None)
+            self.db._maintenance.compactor.run(victims, pause, lambda _: None)
 
     @rule(first=st.floats(0, 0.999), length=st.floats(0, 1), after=st.integers(0, 20))
     def compact_until_interrupted(self, first: float, length: float, after: int) -> None:
@@ -423,24 +423,24 @@ class StoreMachine(RuleBasedStateMachine):
 
         if victims := self.run_of_segments(first, length):
             with contextlib.suppress(Interruption):
-                self.db._upkeep.compactor.run(victims, pause, lambda _: None)
+                self.db._maintenance.compactor.run(victims, pause, lambda _: None)
 
     @rule()
     def choose_and_compact(self) -> None:
         """Compact as long as it seems worth it: every round must leave less to do."""
         for _ in range(10 + len(self.db._segments.sealed())):
-            victims = self.db._upkeep.victims()
+            victims = self.db._maintenance.pick()
             if not victims:
                 return
-            self.db._upkeep.compactor.run(victims, lambda: None, lambda _: None)
+            self.db._maintenance.compactor.run(victims, lambda: None, lambda _: None)
         pytest.fail(f"compacting has no end, now it is the turn of {victims}")
 
     @rule()
     def work(self) -> None:
         """Do what the worker would do by now."""
         self.db._work()
-        if self.db._upkeep.may_compact:
-            assert not self.db._upkeep.victims()
+        if self.db._maintenance.may_compact:
+            assert not self.db._maintenance.pick()
         assert self.db.stats().background_error is None
 
     # --- one moment, kept ------------------------------------------------------------------------

@@ -333,7 +333,7 @@ def test_an_expired_entry_hides_older_ones_through_every_compaction(open_store):
     db["tail"] = "z"
     clock.sleep(11)
     middle = [row.segment_id for row in db._segments.sealed()][1:]
-    db._upkeep.compactor.run(middle, lambda: None, lambda _: None)
+    db._maintenance.compactor.run(middle, lambda: None, lambda _: None)
     for _ in range(2):
         assert "k" not in db
         crash(db)

@@ -93,7 +93,7 @@ def compacted(path: Path, rounds: int, **options: Any) -> Story:
     with harness.open_store(path, files=FakeFiles(), **options) as db:
         write_history(db, moments, rounds)
         sealed = [row.segment_id for row in db._segments.sealed()]
-        db._upkeep.compactor.run(sealed[1:], lambda: None, lambda _: None)
+        db._maintenance.compactor.run(sealed[1:], lambda: None, lambda _: None)
         write_history(db, moments, 1)
     last = len(moments) - 1
     return keep(path, moments, last, last, None, **options)

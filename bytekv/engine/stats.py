@@ -8,7 +8,7 @@ grace is over; then a compaction leaves a tombstone of it, and so much of it cou
 from __future__ import annotations
 
 from .._lean import NamedTuple
-from .space.maintenance import Upkeep
+from .space.maintenance import Maintenance
 from .write.commit import Committer
 
 __all__ = ["SegmentStats", "Stats", "stats_of"]
@@ -47,7 +47,7 @@ class Stats(NamedTuple):
     segments: tuple[SegmentStats, ...]
 
 
-def stats_of(keys: int, committer: Committer, upkeep: Upkeep) -> Stats:
+def stats_of(keys: int, committer: Committer, maintenance: Maintenance) -> Stats:
     """Gather the counts of a store that has so many keys."""
     segments, keydir = committer.segments, committer.keydir
     committer.check_reentry()
@@ -69,8 +69,8 @@ def stats_of(keys: int, committer: Committer, upkeep: Upkeep) -> Stats:
         total - gone,
         gone,
         len(segments.readers),
-        upkeep.compactions,
-        upkeep.background_error,
+        maintenance.compactions,
+        maintenance.background_error,
         len(keydir.views),
         pinned_bytes,
         len(keydir.expired),

@@ -2,8 +2,8 @@
 
 What this module adds to the layers below is what a user sees: conversions of keys and values, what each method decides
 on the entry that it finds, the contract of a mapping, one moment of truth for `close`. How a change gets onto the disk
-is `Committer`'s business, how an entry is read `Reading`'s, what happens without being asked `Upkeep`'s. Only `get` is
-written out here once more.
+is `Committer`'s business, how an entry is read `Reading`'s, what happens without being asked `Maintenance`'s. Only
+`get` is written out here once more.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .open import open_directory
 from .reader import Reading
 from .recovery import Recovery
 from .space.compactor import Compaction, Progress
-from .space.maintenance import Upkeep
+from .space.maintenance import Maintenance
 from .space.worker import LastLock, Worker
 from .write.change import Bulk, Operation
 from .write.commit import Committer
@@ -144,7 +144,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                     from .replication.follower import Follower
 
                 follower = Follower(commit)
-            self._upkeep = Upkeep(commit, options, self._worker, follower)
+            self._maintenance = Maintenance(commit, options, self._worker, follower)
             self._reading = Reading(commit, options)
             self._commit = commit  # from now on there is something to close
             register(self)
@@ -152,10 +152,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 self._after_fork()
             log.info("opened %s: %s", path, self.recovery)
             is_due = options.follow is not None or (
-                flag != "r" and (self.recovery.hints_missing or (options.auto_compact and self._upkeep.victims()))
+                flag != "r" and (self.recovery.hints_missing or (options.auto_compact and self._maintenance.pick()))
             )
             if is_due and not self._worker.wake():
-                self._upkeep.works_alone()
+                self._maintenance.works_alone()
         except BaseException:
             # Now, and not when this frame goes: the error may be kept, by an interactive session for one.
             if hasattr(self, "_commit"):
@@ -616,7 +616,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         about 3 µs an entry.
         """
         self._check_writable()
-        return self._upkeep.compact(progress)
+        return self._maintenance.compact(progress)
 
     def verify(self, *, progress: Callable[[Progress], object] | None = None) -> check.Report:
         """Read every byte of the store, check it against its CRC and the invariants; change nothing.
@@ -625,17 +625,17 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         refreshes and looks again, for the writer may have compacted it away. Complexity: O(bytes), about 1 µs an entry.
         """
         self._check_open()
-        self._upkeep.check_reentry("verify")
+        self._maintenance.check_reentry("verify")
         self._commit.settle()
-        waiter: object = self._upkeep.hurry()
-        with self._upkeep.compacting:
+        waiter: object = self._maintenance.hurry()
+        with self._maintenance.compacting:
             waiter = None  # noqa: F841
             if not self._readonly:
-                self._upkeep.compactor.finish(self._files.yield_cpu)
+                self._maintenance.compactor.finish(self._files.yield_cpu)
             report = self._verify(progress)
             if not report.ok:
                 with suppress(BytekvError):  # what is new may be damaged itself
-                    if self._upkeep.catch_up():  # what is gone may have been compacted away by the writer
+                    if self._maintenance.catch_up():  # what is gone may have been compacted away by the writer
                         report = self._verify(progress)
             return report
 
@@ -709,7 +709,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         with translated("bytekv.stats"):
             from .stats import stats_of
 
-        return stats_of(len(self), self._commit, self._upkeep)
+        return stats_of(len(self), self._commit, self._maintenance)
 
     def refresh(self) -> bool:
         """Catch up with the writer, if the store was opened with flag "r"; tell whether there was anything new.
@@ -731,16 +731,16 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         (False, True, True)
         """
         self._check_open()
-        return self._upkeep.refresh()
+        return self._maintenance.refresh()
 
     # --- the worker ----------------------------------------------------------------------------
     # It calls the store, which therefore is not dropped, and closed, in the middle of that.
 
     def _work(self) -> float | None:
-        return self._upkeep.work()
+        return self._maintenance.work()
 
     def _work_failed(self, error: BaseException) -> bool:
-        return self._upkeep.work_failed(error)
+        return self._maintenance.work_failed(error)
 
     # --- lifecycle -----------------------------------------------------------------------------
 
@@ -789,10 +789,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         if self._is_closed or os.getpid() != self._pid:
             return
         commit = self._commit
-        self._upkeep.check_reentry("close")
+        self._maintenance.check_reentry("close")
         self._worker.stop()
         try:
-            with self._upkeep.compacting, commit.sync_lock, commit.lock, commit:
+            with self._maintenance.compacting, commit.sync_lock, commit.lock, commit:
                 if not self._is_shut:
                     self._shut(commit)
         finally:
@@ -806,7 +806,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def _write_clean_end(self, commit: Committer) -> None:
         if not self._readonly and commit.refusal is None:  # else an interrupted close() has been here
             commit.close()
-            self._upkeep.build_hints()
+            self._maintenance.build_hints()
 
     def _shut(self, commit: Committer) -> None:
         try:
@@ -815,7 +815,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._segments.remove(self._segments.release(()))
         finally:
             refuse = partial(StoreClosedError, f"{self._path}: this store was closed")
-            commit.refusal = self._upkeep.refusal = refuse
+            commit.refusal = self._maintenance.refusal = refuse
             self._locations = self._reading.shut(refuse)
             self._segments.drop()
             self._is_shut = True
@@ -828,15 +828,15 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """
         if self._is_closed or os.getpid() != self._pid:
             return
-        commit, upkeep = self._commit, self._upkeep
-        upkeep.check_reentry("close")
+        commit, maintenance = self._commit, self._maintenance
+        maintenance.check_reentry("close")
         self._worker.stop()
         try:
-            with upkeep.compacting, commit.sync_lock, commit.lock, commit:
+            with maintenance.compacting, commit.sync_lock, commit.lock, commit:
                 try:
                     self._write_clean_end(commit)
                 finally:
-                    upkeep.compacting = LastLock(upkeep.compacting)
+                    maintenance.compacting = LastLock(maintenance.compacting)
                     commit.replace_locks(LastLock)
                     self._reading.ordering = LastLock(self._reading.ordering)
                     commit.drags = False  # nobody compacts any more
@@ -851,8 +851,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         refuse = partial(ForkedStoreError, f"{self._path}: opened by the parent process; open it again here")
         commit = self._commit
         commit.forget_after_fork()
-        self._upkeep.forget_after_fork()
-        commit.refusal = self._upkeep.refusal = refuse
+        self._maintenance.forget_after_fork()
+        commit.refusal = self._maintenance.refusal = refuse
         self._locations = self._reading.shut(refuse)
         self._segments.drop()
         self._directory.abandon()

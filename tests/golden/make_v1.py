@@ -93,8 +93,8 @@ class Author:
 
     def compact(self, *victims: int) -> None:
         """Compact one run, which need not begin at the oldest segment."""
-        with self.store._upkeep.compacting:
-            self.store._upkeep.compactor.run(list(victims), lambda: None, lambda _: None)
+        with self.store._maintenance.compacting:
+            self.store._maintenance.compactor.run(list(victims), lambda: None, lambda _: None)
 
     def close(self) -> None:
         self.store.close()

@@ -34,7 +34,7 @@ from ...options import Options
 from .. import recovery
 from ..write.commit import Committer
 from .compactor import Compaction, Compactor, Progress
-from .picker import Use, choose, choose_all, choose_small, survey
+from .picker import SegmentUsage, pick, pick_all, pick_small, usage_of
 from .worker import Pacer, StopWork, Worker
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from ..replication.follower import Follower
 
-__all__ = ["Upkeep"]
+__all__ = ["Maintenance"]
 
 _SORTED_FOR_COMPACTION: Final = 1 << 20  # keys; sorting so many takes half a second
 _NO_THREAD: Final = (
@@ -64,12 +64,12 @@ class _Waiter:
     __slots__ = ("__weakref__",)
 
 
-def _has_victims(upkeep: weakref.ref[Upkeep]) -> bool:
-    there = upkeep()
-    return there is not None and there._look_for_victims()
+def _has_work(maintenance: weakref.ref[Maintenance]) -> bool:
+    there = maintenance()
+    return there is not None and there._look_for_work()
 
 
-class Upkeep:
+class Maintenance:
     """See to one store's durability and space."""
 
     def __init__(
@@ -93,7 +93,7 @@ class Upkeep:
         self.background_error: str | None = None
         self.may_compact = options.auto_compact  # in the background
         self._is_due = False  # a compaction, as far as is known: there were victims when it was last looked for them
-        committer.is_due = partial(_has_victims, weakref.ref(self))
+        committer.is_due = partial(_has_work, weakref.ref(self))
         self._let_drag()
 
     def _let_drag(self) -> None:
@@ -233,7 +233,7 @@ class Upkeep:
             return False
         with self.compacting:
             self.compactor.finish(self._pause)
-            victims = self.victims()
+            victims = self.pick()
             self._note_due(is_due=bool(victims))
             if victims:
                 self.compactor.run(victims, self._pause, lambda _: None)
@@ -265,23 +265,23 @@ class Upkeep:
 
     # --- what there is to compact --------------------------------------------------------------
 
-    def survey(self) -> list[Use]:
-        """Return the use of every sealed segment in logical order."""
+    def usage(self) -> list[SegmentUsage]:
+        """Return the usage of every sealed segment in logical order."""
         with self._committer.lock, self._committer:
-            return self._survey()
+            return self._usage()
 
-    def victims(self) -> list[int]:
+    def pick(self) -> list[int]:
         """Return the run that a compaction in the background would take now."""
         with self._committer.lock, self._committer:
-            return self._victims()
+            return self._pick()
 
-    def _survey(self) -> list[Use]:
+    def _usage(self) -> list[SegmentUsage]:
         self._committer.measure()
-        return survey(self._segments, self._keydir)
+        return usage_of(self._segments, self._keydir)
 
-    def _victims(self) -> list[int]:
-        uses, writer = self._survey(), self._segments.writer
-        return choose(uses, self._segments.sizes, 0 if writer is None else writer.end)
+    def _pick(self) -> list[int]:
+        uses, writer = self._usage(), self._segments.writer
+        return pick(uses, self._segments.sizes, 0 if writer is None else writer.end)
 
     def _note_due(self, *, is_due: bool) -> None:
         with self._committer.lock, self._committer:
@@ -289,9 +289,9 @@ class Upkeep:
             if not is_due:
                 self._committer.forgive()
 
-    def _look_for_victims(self) -> bool:
+    def _look_for_work(self) -> bool:
         """Tell a writer whether a compaction is due or under way, and have it begin. Under the lock, in its change."""
-        if not self._is_due and self._victims():
+        if not self._is_due and self._pick():
             self._is_due = self._committer.wants_worker = True
         return self._is_due
 
@@ -325,10 +325,10 @@ class Upkeep:
         with committer.lock, committer:
             active = self._segments.writer
             untidy = active is not None and self._keydir.has_dead(active.header.segment_id)
-        if untidy or any(choose_all(self.survey())):
+        if untidy or any(pick_all(self.usage())):
             committer.seal()
         while True:
-            runs = choose_all(self.survey())
+            runs = pick_all(self.usage())
             total = done + sum(self._segments.lengths()[segment] for run in runs for segment in run)
             try:
                 for run in runs:
@@ -337,7 +337,7 @@ class Upkeep:
             except DiskFullError:
                 if not self._compact_one_segment():
                     raise
-        while small := choose_small(self.survey(), self._segments.sizes, 2):
+        while small := pick_small(self.usage(), self._segments.sizes, 2):
             self.compactor.run(small, pause, lambda _: None)
         self.compactions += 1
         after = self._segments.lengths()
@@ -345,7 +345,7 @@ class Upkeep:
 
     def _compact_one_segment(self) -> bool:
         """On a nearly full disk: rewrite the segment whose copy is smallest; False if there is no room for any."""
-        uses = sorted((use for use in self.survey() if use.dead), key=lambda use: use.length - use.dead)
+        uses = sorted((use for use in self.usage() if use.dead), key=lambda use: use.length - use.dead)
         for use in uses:
             with suppress(DiskFullError):
                 self.compactor.run([use.segment_id], self._files.yield_cpu, lambda _: None)

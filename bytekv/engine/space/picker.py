@@ -17,12 +17,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["Use", "choose", "choose_all", "choose_small", "survey"]
+__all__ = ["SegmentUsage", "pick", "pick_all", "pick_small", "usage_of"]
 
 _LONGEST_RUN: Final = 4  # victims of a compaction in the background: what it needs besides, until they can go
 
 
-class Use(NamedTuple):
+class SegmentUsage(NamedTuple):
     """What is known of one sealed segment."""
 
     segment_id: int
@@ -31,10 +31,10 @@ class Use(NamedTuple):
     dead_if_oldest: int  # bytes that go as well if nothing older remains: tombstones, and what becomes one
 
 
-def survey(segments: SegmentManager, keydir: Keydir) -> list[Use]:
-    """Return the use of every sealed segment in logical order. Under the lock. Complexity: O(segments)."""
+def usage_of(segments: SegmentManager, keydir: Keydir) -> list[SegmentUsage]:
+    """Return the usage of every sealed segment in logical order. Under the lock. Complexity: O(segments)."""
     return [
-        Use(
+        SegmentUsage(
             row.segment_id,
             row.length,
             keydir.dead.get(row.segment_id, 0),
@@ -44,7 +44,7 @@ def survey(segments: SegmentManager, keydir: Keydir) -> list[Use]:
     ]
 
 
-def choose(uses: list[Use], sizes: Sizes, active_bytes: int = 0) -> list[int]:
+def pick(uses: list[SegmentUsage], sizes: Sizes, active_bytes: int = 0) -> list[int]:
     """Return the run that an automatic compaction should take next; empty if nothing is worth it.
 
     Only what will really go counts, so that a compaction is never chosen twice for the same bytes.
@@ -55,7 +55,7 @@ def choose(uses: list[Use], sizes: Sizes, active_bytes: int = 0) -> list[int]:
     ``active_bytes``: what the active segment holds of the end of the log that is kept.
     """
     uses = _without_newest(uses, sizes.kept - active_bytes)
-    best: list[Use] = []
+    best: list[SegmentUsage] = []
     most = 0
     for run in _runs(uses, lambda use, oldest: _is_worth(use, oldest, sizes)):
         is_oldest = run[0] is uses[0]
@@ -64,14 +64,14 @@ def choose(uses: list[Use], sizes: Sizes, active_bytes: int = 0) -> list[int]:
         if gain > most:
             best, most = some, gain
     found = [use.segment_id for use in best]
-    return found or _oldest_together(uses, sizes) or choose_small(uses, sizes, sizes.small_files)
+    return found or _oldest_together(uses, sizes) or pick_small(uses, sizes, sizes.small_files)
 
 
-def _gain(use: Use, oldest: bool) -> int:
+def _gain(use: SegmentUsage, oldest: bool) -> int:
     return use.dead + (use.dead_if_oldest if oldest else 0)
 
 
-def _first_of(run: list[Use], oldest: bool, sizes: Sizes) -> list[Use]:
+def _first_of(run: list[SegmentUsage], oldest: bool, sizes: Sizes) -> list[SegmentUsage]:
     """Return as much of the beginning of a run as can be copied beside it: no more than fills a segment."""
     copies = count = 0
     for use in run[:_LONGEST_RUN]:
@@ -82,7 +82,7 @@ def _first_of(run: list[Use], oldest: bool, sizes: Sizes) -> list[Use]:
     return run[:count]
 
 
-def _oldest_together(uses: list[Use], sizes: Sizes) -> list[int]:
+def _oldest_together(uses: list[SegmentUsage], sizes: Sizes) -> list[int]:
     """Return the longest run from the oldest segment on that passes the thresholds as a whole."""
     gain = length = count = 0
     for number, use in enumerate(uses):
@@ -92,7 +92,7 @@ def _oldest_together(uses: list[Use], sizes: Sizes) -> list[int]:
     return [use.segment_id for use in uses[:count]]
 
 
-def _without_newest(uses: list[Use], keep_bytes: int) -> list[Use]:
+def _without_newest(uses: list[SegmentUsage], keep_bytes: int) -> list[SegmentUsage]:
     """Leave out the newest segments that together hold the last ``keep_bytes`` of the log."""
     count = len(uses)
     while count and keep_bytes > 0:
@@ -101,7 +101,7 @@ def _without_newest(uses: list[Use], keep_bytes: int) -> list[Use]:
     return uses[:count]
 
 
-def choose_small(uses: list[Use], sizes: Sizes, at_least: int) -> list[int]:
+def pick_small(uses: list[SegmentUsage], sizes: Sizes, at_least: int) -> list[int]:
     """Return the first neighbours that are small: ``at_least`` so many, and as many as fill a segment."""
     for run in _runs(uses, lambda use, _: use.length < sizes.small):
         if len(run) >= at_least:
@@ -113,13 +113,13 @@ def choose_small(uses: list[Use], sizes: Sizes, at_least: int) -> list[int]:
     return []
 
 
-def _is_worth(use: Use, oldest: bool, sizes: Sizes) -> bool:
+def _is_worth(use: SegmentUsage, oldest: bool, sizes: Sizes) -> bool:
     gain = _gain(use, oldest)
     return gain >= sizes.worth and gain >= sizes.ratio * use.length
 
 
-def _runs(uses: list[Use], wanted: Callable[[Use, bool], bool]) -> Iterator[list[Use]]:
-    run: list[Use] = []
+def _runs(uses: list[SegmentUsage], wanted: Callable[[SegmentUsage, bool], bool]) -> Iterator[list[SegmentUsage]]:
+    run: list[SegmentUsage] = []
     for number, use in enumerate(uses):
         if wanted(use, number == len(run)):  # still contiguous from the oldest on
             run.append(use)
@@ -130,7 +130,7 @@ def _runs(uses: list[Use], wanted: Callable[[Use, bool], bool]) -> Iterator[list
         yield run
 
 
-def choose_all(uses: list[Use]) -> list[list[int]]:
+def pick_all(uses: list[SegmentUsage]) -> list[list[int]]:
     """Return the runs after which no dead byte is left: from the oldest on if anything needs that.
 
     Segments without a dead byte are left alone where that is possible.
