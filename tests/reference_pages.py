@@ -1,10 +1,11 @@
-"""What docs/reference says of options, errors, limits and of who may do what, made from the code.
+"""What the pages say of options, errors, limits, modules and of who may do what, made from the code.
 
 ``python -m tests.reference_pages`` writes it into the pages; tests/test_reference_pages.py compares.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -18,8 +19,10 @@ from bytekv.http.access import SCOPES, STEP_SCOPES
 from bytekv.http.routes import ROUTES
 from bytekv.options import Options
 from bytekv.resp.commands.table import COMMANDS
+from tests.test_layers import ARROWS, PACKAGE, inner_imports, nearest, sources_of
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
+DESIGN = REFERENCE.parent / "explanation" / "design.md"
 
 
 def option_table() -> str:
@@ -122,14 +125,44 @@ def state_table() -> str:
     return made + "".join(f"| {', '.join(names)} | {' | '.join(states)} |\n" for states, names in groups.items())
 
 
+def module_map() -> str:
+    """Return every folder and module with the noun that its docstring begins with, from the top down.
+
+    A line for a module of a folder shows only its name; a module is drawn above those of its room that it imports.
+    """
+    sources = sources_of(PACKAGE)
+    imports = inner_imports(sources)
+    made = ""
+    for room in reversed(ARROWS):
+        left = {name for name in sources if name and nearest(name, ARROWS) == room}
+        folder = PACKAGE / room.replace(".", "/")
+        if room and folder.is_dir():
+            made += _map_line(f"bytekv/{room.replace('.', '/')}/", (folder / "__init__.py").read_text(encoding="utf-8"))
+            left.discard(room)  # its own names are what the folder's line tells
+        while left:
+            name = min(name for name in left if not any(name in imports[other] for other in left - {name}))
+            left.remove(name)
+            inner = name.removeprefix(f"{room}.").replace(".", "/")
+            shown = f"bytekv/{room.replace('.', '/')}.py" if name == room else f"    {inner}.py"
+            made += _map_line(shown, sources[name])
+    return f"```\n{made}```\n"
+
+
+def _map_line(shown: str, source: str) -> str:
+    """Return one line of the map: the first line of a docstring, up to the first colon or full stop."""
+    first = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return f"{shown:36}{re.split('[:.]( |$)', first)[0]}\n"
+
+
 #: page, name of the part, what makes it
 PARTS = [
-    ("options.md", "options", option_table),
-    ("errors.md", "tree", error_tree),
-    ("errors.md", "errors", error_list),
-    ("limits.md", "limits", limit_table),
-    ("http.md", "scopes", scope_table),
-    ("resp.md", "states", state_table),
+    (REFERENCE / "options.md", "options", option_table),
+    (REFERENCE / "errors.md", "tree", error_tree),
+    (REFERENCE / "errors.md", "errors", error_list),
+    (REFERENCE / "limits.md", "limits", limit_table),
+    (REFERENCE / "http.md", "scopes", scope_table),
+    (REFERENCE / "resp.md", "states", state_table),
+    (DESIGN, "map", module_map),
 ]
 
 
@@ -145,9 +178,8 @@ def between(text: str, name: str) -> tuple[str, str, str]:
 def main() -> None:
     """Write the parts into the pages."""
     for page, name, make in PARTS:
-        file = REFERENCE / page
-        before, _, after = between(file.read_text(encoding="utf-8"), name)
-        file.write_text(before + make() + after, encoding="utf-8")
+        before, _, after = between(page.read_text(encoding="utf-8"), name)
+        page.write_text(before + make() + after, encoding="utf-8")
 
 
 if __name__ == "__main__":
