@@ -30,7 +30,7 @@ from bytekv.engine.codec.entry import (
     encode_segment_header,
     seed_of,
 )
-from bytekv.engine.log.segment import Scan
+from bytekv.engine.log.scan import Scan
 
 UUID = bytes(range(16))
 

@@ -35,7 +35,7 @@ from sortedcontainers import SortedList
 
 from bytekv.contract.snapshot import Snapshot
 from bytekv.engine.log import directory
-from bytekv.engine.log.segment import FileView
+from bytekv.engine.log.open_segments import FileView
 from bytekv.engine.store import Store
 from bytekv.errors import BytekvError
 from tests.harness import FakeFiles, open_store

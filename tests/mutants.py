@@ -84,20 +84,20 @@ MUTANTS = [
     _mutant(
         "damage below a sync mark is taken for a torn tail",
         "engine/recovery",
-        "        scan.check_torn(path)",
+        "        check_torn(scan, path)",
         "        pass",
         "tests/test_repair.py",
     ),
     _mutant(
         "an entry with a wrong seq is taken for the next",
-        "engine/log/segment",
+        "engine/log/scan",
         "if seq != expected and (contiguous or seq > MAX_NUMBER):",
         "if False:",
         "tests/test_segment.py",
     ),
     _mutant(
         "a batch is recovered by halves",
-        "engine/log/segment",
+        "engine/log/scan",
         "            if flags & CONTINUES:\n                batch.append(entry)\n                continue\n",
         "",
     ),
@@ -1139,7 +1139,7 @@ MUTANTS = [
     _mutant(
         "a follower takes damage for an entry under way",
         "engine/replication/follower",
-        "            scan.check_torn(path)  # else an entry that is being written",
+        "            check_torn(scan, path)  # else an entry that is being written",
         "            pass",
         _FOLLOWERS,
     ),
@@ -1437,8 +1437,8 @@ MUTANTS = [
     ),
     _mutant(
         "a length is believed before the checksum",
-        "engine/log/segment",
-        "                if size > _WINDOW and not _is_whole(self._read, at, size, seed):",
+        "engine/log/scan",
+        "                if size > _WINDOW and not is_whole(self.read, at, size, seed):",
         "                if False:",
         "tests/test_hostile.py",
     ),

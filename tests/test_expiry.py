@@ -19,8 +19,7 @@ import pytest
 
 from bytekv.engine.codec.entry import EXPIRES, KIND, PUT, TOMBSTONE
 from bytekv.engine.index.deadlines import Deadlines
-from bytekv.engine.log.segment import scan_segment
-from bytekv.engine.log.segment_manager import header_of
+from bytekv.engine.log.scan import header_of, scan_segment
 from bytekv.engine.store import Store
 from bytekv.errors import ChangesLostError
 from tests import harness

@@ -17,7 +17,8 @@ import pytest
 from bytekv.engine.codec import entry as codec
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files
-from bytekv.engine.log.segment import load_hint, open_segment, scan_segment, summarise
+from bytekv.engine.log.scan import open_segment, scan_segment
+from bytekv.engine.log.summary import load_hint, summarise
 from bytekv.errors import CorruptionError
 from tests.golden import make_v1
 from tests.harness import open_store, segment_files, snapshot_of

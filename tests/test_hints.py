@@ -20,8 +20,9 @@ from bytekv.engine.codec.entry import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, S
 from bytekv.engine.log import builder as output
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files
-from bytekv.engine.log.segment import load_hint, open_segment, save_hint, scan_segment, summarise
+from bytekv.engine.log.scan import open_segment, scan_segment
 from bytekv.engine.log.segment_manager import SegmentManager
+from bytekv.engine.log.summary import load_hint, save_hint, summarise
 from bytekv.engine.space.worker import StopWork
 from bytekv.engine.store import Store
 from bytekv.errors import CorruptionError, DiskFullError

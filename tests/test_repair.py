@@ -13,7 +13,7 @@ import bytekv
 from bytekv.engine.codec.entry import OUTPUT, SEGMENT_HEADER_SIZE, seed_of
 from bytekv.engine.integrity import repair as check
 from bytekv.engine.log.directory import Directory
-from bytekv.engine.log.segment import Scan
+from bytekv.engine.log.scan import Scan
 from bytekv.errors import StoreIOError
 from tests.forge import Entry, Segment, write_store
 from tests.harness import QuickFiles, crash, damage, open_store, segment_files, snapshot_of

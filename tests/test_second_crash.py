@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from bytekv import CorruptionError
-from bytekv.engine.log.segment import scan_segment
-from bytekv.engine.log.segment_manager import header_of
+from bytekv.engine.log.scan import header_of, scan_segment
 from bytekv.engine.store import Store
 from tests import harness
 from tests.harness import WRONG, Case, FakeFiles, QuickFiles, crash, expect_no_violation

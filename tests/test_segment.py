@@ -34,9 +34,14 @@ from bytekv.engine.codec.entry import (
     pack_place,
     seed_of,
 )
-from bytekv.engine.log import segment
+from bytekv.engine.log import resync, segment
+from bytekv.engine.log import scan as scan_module
 from bytekv.engine.log.directory import Directory
-from bytekv.engine.log.segment import FileView, Scan, Writer, find_sync_mark, open_segment, scan_segment, summarise
+from bytekv.engine.log.open_segments import FileView
+from bytekv.engine.log.resync import find_sync_mark
+from bytekv.engine.log.scan import Scan, open_segment, scan_segment
+from bytekv.engine.log.segment import Writer
+from bytekv.engine.log.summary import summarise
 from bytekv.errors import BytekvError, CorruptionError, DiskFullError, StoreIOError
 from tests.harness import FakeFiles
 
@@ -288,7 +293,7 @@ def test_a_value_above_the_limit_is_not_even_asked_for():
     scan = Scan(read, START, codec.OFFSET_MASK, SEED, 0)
     assert list(scan) == []
     assert scan.damage
-    assert asked == [segment._FIRST_WINDOW]
+    assert asked == [scan_module._FIRST_WINDOW]
 
 
 def test_nothing_is_read_beyond_the_stop(directory):
@@ -333,8 +338,8 @@ def test_the_size_of_the_window_makes_no_difference(shapes, window):
     assert expected[1:3] == log.whole_before(len(raw))[:2]
     asked.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment, "_WINDOW", window)
-        patch.setattr(segment, "_FIRST_WINDOW", window)
+        patch.setattr(scan_module, "_WINDOW", window)
+        patch.setattr(scan_module, "_FIRST_WINDOW", window)
         assert answers() == expected
     assert all(size <= max(window, 455) and offset + size <= len(raw) for size, offset in asked)
 
@@ -370,7 +375,7 @@ def search(raw: bytes, above: int, start: int = 0) -> int | None:
 
 
 def test_a_mark_is_found_at_every_offset_and_so_across_every_border(monkeypatch):
-    monkeypatch.setattr(segment, "_WINDOW", 64)
+    monkeypatch.setattr(resync, "_WINDOW", 64)
     for noise in (b"\0", b"\x03", b"\x03\0\0\0\0\0\0", b"\xff"):
         for before in range(150):
             raw = (noise * 150)[:before] + mark(7) + noise * 20

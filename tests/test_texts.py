@@ -17,7 +17,10 @@ import pytest
 import bytekv
 from bytekv import errors
 from bytekv.engine.codec import entry as codec
-from bytekv.engine.log.segment import FileView, Search, Writer, _is_whole
+from bytekv.engine.log.open_segments import FileView
+from bytekv.engine.log.resync import Search
+from bytekv.engine.log.scan import is_whole
+from bytekv.engine.log.segment import Writer
 
 RAISED = [
     errors.StoreLockedError("/store", 7),
@@ -112,7 +115,7 @@ def test_columns_are_little_endian_on_every_machine(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_file_cut_short_while_it_is_searched_holds_nothing_whole() -> None:
-    assert not _is_whole(lambda size, offset: b"", 0, 100, 0)
+    assert not is_whole(lambda size, offset: b"", 0, 100, 0)
 
 
 def test_nothing_is_found_in_nothing() -> None:

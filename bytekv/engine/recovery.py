@@ -25,8 +25,10 @@ from ..errors import CorruptionError, DiskFullError, SystemErrors
 from .codec.entry import ACTIVE, BACKUP, LOG, SEALED, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow, Summary, is_zero
 from .index.keydir import Keydir
 from .log.directory import Directory
-from .log.segment import Read, load_hint, save_hint, scan_segment, summarise
-from .log.segment_manager import SegmentManager, header_of, size_of
+from .log.resync import check_torn
+from .log.scan import Read, header_of, scan_segment, size_of
+from .log.segment_manager import SegmentManager
+from .log.summary import load_hint, save_hint, summarise
 
 __all__ = ["Recovery", "build_hint", "needs_hint", "recover"]
 
@@ -237,7 +239,7 @@ class _Torn:
         self.durable_seq = scan.durable_seq
         if scan.end < row.length or scan.last_seq < max(row.last_seq, written_seq):
             raise scan.corruption(path, " in data that was durable")
-        scan.check_torn(path)
+        check_torn(scan, path)
 
     def set_aside(self, report: Recovery) -> None:
         """Copy what lies behind the valid end, up to its last byte that is not zero, into quarantine."""

@@ -20,7 +20,9 @@ from pathlib import Path
 import bytekv
 from bytekv.engine.codec import entry as codec
 from bytekv.engine.codec.entry import CRC, FIXED_SIZE, LOG, MIN_ENTRY_SIZE, RESIDUE, SEGMENT_HEADER_SIZE, checksum
-from bytekv.engine.log.segment import Scan, Search, find_sync_mark, summarise
+from bytekv.engine.log.resync import Search, find_sync_mark
+from bytekv.engine.log.scan import Scan
+from bytekv.engine.log.summary import summarise
 from bytekv.errors import BytekvError, LimitError
 from bytekv.transfer.foreign import SourceError, read_source
 from bytekv.transfer.json_lines import LineError, encode_line, read_lines

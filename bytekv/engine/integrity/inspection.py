@@ -41,7 +41,7 @@ from ..codec.entry import (
     seed_of,
 )
 from ..log.files import Files
-from ..log.segment import Search
+from ..log.resync import Search
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -46,8 +46,10 @@ from ..codec.entry import (
 from ..index.keydir import Keydir
 from ..log.builder import Output
 from ..log.directory import Directory
-from ..log.segment import Read, Scan, Scanned, Search, open_segment, scan_segment, summarise
-from ..log.segment_manager import SegmentManager, header_of
+from ..log.resync import Search
+from ..log.scan import Read, Scan, Scanned, header_of, open_segment, scan_segment
+from ..log.segment_manager import SegmentManager
+from ..log.summary import summarise
 from ..space.compactor import Progress
 
 __all__ = ["Damage", "Report", "salvage", "verify"]

@@ -34,7 +34,8 @@ from ..codec.entry import (
 )
 from ..recovery import HINT_FROM
 from .directory import Directory
-from .segment import header_for, save_hint
+from .segment import header_for
+from .summary import save_hint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -32,13 +32,11 @@ from ..codec.entry import (
     ACTIVE,
     BACKUP,
     LOG,
-    MAX_SEGMENT_SIZE,
     MAX_SEGMENTS,
     SEALED,
     SEGMENT_HEADER_SIZE,
     Entry,
     Manifest,
-    SegmentHeader,
     SegmentRow,
     another_history,
     decode_entry,
@@ -47,10 +45,11 @@ from ..codec.entry import (
     unpack_location,
 )
 from .directory import Directory
-from .segment import FileView, View, Writer, header_for, open_segment
+from .open_segments import FileView, View
+from .segment import Writer, header_for
 from .sizes import Sizes, sizes_of
 
-__all__ = ["Pin", "SegmentManager", "header_of", "size_of"]
+__all__ = ["Pin", "SegmentManager"]
 
 
 class Pin:
@@ -574,24 +573,3 @@ class SegmentManager:
             self.prepared = None
         self.readers.clear()
         self.manifest = self.manifest._replace(segments=())  # so that no late reader opens a file again
-
-
-def header_of(directory: Directory, row: SegmentRow, uuid: bytes, *, for_writing: bool) -> tuple[int, SegmentHeader]:
-    """Open a listed segment and check that it is the one that the manifest means."""
-    path = directory.segment_path(row.segment_id)
-    descriptor, header = open_segment(directory, row.segment_id, for_writing=for_writing)
-    if header.store_uuid != uuid or header.salt != row.salt or (row.state == ACTIVE and header.kind != LOG):
-        directory.files.close(descriptor)
-        raise CorruptionError(path, 0, "belongs to another store, or is not the file that the manifest lists")
-    return descriptor, header
-
-
-def size_of(directory: Directory, descriptor: int, row: SegmentRow) -> int:
-    """Return the length of a listed segment's file, checked against what the manifest says."""
-    path = directory.segment_path(row.segment_id)
-    size = directory.files.size(descriptor, path)
-    if size < row.length:
-        raise CorruptionError(path, size, f"cut short: {size} bytes of {row.length}")
-    if row.state == ACTIVE and size > MAX_SEGMENT_SIZE:
-        raise CorruptionError(path, MAX_SEGMENT_SIZE, f"{size} bytes are too many for a segment")
-    return size

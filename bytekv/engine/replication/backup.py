@@ -22,7 +22,8 @@ from ..._lean import NamedTuple
 from ...errors import BytekvError, CorruptionError, NotAStoreError, StoreFailedError, StoreIOError
 from ..codec.entry import BACKUP, HISTORY, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentRow
 from ..log.directory import Directory
-from ..log.segment_manager import Pin, header_of
+from ..log.scan import header_of
+from ..log.segment_manager import Pin
 from ..space.compactor import Progress
 from ..write.commit import Committer
 

@@ -26,7 +26,8 @@ from ..codec.entry import (
     decode_segment_header,
     seed_of,
 )
-from ..log.segment import Scan, View
+from ..log.open_segments import View
+from ..log.scan import Scan
 from ..log.segment_manager import Pin
 from ..write.commit import Committer
 

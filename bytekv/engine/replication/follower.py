@@ -38,8 +38,10 @@ from ..codec.entry import (
     seed_of,
     unpack_location,
 )
-from ..log.segment import View, load_hint, scan_segment, summarise
-from ..log.segment_manager import header_of, size_of
+from ..log.open_segments import View
+from ..log.resync import check_torn
+from ..log.scan import header_of, scan_segment, size_of
+from ..log.summary import load_hint, summarise
 from ..write.commit import Committer
 
 TYPE_CHECKING = False
@@ -272,7 +274,7 @@ class Follower:
         if scan.end < row.length:
             raise scan.corruption(path, " in data that was durable")
         if scan.damage is not None:
-            scan.check_torn(path)  # else an entry that is being written
+            check_torn(scan, path)  # else an entry that is being written
         if scan.end > start:
             news.later = summary
         begin = max(0, scan.end - _END)

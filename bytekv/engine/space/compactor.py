@@ -52,8 +52,7 @@ from ..codec.entry import (
     checksum,
 )
 from ..log.builder import Output
-from ..log.segment import Scan, scan_segment
-from ..log.segment_manager import header_of
+from ..log.scan import Scan, header_of, scan_segment
 from ..write.commit import Committer
 
 TYPE_CHECKING = False

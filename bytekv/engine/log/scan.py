@@ -1,0 +1,266 @@
+"""Scan: the entries of one segment in file order, each checked.
+
+It stops at the first place that is no valid entry and says what it found there; whether that is damage is for the
+caller to decide. It does not know which keys are live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import repeat
+from struct import Struct
+
+from ...contract.convert import MAX_VALUE_SIZE
+from ...errors import CorruptionError, StoreNotFoundError
+from ..codec.entry import (
+    ACTIVE,
+    CONTINUES,
+    CRC_SIZE,
+    ENTRY,
+    ENTRY_EXPIRES,
+    ENTRY_SIZE,
+    EXPIRES,
+    FIXED_SIZE,
+    LOG,
+    MAX_NUMBER,
+    MAX_SEGMENT_SIZE,
+    MIN_ENTRY_SIZE,
+    PUT,
+    RESIDUE,
+    SEGMENT_HEADER_SIZE,
+    SYNC_MARK,
+    SegmentHeader,
+    SegmentRow,
+    checksum,
+    decode_segment_header,
+    seed_of,
+)
+from .directory import Directory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+__all__ = ["Read", "Scan", "Scanned", "header_of", "is_whole", "open_segment", "scan_segment", "size_of"]
+
+_WINDOW: Final = 1024 * 1024  # what a scan reads at once
+_FIRST_WINDOW: Final = 16 * 1024  # and at first: a reader process that follows looks again and again
+_RUN: Final = 64  # entries that are checked together, in 20 µs
+
+Read = Callable[[int, int], bytes]  # (size, offset) -> bytes
+Scanned = tuple[int, bytes, int, int, int, bytes]  # flags, key, seq, expires_ms, offset, raw
+
+
+def open_segment(directory: Directory, segment_id: int, *, for_writing: bool = False) -> tuple[int, SegmentHeader]:
+    """Open a segment and check its header; return descriptor and header."""
+    path = directory.segment_path(segment_id)
+    files = directory.files
+    try:
+        descriptor = files.open(path, write=for_writing)
+    except StoreNotFoundError as error:
+        directory.check_there()
+        raise CorruptionError(path, 0, "missing, though the manifest lists it") from error
+    try:
+        head = files.read(descriptor, SEGMENT_HEADER_SIZE, 0, path)
+        header = decode_segment_header(head, path, for_writing=for_writing)
+        if header.segment_id != segment_id:
+            raise CorruptionError(path, 0, f"header says segment {header.segment_id}")
+    except BaseException:
+        files.close(descriptor)
+        raise
+    return descriptor, header
+
+
+class Scan:
+    """Walk through the entries of one segment in file order, checking every one.
+
+    Iterating yields ``(flags, key, seq, expires_ms, offset, raw)`` for each entry, ``raw`` being its
+    checked bytes, and stops at the first place that is no valid entry, or at ``stop``. Entries of a
+    batch come only once the whole batch has been seen. Then these say what was found:
+
+    - ``end``: offset behind the last whole operation
+    - ``last_seq``: seq of the last whole operation (or ``seq`` as given)
+    - ``durable_seq``: the highest sync mark
+    - ``entries``: how many there were, sync marks not counted
+    - ``damage``: why it stopped before ``stop``; None at ``stop`` and at the zeros behind the log
+
+    ``seq``: the seq before the first entry; entries must then be numbered without a gap, which shows a
+    stale entry behind a lost one. None: any order, as a compaction writes them.
+
+    Complexity: one pass, about 0.5 µs an entry, 0.4 where many of one size follow each other; memory: 1 MiB or
+    the largest entry.
+    """
+
+    def __init__(self, read: Read, start: int, stop: int, seed: int, seq: int | None) -> None:
+        self.read, self.stop, self.seed, self._seq = read, stop, seed, seq
+        self.end = start
+        self.last_seq = seq or 0
+        self.durable_seq = 0
+        self.entries = 0
+        self.damage: str | None = None
+        self.unfinished: list[Scanned] = []  # whole entries of a batch that has not been seen to its end
+
+    def __iter__(self) -> Iterator[Scanned]:
+        stop, seed, contiguous = self.stop, self.seed, self._seq is not None
+        unpack, window, base = ENTRY.unpack_from, b"", self.end
+        ahead = _FIRST_WINDOW
+        at, expected = self.end, self.last_seq + 1
+        batch = self.unfinished
+        alike = 0  # the size of the entry before
+        while at < stop:
+            here = at - base
+            # A put alone, whole in the window, the next in turn: what comes below, with less to ask. 0.6 µs
+            # an entry instead of 0.9; whatever is different, or wrong, is left to the long way.
+            window_size = len(window)
+            while here + MIN_ENTRY_SIZE <= window_size and not batch:
+                flags, key_size, value_size, seq, _ = unpack(window, here)
+                end = here + key_size + value_size + 27  # OVERHEAD
+                if flags != PUT or end > window_size or seq != expected:
+                    break
+                if end - here == alike:
+                    run = _run(window, here, alike, key_size, seq, seed)
+                    if run is not None:
+                        keys, raws = run
+                        seqs = range(seq, seq + len(keys))
+                        end = here + len(keys) * alike
+                        yield from zip(repeat(PUT), keys, seqs, repeat(0), range(base + here, base + end, alike), raws)
+                        here, at, expected = end, base + end, seqs.stop
+                        self.end, self.last_seq = at, expected - 1
+                        self.entries += len(keys)
+                        continue
+                alike = end - here
+                raw = window[here:end]
+                if checksum(raw, seed) != RESIDUE:
+                    break
+                expected = seq + 1
+                at = base + end
+                self.end, self.last_seq = at, seq
+                self.entries += 1
+                yield PUT, raw[23 : 23 + key_size], seq, 0, base + here, raw
+                here = end
+            if at >= stop:
+                break
+            if here + MIN_ENTRY_SIZE > window_size:
+                window, base, here = self.read(min(ahead, stop - at), at), at, 0
+                ahead = _WINDOW
+                if len(window) < MIN_ENTRY_SIZE:
+                    self._stopped("cut short", window)
+                    return
+            flags, key_size, value_size, seq, _ = unpack(window, here)
+            fixed = FIXED_SIZE[flags]
+            size = fixed + key_size + value_size + CRC_SIZE
+            # The lengths are not to be trusted before the CRC: compare with what is there first.
+            if not fixed or value_size > MAX_VALUE_SIZE or size > stop - at:
+                self._stopped("no entry" if not fixed else "entry reaches past the end", window[here:])
+                return
+            if here + size > len(window):
+                if size > _WINDOW and not is_whole(self.read, at, size, seed):
+                    self.damage = "entry fails its CRC32C"
+                    return  # before a length that is a lie has cost a gigabyte
+                window, base, here = self.read(max(size, min(ahead, stop - at)), at), at, 0
+                ahead = _WINDOW
+            raw = window[here : here + size]
+            if checksum(raw, seed) != RESIDUE:
+                self.damage = "entry fails its CRC32C"
+                return
+            at += size
+            if flags == SYNC_MARK:
+                if batch:
+                    self.damage = "sync mark inside a batch"
+                    return
+                self.durable_seq = seq
+                self.end = at
+                continue
+            if seq != expected and (contiguous or seq > MAX_NUMBER):
+                self.damage = f"entry has seq {seq}, expected {expected}" if contiguous else f"entry has seq {seq}"
+                return
+            expected = seq + 1
+            expires = ENTRY_EXPIRES.unpack_from(raw, ENTRY_SIZE)[0] if flags & EXPIRES else 0
+            entry = flags, raw[fixed : fixed + key_size], seq, expires, at - size, raw
+            if flags & CONTINUES:
+                batch.append(entry)
+                continue
+            self.end, self.last_seq = at, seq
+            self.entries += 1 + len(batch)
+            if batch:
+                yield from batch
+                batch.clear()
+            yield entry
+        if batch:
+            self.damage = "batch without its last entry"
+
+    def _stopped(self, reason: str, rest: bytes) -> None:
+        # Zeros are what preallocation leaves behind the log, the regular end of an active segment.
+        self.damage = reason if rest[:MIN_ENTRY_SIZE].strip(b"\0") else None
+        if self.damage is None and self.unfinished:
+            self.damage = "batch without its last entry"
+
+    def corruption(self, path: str, remark: str) -> CorruptionError:
+        """Return the error for a scan that stopped where it should not have; the remark says why not there."""
+        return CorruptionError(path, self.end, f"{self.damage or 'zeros'}{remark}")
+
+
+def _run(window: bytes, here: int, size: int, key_size: int, seq: int, seed: int) -> tuple[Any, list[bytes]] | None:
+    """Return keys and raw bytes of the next entries if they are alike, in turn and pass their checks, else None.
+
+    One call of C for each column: 0.68 µs an entry, its place in a summary included, instead of 0.89.
+    """
+    count = min(_RUN, (len(window) - here) // size)
+    end = here + count * size
+    # A look at the last of them keeps the price down where sizes change now and then.
+    if count < 8 or window[end - size : end - size + 7] != window[here : here + 7]:
+        return None
+    heads, seqs, keys = zip(*_layout(key_size, size).iter_unpack(memoryview(window)[here:end]), strict=True)
+    if heads.count(heads[0]) != count or seqs != tuple(range(seq, seq + count)):
+        return None
+    raws = [window[at : at + size] for at in range(here, end, size)]
+    return (keys, raws) if set(map(checksum, raws, repeat(seed))) == {RESIDUE} else None
+
+
+@lru_cache(maxsize=256)
+def _layout(key_size: int, size: int) -> Struct:
+    return Struct(f"<7sQ8x{key_size}s{size - 23 - key_size}x")  # flags and sizes, seq, key
+
+
+def is_whole(read: Read, offset: int, size: int, seed: int) -> bool:
+    """Tell whether an entry of this size passes its CRC, without ever holding all of it."""
+    crc, stop = seed, offset + size
+    while offset < stop:
+        piece = read(min(_WINDOW, stop - offset), offset)
+        if not piece:
+            return False
+        crc = checksum(piece, crc)
+        offset += len(piece)
+    return crc == RESIDUE
+
+
+def scan_segment(directory: Directory, descriptor: int, header: SegmentHeader, start: int, stop: int, seq: int) -> Scan:
+    """Return a scan of an open segment from ``start``, where everything up to ``seq`` lies before."""
+    path, files = directory.segment_path(header.segment_id), directory.files
+
+    def read(size: int, offset: int) -> bytes:
+        return files.read(descriptor, size, offset, path)
+
+    return Scan(read, start, stop, seed_of(header.salt), seq if header.kind == LOG else None)
+
+
+def header_of(directory: Directory, row: SegmentRow, uuid: bytes, *, for_writing: bool) -> tuple[int, SegmentHeader]:
+    """Open a listed segment and check that it is the one that the manifest means."""
+    path = directory.segment_path(row.segment_id)
+    descriptor, header = open_segment(directory, row.segment_id, for_writing=for_writing)
+    if header.store_uuid != uuid or header.salt != row.salt or (row.state == ACTIVE and header.kind != LOG):
+        directory.files.close(descriptor)
+        raise CorruptionError(path, 0, "belongs to another store, or is not the file that the manifest lists")
+    return descriptor, header
+
+
+def size_of(directory: Directory, descriptor: int, row: SegmentRow) -> int:
+    """Return the length of a listed segment's file, checked against what the manifest says."""
+    path = directory.segment_path(row.segment_id)
+    size = directory.files.size(descriptor, path)
+    if size < row.length:
+        raise CorruptionError(path, size, f"cut short: {size} bytes of {row.length}")
+    if row.state == ACTIVE and size > MAX_SEGMENT_SIZE:
+        raise CorruptionError(path, MAX_SEGMENT_SIZE, f"{size} bytes are too many for a segment")
+    return size

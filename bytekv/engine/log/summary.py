@@ -1,0 +1,153 @@
+"""Hint: the newest entry of each key in one segment, from its hint file or from a scan.
+
+A hint file is a cache. The segment knows everything that its hint says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+
+from ...errors import BytekvError
+from ..codec.entry import (
+    CRC_SIZE,
+    HINT_HEADER,
+    KIND,
+    OFFSET_SHIFT,
+    PUT,
+    SEGMENT_HEADER_SIZE,
+    SIZE_MASK,
+    TOMBSTONE,
+    SegmentHeader,
+    Summary,
+    decode_hint,
+    encode_hint,
+)
+from .directory import Directory
+from .scan import Scan, Scanned
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+__all__ = ["load_hint", "save_hint", "summarise"]
+
+_SPARE: Final = 1024 * 1024
+
+
+def _with_pauses(entries: Iterable[Scanned], pause: Callable[[], None]) -> Iterator[Scanned]:
+    for number, entry in enumerate(entries):
+        if number % 32 == 0:
+            pause()
+        yield entry
+
+
+def summarise(scan: Scan, pause: Callable[[], None] | None = None, entries: Iterable[Scanned] | None = None) -> Summary:
+    """Exhaust a scan and return the newest entry of each key; ``pause`` is called every 32 entries.
+
+    ``entries``: what of an exhausted scan counts, if not everything.
+    """
+    places: dict[bytes, int] = {}
+    place_once = places.setdefault
+    sizes: dict[bytes, int] = {}  # only of entries too large for their place to know
+    tombstones: dict[bytes, int] = {}
+    expires: dict[bytes, int] = {}
+    clears = False
+    live = clear_size = 0
+    source: Iterable[Scanned] = scan if entries is None else entries
+    if pause is not None:
+        source = _with_pauses(source, pause)
+    for flags, key, _, expires_ms, offset, raw in source:
+        size = len(raw)
+        kind = flags & KIND
+        if kind == PUT:
+            place = offset << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0)
+            old = place_once(key, place)
+            if old is not place:
+                del places[key]  # so that it takes its place at the end
+                places[key] = place
+                live -= old & SIZE_MASK or sizes.pop(key)
+                expires.pop(key, 0)
+            elif tombstones:
+                tombstones.pop(key, 0)
+            live += size
+            if size > SIZE_MASK:
+                sizes[key] = size
+            if expires_ms:
+                expires[key] = expires_ms
+        elif kind == TOMBSTONE:
+            if (gone := places.pop(key, None)) is not None:
+                live -= gone & SIZE_MASK or sizes.pop(key)
+                expires.pop(key, 0)
+            tombstones[key] = size
+        else:  # CLEAR
+            places.clear()
+            sizes.clear()
+            tombstones.clear()
+            expires.clear()
+            clears, live, clear_size = True, 0, size
+    return Summary(
+        scan.end,
+        scan.last_seq,
+        clears,
+        list(places),
+        list(places.values()),
+        list(tombstones),
+        expires,
+        live,
+        clear_size + sum(tombstones.values()),
+    )
+
+
+def load_hint(directory: Directory, header: SegmentHeader, length: int) -> Summary | None:
+    """Return the hint file's summary if it speaks of the segment's first ``length`` bytes or fewer, else None.
+
+    Fewer: the segment was continued since. What it says of the beginning stays true, for nothing is
+    ever written there again.
+    """
+    path = directory.hint_path(header.segment_id)
+    files = directory.files
+    try:
+        descriptor = files.open(path)
+    except BytekvError:
+        return None
+    try:
+        size = files.size(descriptor, path)
+        if size > length + HINT_HEADER.size + CRC_SIZE:
+            return None  # each column takes fewer bytes than the entries that it speaks of
+        summary = decode_hint(files.read(descriptor, size, 0, path), header, path)
+    except BytekvError:
+        return None  # damaged, foreign or newer: a hint is a cache, the segment knows everything
+    finally:
+        files.close(descriptor)
+    return summary if SEGMENT_HEADER_SIZE <= summary.length <= length else None
+
+
+def save_hint(
+    directory: Directory, header: SegmentHeader, summary: Summary, pause: Callable[[], None] = lambda: None
+) -> None:
+    """Write a segment's hint file. Not synced: a half-written one fails its CRC and is ignored.
+
+    ``pause`` is called between pieces that take less than a millisecond.
+    """
+    path = directory.hint_path(header.segment_id)
+    files = directory.files
+    pieces = []
+    for piece in encode_hint(summary, header):
+        pieces.append(piece)
+        pause()
+    if files.free_bytes(directory.folder) < sum(map(len, pieces)) + _SPARE:
+        return  # the last blocks of a disk are for deletes and manifests
+    try:
+        descriptor = files.open_new(path)
+        try:
+            offset = 0
+            for piece in pieces:
+                files.write(descriptor, piece, offset, path)
+                offset += len(piece)
+        finally:
+            files.close(descriptor)
+    except BytekvError:
+        with suppress(BytekvError):
+            files.unlink(path)
+        raise
