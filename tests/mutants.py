@@ -392,7 +392,7 @@ MUTANTS = [
     _mutant(
         "a batch notes nothing in a view of what it deletes",
         "engine/index/keydir",
-        "            view.note_some(gone, lost)\n",
+        "            view.remember_some(gone, lost)\n",
         "",
         "tests/test_fast_paths.py",
     ),
@@ -998,7 +998,7 @@ MUTANTS = [
     _mutant(
         "a follower does not count copies of what is gone",
         "engine/index/keydir",
-        "            elif old != new:\n                self.bury(segment, size_of(new))\n",
+        "            elif old != new:\n                self.count_dead(segment, size_of(new))\n",
         "",
         _AGREEMENT,
     ),

@@ -195,8 +195,8 @@ def test_a_compaction_between_two_looks_of_a_scan(path: Path, table: str, kind: 
     for number in range(1, 5):
         with open_store(path, "n") as db:
             fill(db)
-            looks = _Looks(getattr(db._reading, table), in_a_thread(db.compact), number)
-            setattr(db._reading, table, looks)
+            looks = _Looks(getattr(db._reader, table), in_a_thread(db.compact), number)
+            setattr(db._reader, table, looks)
             if kind == "snapshot":
                 with db.snapshot() as snapshot:
                     found = dict(snapshot.items())
@@ -255,7 +255,7 @@ def test_a_scan_while_keys_are_pointed_at_their_copies(
             for segment_id, *_ in db._segments.manifest.segments:
                 db._segments.view(segment_id)
 
-        db._reading._locations = _Looks(moving, move_some, 1, before=True)
+        db._reader._locations = _Looks(moving, move_some, 1, before=True)
         thread.start()
         copied.wait()
         found = dict(db.items())
@@ -281,7 +281,7 @@ def test_a_scan_after_a_call_that_was_interrupted_before_it_counted(
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(db._keydir, "bury", interrupt)
+            patch.setattr(db._keydir, "count_dead", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 db.sync()
         assert db["05"] == b"new"
@@ -322,11 +322,11 @@ def test_a_reader_knows_what_is_dead_without_counting_anew(path: Path) -> None:
             reader.refresh()
             recounts = reader._keydir.recounts
             assert dict(reader) == dict(writer)
-            whole = [reader._reading._is_whole(row.segment_id) for row in reader._segments.manifest.segments]
+            whole = [reader._reader._is_whole(row.segment_id) for row in reader._segments.manifest.segments]
             assert whole == [False, True, False]
             writer.compact()
             reader.refresh()
-            assert all(reader._reading._is_whole(row.segment_id) for row in reader._segments.manifest.segments)
+            assert all(reader._reader._is_whole(row.segment_id) for row in reader._segments.manifest.segments)
             assert reader.verify().ok
             assert reader._keydir.recounts == recounts
 
@@ -361,9 +361,9 @@ def test_an_entry_beyond_what_was_mapped_is_never_cut_short(path: Path, kind: st
             assert db.get(b"b") == value
         elif kind == "items":
             grow()
-            db._reading._readers = Late()
+            db._reader._readers = Late()
             assert dict(db.items()) == {b"a": b"2", b"b": value}
         else:
-            found._reading._locations = _Looks(found._locations, grow, 5, before=True)
-            found._reading._readers = Late()
+            found._reader._locations = _Looks(found._locations, grow, 5, before=True)
+            found._reader._readers = Late()
             assert found.get_many([b"a", b"c", b"b"]) == {b"a": b"1", b"b": value}

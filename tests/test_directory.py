@@ -239,7 +239,7 @@ def test_a_lock_that_could_not_be_given_back_goes_with_its_directory(directory, 
     open_store(path).close()
 
 
-@pytest.mark.parametrize("place", ["store.Maintenance", "store.Reading", "store.register", "store.log.info"])
+@pytest.mark.parametrize("place", ["store.Maintenance", "store.Reader", "store.register", "store.log.info"])
 def test_an_opening_that_is_interrupted_late_gives_the_lock_back_though_its_error_is_kept(place, path):
     """As an interactive session keeps the last one: the error has the frame, the frame has the store, and the store
     had the lock."""

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from bytekv.engine.codec.entry import SEGMENT_SHIFT, Summary, pack_place
 from bytekv.engine.index import keydir as keydir_module
-from bytekv.engine.index.keydir import Keydir, View
+from bytekv.engine.index.keydir import Keydir, ReadView
 from bytekv.errors import StoreClosedError, StoreIOError
 from tests.harness import patched
 from tests.test_interrupts import InterruptAt
@@ -106,7 +106,7 @@ class Model(RuleBasedStateMachine):
         self.keydir = Keydir(GRACE_MS, lambda: self.now_ms)
         self.places = Places()
         self.original: dict[int, int] = {}  # location of a copy -> location of what it is a copy of
-        self.views: list[tuple[View, dict[bytes, tuple[int, int]]]] = []
+        self.views: list[tuple[ReadView, dict[bytes, tuple[int, int]]]] = []
         self.written: Counter[int] = Counter()  # bytes ever put, by segment
         self.content: dict[bytes, tuple[int, int]] = {}
         self.expired: dict[bytes, tuple[int, int]] = {}  # those that a purge has seen
@@ -200,7 +200,7 @@ class Model(RuleBasedStateMachine):
                 self.written[segment] += self.places.sizes[old]
                 self.original[new] = self.original.get(old, old)
                 assert self.keydir.move(key, old, new)
-                self.keydir.bury(old >> SEGMENT_SHIFT, self.places.sizes[old])
+                self.keydir.count_dead(old >> SEGMENT_SHIFT, self.places.sizes[old])
                 table[key] = new, expires_ms
                 assert not self.keydir.move(key, old, new + (1 << 13)), "a compare-and-set"
 
@@ -646,7 +646,7 @@ def test_an_expired_entry_is_dead_only_once_its_grace_is_over():
     assert (keydir.expires, keydir.expired) == ({}, {})
 
 
-def _selected(view: View) -> list[bytes]:
+def _selected(view: ReadView) -> list[bytes]:
     return view.select(None, None, True, False, False, 1000)
 
 
@@ -703,8 +703,8 @@ def test_a_clear_that_is_carried_out_once_more_leaves_a_view_as_it_is() -> None:
     for number, name in enumerate(names):
         keydir.put(name, 1 << SEGMENT_SHIFT | number << 13 | 50, 0, 0)
     view = keydir.open_view(10)
-    keydir._note_all()
-    keydir._note_all()
+    keydir._remember_all()
+    keydir._remember_all()
     keydir.clear()
     assert _selected(view) == names
     assert [view.locate(name, 0) is None for name in names] == [False] * 10

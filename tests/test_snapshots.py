@@ -157,7 +157,7 @@ def test_a_snapshot_whose_segment_goes_between_the_look_and_the_read(open_store,
     db.update({"a": "1", "b": "1"})
     db._commit.seal()
     with db.snapshot() as snap:
-        read, acts = db._reading.read, []
+        read, acts = db._reader.read, []
 
         def compact():
             if overwritten == "meanwhile":
@@ -176,7 +176,7 @@ def test_a_snapshot_whose_segment_goes_between_the_look_and_the_read(open_store,
 
         if overwritten == "before":
             db["a"] = "2"
-        monkeypatch.setattr(db._reading, "read", struck)
+        monkeypatch.setattr(db._reader, "read", struck)
         assert (snap["a"], snap["b"]) == (b"1", b"1")
         assert acts
 
@@ -203,7 +203,7 @@ def test_a_snapshot_that_is_closed_while_it_is_read_says_so(open_store, monkeypa
                 return found
 
         with pytest.raises(bytekv.StoreClosedError, match="snapshot"):
-            db._reading.find_in(View(), b"1")
+            db._reader.find_in(View(), b"1")
     else:
         walk = iter(getattr(snap, read)())
         next(walk)

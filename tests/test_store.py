@@ -665,7 +665,7 @@ def test_the_two_ways_to_read_agree(open_store):
     for number in range(300):
         db.put(f"{number % 90}", b"x" * (number * 37 % 500), ttl=1000 if number % 5 == 0 else None)
     for key in [*db, b"missing", b""]:
-        found = db._reading.find(key)
+        found = db._reader.find(key)
         assert db.get(key) == (None if found is None else found.value)
 
 

@@ -1,6 +1,6 @@
 """A store as it was at one moment, for reading.
 
-Knows the contract of a mapping and when its moment is let go. What was where at that moment is the `View`'s
+Knows the contract of a mapping and when its moment is let go. What was where at that moment is the `ReadView`'s
 business in `keydir`, reading it the store's, which keeps the files in place until then.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import TracebackType
 
-from ..engine.index.keydir import View
-from ..engine.reader import Reading
+from ..engine.index.keydir import ReadView
+from ..engine.reader import Reader
 from ..errors import StoreClosedError
 from .convert import Bytes, Entry, to_bytes
 from .ordered import OrderedMapping, Range, entry_of
@@ -36,13 +36,13 @@ class Snapshot(OrderedMapping):
 
     _instead = "threads may share the object itself, dict(snapshot) holds the same"
 
-    def __init__(self, reading: Reading, view: View) -> None:
-        self._reading = reading
-        self._view: View | None = view
+    def __init__(self, reader: Reader, view: ReadView) -> None:
+        self._reader = reader
+        self._view: ReadView | None = view
         #: The sequence number of the newest operation that this snapshot shows.
         self.seq: int = view.seq
 
-    def _open_view(self) -> View:
+    def _open_view(self) -> ReadView:
         if self._view is None:
             raise StoreClosedError("this snapshot was closed")
         return self._view
@@ -63,30 +63,30 @@ class Snapshot(OrderedMapping):
         True
         """
         key = to_bytes("key", key)
-        found = self._reading.find_in(self._open_view(), key)
+        found = self._reader.find_in(self._open_view(), key)
         if found is None:
             raise KeyError(key)
         return entry_of(found)
 
     def __contains__(self, key: object) -> bool:
         """Tell whether ``key`` existed. Complexity: O(1), one read."""
-        return self._reading.find_in(self._open_view(), to_bytes("key", key)) is not None
+        return self._reader.find_in(self._open_view(), to_bytes("key", key)) is not None
 
     def __len__(self) -> int:
         """Return the number of keys. Complexity: O(number of keys with an expiry changed since)."""
-        return self._reading.count_in(self._open_view())
+        return self._reader.count_in(self._open_view())
 
     def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
-        return self._reading.walk_in(self._open_view(), range_, limit)
+        return self._reader.walk_in(self._open_view(), range_, limit)
 
     def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
-        return self._reading.pairs_in(self._open_view(), range_, limit)
+        return self._reader.pairs_in(self._open_view(), range_, limit)
 
     def close(self) -> None:
         """Let go of the moment; again does nothing."""
         view, self._view = self._view, None
         if view is not None:
-            self._reading.close_view(view)
+            self._reader.close_view(view)
 
     def __enter__(self) -> Snapshot:
         self._open_view()

@@ -34,7 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-__all__ = ["pairs_of"]
+__all__ = ["read_many"]
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -43,7 +43,7 @@ _FIRST_BYTES: Final = {PUT, PUT | CONTINUES}
 _first = itemgetter(0)
 
 
-def pairs_of(
+def read_many(
     keys: list[bytes],
     locations: Any,
     readers: Any,
@@ -129,7 +129,7 @@ def _one_by_one(
     *,
     trusting: bool,
 ) -> Any:
-    """Yield as `pairs_of` does, and return where to go on; `Store.get` written out, less what is common."""
+    """Yield as `read_many` does, and return where to go on; `Store.get` written out, less what is common."""
     pairs: Pairs = []
     held = 0
     current = -1

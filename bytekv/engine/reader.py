@@ -20,8 +20,8 @@ from ..contract.ordered import Range
 from ..errors import BytekvError, CorruptionError
 from ..options import Options
 from .codec.entry import Entry, decode_entry
-from .fast import pairs_of
-from .index.keydir import View
+from .fast import read_many
+from .index.keydir import ReadView
 from .space.worker import Pacer
 from .write.commit import Committer
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["Reading"]
+__all__ = ["Reader"]
 
 _FIRST_CHUNK: Final = 64
 _LAST_CHUNK: Final = 1024
@@ -53,7 +53,7 @@ class _Gone:
         raise self._refuse()
 
 
-class Reading:
+class Reader:
     """Read one store. Without the lock."""
 
     def __init__(self, committer: Committer, options: Options) -> None:
@@ -100,7 +100,7 @@ class Reading:
         if self._committer.interrupted:
             self._committer.settle_for_reader()
         found: dict[bytes, bytes] = {}
-        for _, pairs in pairs_of(
+        for _, pairs in read_many(
             keys, self._locations, self._readers, lambda _: False, self._value, trusting=self._trusting
         ):
             found.update(pairs)
@@ -152,7 +152,7 @@ class Reading:
 
     # --- one moment ----------------------------------------------------------------------------
 
-    def open_view(self, owner: object) -> View:
+    def open_view(self, owner: object) -> ReadView:
         """Return the keydir as it is now; it keeps ``owner``."""
         self.check_open()
         if self._committer.interrupted:
@@ -163,7 +163,7 @@ class Reading:
         with self._committer.lock, self._committer:
             return self._keydir.open_view(self._committer.visible_seq, owner)
 
-    def close_view(self, view: View) -> None:
+    def close_view(self, view: ReadView) -> None:
         """Let a moment go, and with it the files that only it needed."""
         self._keydir.close_view(view)
         self.release()
@@ -176,7 +176,7 @@ class Reading:
                 free = self._segments.release(self._keydir.noted_segments())
             self._segments.remove(free)
 
-    def find_in(self, view: View, key: bytes) -> Entry | None:
+    def find_in(self, view: ReadView, key: bytes) -> Entry | None:
         """Return the checked entry that a key had at the moment of a view, None if there was none."""
         now_ms = self._now_ms()
         while True:
@@ -189,14 +189,14 @@ class Reading:
             except KeyError:
                 continue  # retired by a compaction, which has moved the key before
 
-    def count_in(self, view: View) -> int:
+    def count_in(self, view: ReadView) -> int:
         """Return how many keys there were at the moment of a view, those not counted that expired since."""
         self.count()  # takes out what has expired
         self._committer.check_reentry()
         with self._committer.lock, self._committer:
             return len(view)
 
-    def _select(self, view: View, range_: Range, count: int) -> list[bytes]:
+    def _select(self, view: ReadView, range_: Range, count: int) -> list[bytes]:
         self._committer.check_reentry()
         for kept in (self._keydir, view):
             if kept.is_order_due:
@@ -205,7 +205,7 @@ class Reading:
         with self._committer.lock, self._committer:
             return view.select(*range_, count)
 
-    def walk_in(self, view: View, range_: Range, limit: int | None) -> Iterator[bytes]:
+    def walk_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[bytes]:
         """Walk through the keys of a range at the moment of a view."""
         count = _FIRST_CHUNK if limit is None else min(limit, _FIRST_CHUNK)
         while not range_.is_empty and limit != 0:
@@ -224,11 +224,11 @@ class Reading:
             range_ = range_.after(keys[-1])
             count = min(2 * count, _LAST_CHUNK)  # also with a limit: many of those that follow may have expired, too
 
-    def pairs_in(self, view: View, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
+    def pairs_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
         """Walk through keys and values of a range at the moment of a view."""
         return chain.from_iterable(self._chunks_in(view, range_, limit))
 
-    def _chunks_in(self, view: View, range_: Range, limit: int | None) -> Iterator[list[tuple[bytes, bytes]]]:
+    def _chunks_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[list[tuple[bytes, bytes]]]:
         chunk = _FIRST_CHUNK if limit is None else 1
         while not range_.is_empty and limit != 0:
             # More than is wanted, once all there was had expired: so may many of those that follow.
@@ -238,7 +238,7 @@ class Reading:
                 self._committer.settle_for_reader()
             keys = self._select(view, range_, count)
             done = 0
-            for stop, pairs in pairs_of(
+            for stop, pairs in read_many(
                 keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting
             ):
                 # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
@@ -262,7 +262,7 @@ class Reading:
         # In this order: what is counted by now counts for all that was changed before the view was opened.
         return not self._committer.is_uncounted and self._keydir.is_whole(segment)
 
-    def _pairs_at(self, view: View, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
+    def _pairs_at(self, view: ReadView, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
         found = ((key, self.find_in(view, key)) for key in keys)
         return [(key, entry.value) for key, entry in found if entry is not None]
 
@@ -278,7 +278,7 @@ class Reading:
         view = self.open_view(owner)
         return chain.from_iterable(self._closing(self._chunks_in(view, range_, limit), view))
 
-    def _closing(self, walk: Iterator[T], view: View) -> Iterator[T]:
+    def _closing(self, walk: Iterator[T], view: ReadView) -> Iterator[T]:
         try:
             yield from walk
         finally:

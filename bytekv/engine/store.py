@@ -2,7 +2,7 @@
 
 What this module adds to the layers below is what a user sees: conversions of keys and values, what each method decides
 on the entry that it finds, the contract of a mapping, one moment of truth for `close`. How a change gets onto the disk
-is `Committer`'s business, how an entry is read `Reading`'s, what happens without being asked `Maintenance`'s. Only
+is `Committer`'s business, how an entry is read `Reader`'s, what happens without being asked `Maintenance`'s. Only
 `get` is written out here once more.
 """
 
@@ -41,7 +41,7 @@ from .exit_and_fork import register, unregister
 from .log.directory import Directory
 from .log.files import Files
 from .open import open_directory
-from .reader import Reading
+from .reader import Reader
 from .recovery import Recovery
 from .space.compactor import Compaction, Progress
 from .space.maintenance import Maintenance
@@ -145,7 +145,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
                 follower = Follower(commit)
             self._maintenance = Maintenance(commit, options, self._worker, follower)
-            self._reading = Reading(commit, options)
+            self._reader = Reader(commit, options)
             self._commit = commit  # from now on there is something to close
             register(self)
             if os.getpid() != self._pid:  # a signal handler has forked meanwhile, and this is the child
@@ -191,7 +191,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
 
     def get(self, key: Bytes, default: object = None) -> object:
         """Return the value of ``key``, ``default`` if there is none. Complexity: O(1)."""
-        # This is `Reading.find` flattened for the common case: an open segment, an entry of less than 8 KiB that
+        # This is `Reader.find` flattened for the common case: an open segment, an entry of less than 8 KiB that
         # does not expire. 0.5 µs from the processor's cache instead of 3; a test compares the two. Only what is
         # not found is asked for its type: no str equals a key.
         try:
@@ -215,7 +215,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 end = 23 + size
                 if flags & 0xDF == PUT and raw[23:end] == key:
                     return raw[end:-4]
-        found = self._reading.find(to_bytes("key", key))
+        found = self._reader.find(to_bytes("key", key))
         return default if found is None else found.value
 
     def __contains__(self, key: object) -> bool:
@@ -228,14 +228,14 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             return False
         if not self._keydir.expires or self._keydir.locate(key, self._files.now_ms()) is not None:
             return True
-        return self._reading.has(key)
+        return self._reader.has(key)
 
     def __len__(self) -> int:
         """Return the number of keys, expired ones not counted. Complexity: O(1), plus 2 µs a key expired since.
 
         Others come in between while a million keys that have expired together are taken out.
         """
-        return self._reading.count()
+        return self._reader.count()
 
     def entry(self, key: Bytes) -> Entry:
         """Return the value of ``key`` with its seq and times; `KeyError` if there is none.
@@ -250,7 +250,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._check_open()
         if self._commit.interrupted:
             self._commit.settle_for_reader()
-        found = self._reading.find(key)
+        found = self._reader.find(key)
         if found is None:
             raise KeyError(key)
         return entry_of(found)
@@ -283,7 +283,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         """
         self._check_open()
         wanted = [key if type(key) is bytes else to_bytes("key", key) for key in keys]
-        return self._reading.find_many(wanted)
+        return self._reader.find_many(wanted)
 
     def read(self, key: Bytes, offset: int = 0, length: int | None = None) -> bytes:
         """Return ``length`` bytes of a value from ``offset`` on, fewer at its end; `KeyError` if there is no key.
@@ -299,10 +299,10 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         return value[offset:] if length is None else value[offset : offset + length]
 
     def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
-        return self._reading.walk(self, range_, limit)
+        return self._reader.walk(self, range_, limit)
 
     def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
-        return self._reading.pairs(self, range_, limit)
+        return self._reader.pairs(self, range_, limit)
 
     # --- writing -------------------------------------------------------------------------------
 
@@ -490,7 +490,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def clear(self) -> None:
         """Delete every key as one operation. Complexity: O(1) on disk, O(n) in memory."""
 
-        self._reading.count()  # takes out what has expired
+        self._reader.count()  # takes out what has expired
 
         def decide() -> Sequence[Operation]:
             return [] if self._commit.is_empty else [Operation(CLEAR, b"")]
@@ -521,7 +521,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         with translated("bytekv.snapshot"):
             from ..contract.snapshot import Snapshot
 
-        return Snapshot(self._reading, self._reading.open_view(self))
+        return Snapshot(self._reader, self._reader.open_view(self))
 
     def changes(self, since_seq: int = 0) -> Iterator[Change]:
         """Iterate over the operations above ``since_seq`` in their order, up to those of the moment of the call.
@@ -549,7 +549,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 from .replication.feed import ChangeLog
 
             changes = self._changes = ChangeLog(self._commit)
-        return changes.feed(since_seq, self._reading.release, self._check_open)
+        return changes.feed(since_seq, self._reader.release, self._check_open)
 
     def batch(self) -> Batch:
         """Return a batch: writes that become visible and durable together. See `Batch`."""
@@ -583,7 +583,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         def decide_on_newest() -> Sequence[Operation]:
             nonlocal found
             location = self._commit.newest(key, self._files.now_ms()) if reads else None
-            found = None if location is None else self._reading.read(key, location)
+            found = None if location is None else self._reader.read(key, location)
             return decide(found)
 
         seq = self._commit.change(decide_on_newest)
@@ -693,7 +693,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         while True:
             self._check_open()
             target = Directory(path, self._files)
-            pin, moment = moment_of(self._commit, self._reading.release, readonly=self._readonly)
+            pin, moment = moment_of(self._commit, self._reader.release, readonly=self._readonly)
             try:
                 return back_up(source, moment, target, progress)
             except StoreNotFoundError:
@@ -816,7 +816,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         finally:
             refuse = partial(StoreClosedError, f"{self._path}: this store was closed")
             commit.refusal = self._maintenance.refusal = refuse
-            self._locations = self._reading.shut(refuse)
+            self._locations = self._reader.shut(refuse)
             self._segments.drop()
             self._is_shut = True
 
@@ -838,7 +838,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                 finally:
                     maintenance.compacting = LastLock(maintenance.compacting)
                     commit.replace_locks(LastLock)
-                    self._reading.ordering = LastLock(self._reading.ordering)
+                    self._reader.ordering = LastLock(self._reader.ordering)
                     commit.drags = False  # nobody compacts any more
         except BaseException:
             self.close()  # which tells the same once more, or has nothing to tell
@@ -853,7 +853,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         commit.forget_after_fork()
         self._maintenance.forget_after_fork()
         commit.refusal = self._maintenance.refusal = refuse
-        self._locations = self._reading.shut(refuse)
+        self._locations = self._reader.shut(refuse)
         self._segments.drop()
         self._directory.abandon()
 

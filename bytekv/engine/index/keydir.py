@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from sortedcontainers import SortedList
 
-__all__ = ["PURGED_AT_ONCE", "Keydir", "Ordered", "View", "ordered"]
+__all__ = ["PURGED_AT_ONCE", "Keydir", "Ordered", "ReadView", "ordered"]
 
 SizeOf = Callable[[int], int]
 
@@ -198,7 +198,7 @@ class Ordered:
         return [key for key, _ in zip(found, range(count), strict=False)]
 
 
-class View(Ordered):
+class ReadView(Ordered):
     """The keydir as it was at one moment.
 
     Nothing is copied: whoever changes a key first notes in `undo` of every open view what the key was. A
@@ -237,7 +237,7 @@ class View(Ordered):
         self._mortal: dict[bytes, int] = {}  # those of undo that were to expire
         self._drop_index()
 
-    def note(self, key: bytes, location: int | None, expires_ms: int) -> None:
+    def remember(self, key: bytes, location: int | None, expires_ms: int) -> None:
         """Remember what a key was, unless it has changed before. Under the lock."""
         if key not in self._noted:
             if location is not None:
@@ -248,8 +248,8 @@ class View(Ordered):
                 self.segments.add(location >> SEGMENT_SHIFT)  # first: who finds the location may need the file
             self._noted[key] = location
 
-    def note_some(self, keys: list[bytes], locations: list[int | None]) -> None:
-        """Do what `note` does for keys that do not expire. Under the lock; repeatable."""
+    def remember_some(self, keys: list[bytes], locations: list[int | None]) -> None:
+        """Do what `remember` does for keys that do not expire. Under the lock; repeatable."""
         noted = self._noted
         missing = {key: old for key, old in zip(keys, locations, strict=True) if key not in noted}
         if self.changed is not None:
@@ -257,10 +257,10 @@ class View(Ordered):
         self.segments.update(map(rshift, filter(None, missing.values()), itertools.repeat(SEGMENT_SHIFT)))
         noted.update(missing)
 
-    def note_all(
+    def remember_all(
         self, locations: dict[bytes, int], expires: dict[bytes, int], segments: set[int], index: SortedList | None
     ) -> None:
-        """Do what `note` does for all keys. Under the lock; repeatable.
+        """Do what `remember` does for all keys. Under the lock; repeatable.
 
         ``segments``: into which ``locations`` may point; ``index``: a sorted list of all keys that nobody else needs.
         """
@@ -333,7 +333,7 @@ class Keydir(Ordered):
 
     def __init__(self, grace_ms: int = 0, now_ms: Callable[[], int] = lambda: 0) -> None:
         self.now_ms = now_ms
-        self.views: dict[int, weakref.ref[View]] = {}
+        self.views: dict[int, weakref.ref[ReadView]] = {}
         self._view_numbers = itertools.count(1)
         self.locations: dict[bytes, int] = {}
         self.expires: dict[bytes, int] = {}  # ms; every key in locations or expired whose entry has an expiry
@@ -363,7 +363,7 @@ class Keydir(Ordered):
         """
         old = self.locations.get(key)
         if self.views and old != location:
-            self._note(key)
+            self._remember(key)
         if old is None and self.changed is not None:
             self.changed.add(key)
         if self.expired and key in self.expired:
@@ -382,15 +382,15 @@ class Keydir(Ordered):
             if key in self.expires:
                 self._expire_never(key)
         if old is not None and old != location:
-            self.bury(old >> SEGMENT_SHIFT, old_size)
+            self.count_dead(old >> SEGMENT_SHIFT, old_size)
 
     def write_all(self, keys: list[bytes], locations: list[int], gone: list[bytes], sizes_of: SizeOf) -> None:
         """Point keys at new locations and forget others, where nothing expires; repeatable, but for the count."""
         get = self.locations.get
         replaced, lost = list(map(get, keys)), list(map(get, gone))
         for view in self._open_views() if self.views else ():
-            view.note_some(keys, replaced)
-            view.note_some(gone, lost)
+            view.remember_some(keys, replaced)
+            view.remember_some(gone, lost)
         if self.changed is not None:
             self.changed.update(key for key, old in zip(keys, replaced, strict=True) if old is None)
             self.changed.update(gone)
@@ -404,7 +404,7 @@ class Keydir(Ordered):
     def remove(self, key: bytes, old_size: int) -> None:
         """Forget a key, live or expired; its entry is dead from now on."""
         if self.views:
-            self._note(key)
+            self._remember(key)
         old = self.locations.pop(key, None)
         if old is not None and self.changed is not None:
             self.changed.add(key)
@@ -413,7 +413,7 @@ class Keydir(Ordered):
         if self.expires:
             self._expire_never(key)
         if old is not None:
-            self.bury(old >> SEGMENT_SHIFT, old_size)
+            self.count_dead(old >> SEGMENT_SHIFT, old_size)
 
     def _revive(self, key: bytes) -> int:
         """Take a key out of `expired`."""
@@ -467,9 +467,9 @@ class Keydir(Ordered):
             old, new = self.newest(key), base | place
             if old is not None and old != new and is_older(old):
                 self.move(key, old, new)
-                self.bury(old >> SEGMENT_SHIFT, size_of(old))
+                self.count_dead(old >> SEGMENT_SHIFT, size_of(old))
             elif old != new:
-                self.bury(segment, size_of(new))
+                self.count_dead(segment, size_of(new))
 
     def forget_segments(self, gone: Container[int]) -> None:
         """Remove every key that still points into one of these segments. For a follower. Complexity: O(n)."""
@@ -483,7 +483,7 @@ class Keydir(Ordered):
         ``segments`` answers into which segments keys may point, where that is known without asking each of them.
         """
         if self.views:
-            self._note_all(segments)
+            self._remember_all(segments)
         self.locations.clear()
         self.expires.clear()
         self.expired.clear()
@@ -505,14 +505,14 @@ class Keydir(Ordered):
 
     # --- moments -------------------------------------------------------------------------------
 
-    def open_view(self, seq: int, owner: object = None) -> View:
+    def open_view(self, seq: int, owner: object = None) -> ReadView:
         """Return the keydir as of now. Under the lock. Complexity: O(1)."""
-        view = View(self, next(self._view_numbers), seq, owner)
+        view = ReadView(self, next(self._view_numbers), seq, owner)
         views, number = self.views, view.number
         views[number] = weakref.ref(view, lambda _: views.pop(number, None))  # one that leaks closes itself
         return view
 
-    def close_view(self, view: View) -> None:
+    def close_view(self, view: ReadView) -> None:
         """Stop keeping a view up; its user is told so. Without the lock."""
         view.close()  # first: what is not noted any more must not be taken for unchanged
         self.views.pop(view.number, None)
@@ -526,15 +526,15 @@ class Keydir(Ordered):
         for view in self._open_views():
             view.read_ahead.clear()
 
-    def _open_views(self) -> list[View]:
+    def _open_views(self) -> list[ReadView]:
         return [view for reference in list(self.views.values()) if (view := reference()) is not None]
 
-    def _note(self, key: bytes) -> None:
+    def _remember(self, key: bytes) -> None:
         location = self.locations.get(key)
         for view in self._open_views():
-            view.note(key, location, self.expires.get(key, 0) if location is not None else 0)
+            view.remember(key, location, self.expires.get(key, 0) if location is not None else 0)
 
-    def _note_all(self, known: Callable[[], set[int]] | None = None) -> None:
+    def _remember_all(self, known: Callable[[], set[int]] | None = None) -> None:
         if known is not None:
             segments = known() if self.locations else set()
         else:
@@ -544,7 +544,7 @@ class Keydir(Ordered):
         index = self.index() if is_right else None
         self._drop_index()  # first: it has one owner, and a call that is repeated must not hand it on once more
         for view in self._open_views():
-            view.note_all(self.locations, self.expires, segments, index)
+            view.remember_all(self.locations, self.expires, segments, index)
             index = None
 
     # --- time ----------------------------------------------------------------------------------
@@ -632,7 +632,7 @@ class Keydir(Ordered):
 
     # --- bytes ---------------------------------------------------------------------------------
 
-    def bury(self, segment: int, size: int) -> None:
+    def count_dead(self, segment: int, size: int) -> None:
         """Count bytes of a segment as dead."""
         self.dead[segment] = self.dead.get(segment, 0) + size
 
@@ -709,7 +709,7 @@ class Keydir(Ordered):
             for key in replaced_keys:
                 old_location = locations.get(key)
                 if old_location is not None:
-                    self.bury(old_location >> SEGMENT_SHIFT, old_location & SIZE_MASK or sizes_of(old_location))
+                    self.count_dead(old_location >> SEGMENT_SHIFT, old_location & SIZE_MASK or sizes_of(old_location))
                     self.expires.pop(key, None)
             for key in summary.tombstones:
                 locations.pop(key, None)

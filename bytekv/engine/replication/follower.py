@@ -318,7 +318,7 @@ class Follower:
 
             keydir.tombstones[segment] = news.tombstone_bytes
             keydir.open_segment(segment)
-            keydir.bury(segment, news.dead_bytes)
+            keydir.count_dead(segment, news.dead_bytes)
             if news.moved is not None:
                 keydir.relocate(segment, news.moved, is_older, size_of)
             if news.later is not None:

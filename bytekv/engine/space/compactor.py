@@ -481,7 +481,9 @@ class Compactor:
             if locations.get(key) == old:  # written out of `Keydir.move`
                 locations[key] = base | place
             elif not keydir.move(key, old, base | place):
-                keydir.bury(output.header.segment_id, place & SIZE_MASK or self._segments.entry_size(base | place))
+                keydir.count_dead(
+                    output.header.segment_id, place & SIZE_MASK or self._segments.entry_size(base | place)
+                )
         del keys[part], originals[part], places[part]
 
     def _retire(self, job: _Job) -> list[int]:

@@ -988,7 +988,7 @@ class Committer:
                 writer.take_back(writer.end, mark)
             return  # a full disk: without the mark damage is merely reported as a torn tail
         uncounted, self._uncounted = self._uncounted, True
-        self.keydir.bury(writer.header.segment_id, OVERHEAD)
+        self.keydir.count_dead(writer.header.segment_id, OVERHEAD)
         writer.end += OVERHEAD
         self._uncounted = uncounted
 
