@@ -1,6 +1,6 @@
 """Store files as an attacker would write them: any value in any field, and CRCs that fit all the same.
 
-Knows the layouts of `bytekv.engine.codec.entry` and nothing of who reads the files.
+Knows the layouts of `bytekv.engine.codec` and nothing of who reads the files.
 """
 
 from __future__ import annotations
@@ -11,24 +11,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from bytekv.engine.codec.entry import (
-    CRC,
-    ENTRY,
-    FORMAT_VERSION,
-    HINT_HEADER,
+from bytekv.engine.codec.checksum import CRC, FORMAT_VERSION, checksum, seed_of
+from bytekv.engine.codec.entry import ENTRY, PUT
+from bytekv.engine.codec.hint import HINT_HEADER
+from bytekv.engine.codec.manifest import (
     LOG,
     MANIFEST_HEADER,
     MANIFEST_MAGIC,
     MANIFEST_ROW,
     OUTPUT,
-    PUT,
     SEALED,
     SEGMENT_HEADER,
     SEGMENT_HEADER_SIZE,
     SegmentHeader,
-    checksum,
     encode_segment_header,
-    seed_of,
 )
 from bytekv.engine.log.scan import Scan
 

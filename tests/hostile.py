@@ -28,7 +28,8 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import bytekv
-from bytekv.engine.codec.entry import ACTIVE, CLEAR, CONTINUES, EXPIRES, PUT, SYNC_MARK, TOMBSTONE
+from bytekv.engine.codec.entry import CLEAR, CONTINUES, EXPIRES, PUT, SYNC_MARK, TOMBSTONE
+from bytekv.engine.codec.manifest import ACTIVE
 from bytekv.engine.store import Store
 from bytekv.errors import BytekvError
 from tests import forge, harness

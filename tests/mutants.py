@@ -1408,7 +1408,7 @@ MUTANTS = [
     # --- trust, again ----------------------------------------------------------------------------
     _mutant(
         "a hint may point into other segments",
-        "engine/codec/entry",
+        "engine/codec/hint",
         'if raw[7::8].strip(b"\\0") or raw[6::8].strip(b"\\0") or raw[5::8].translate(None, _LOW_HALVES):',
         "if False:",
         "tests/test_hostile.py",
@@ -1451,21 +1451,21 @@ MUTANTS = [
     ),
     _mutant(
         "a hint file is trusted without its checksum",
-        "engine/codec/entry",
-        '    _check_file("hint", ',
+        "engine/codec/hint",
+        '    check_file("hint", ',
         '    (lambda *_: None)("hint", ',
         "tests/test_hints.py",
     ),
     _mutant(
         "a hint file of another segment is trusted",
-        "engine/codec/entry",
+        "engine/codec/hint",
         "    if (uuid, segment_id, salt) != (header.store_uuid, header.segment_id, header.salt):",
         "    if False:",
         "tests/test_hints.py",
     ),
     _mutant(
         "checksums do not start from the segment's salt",
-        "engine/codec/entry",
+        "engine/codec/checksum",
         '    return crc32c(salt.to_bytes(8, "little"))',
         '    return crc32c(b"salt")',
         "tests/test_golden.py",
@@ -1482,7 +1482,7 @@ MUTANTS = [
         "the checksum is not compared on reading",
         (
             ("engine/store", " if self._trusting else checksum(raw, seed) == RESIDUE):", "):"),
-            ("engine/codec/entry", "    if crc32c(raw, seed) != RESIDUE:", "    if False:"),
+            ("engine/codec/entry", "    if checksum(raw, seed) != RESIDUE:", "    if False:"),
         ),
         ("tests/test_store.py",),
     ),

@@ -15,6 +15,7 @@ import bytekv.resp
 from bytekv import errors, options
 from bytekv.contract import convert
 from bytekv.engine.codec import entry as codec
+from bytekv.engine.codec.manifest import MAX_NUMBER, MAX_SEGMENT_SIZE, MAX_SEGMENTS
 from bytekv.http.access import SCOPES, STEP_SCOPES
 from bytekv.http.routes import ROUTES
 from bytekv.options import Options
@@ -82,11 +83,11 @@ def limit_table() -> str:
         ),
         (
             "segment",
-            f"{codec.MAX_SEGMENT_SIZE:,} bytes",
+            f"{MAX_SEGMENT_SIZE:,} bytes",
             "an offset has 31 bits; `segment_size_bytes` says when one is sealed",
         ),
-        ("segments of a store", f"{codec.MAX_SEGMENTS:,}", "what a manifest may list"),
-        ("seq", f"2⁶³ − 1 = {codec.MAX_NUMBER:,}", "a million operations a second for 292,000 years"),
+        ("segments of a store", f"{MAX_SEGMENTS:,}", "what a manifest may list"),
+        ("seq", f"2⁶³ − 1 = {MAX_NUMBER:,}", "a million operations a second for 292,000 years"),
         (
             "decimal integer of `incr`",
             f"{bytekv.engine.store._MAX_DIGITS:,} digits",

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from bytekv.engine.codec.entry import SEGMENT_HEADER_SIZE
+from bytekv.engine.codec.manifest import SEGMENT_HEADER_SIZE
 from bytekv.engine.log.sizes import sizes_of
 from bytekv.engine.space.picker import SegmentUsage, pick
 from bytekv.engine.space.worker import Pacer, Worker

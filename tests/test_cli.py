@@ -224,7 +224,7 @@ def of_a_newer_format(path: Path) -> None:
     as_it_is(path)
     raw = bytearray((path / "MANIFEST").read_bytes()[:-4])
     raw[8] = 2
-    from bytekv.engine.codec.entry import CRC, checksum
+    from bytekv.engine.codec.checksum import CRC, checksum
 
     (path / "MANIFEST").write_bytes(raw + CRC.pack(checksum(bytes(raw))))
 

@@ -13,37 +13,40 @@ from hypothesis import strategies as st
 
 from bytekv.contract.convert import MAX_BATCH_SIZE, MAX_EXPIRES_MS, MAX_KEY_SIZE, MAX_VALUE_SIZE
 from bytekv.engine.codec import entry as codec
+from bytekv.engine.codec.checksum import CRC_SIZE, RESIDUE, checksum, seed_of
 from bytekv.engine.codec.entry import (
-    ACTIVE,
     CLEAR,
     CONTINUES,
-    CRC_SIZE,
     EXPIRES,
-    LOG,
-    OUTPUT,
     PUT,
-    RESIDUE,
-    SEALED,
     SYNC_MARK,
     TOMBSTONE,
     Entry,
-    Manifest,
-    SegmentHeader,
-    SegmentRow,
-    Summary,
-    checksum,
     decode_entry,
-    decode_hint,
-    decode_manifest,
-    decode_segment_header,
     encode_entry,
-    encode_manifest,
-    encode_segment_header,
     entry_size,
     measure_entry,
     pack_place,
-    seed_of,
     unpack_location,
+)
+from bytekv.engine.codec.hint import HINT_HEADER, Summary, decode_hint, encode_hint
+from bytekv.engine.codec.manifest import (
+    ACTIVE,
+    LOG,
+    MANIFEST_HEADER,
+    MANIFEST_ROW,
+    MAX_NUMBER,
+    MAX_SEQ_TO_BEGIN_AFTER,
+    OUTPUT,
+    SEALED,
+    SEGMENT_HEADER_SIZE,
+    Manifest,
+    SegmentHeader,
+    SegmentRow,
+    decode_manifest,
+    decode_segment_header,
+    encode_manifest,
+    encode_segment_header,
 )
 from bytekv.errors import CorruptionError, UnsupportedFormatError
 
@@ -70,13 +73,13 @@ SUMMARY = Summary(
 bounded = settings(derandomize=True, max_examples=200)
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
-numbers = st.integers(0, codec.MAX_NUMBER)
+numbers = st.integers(0, MAX_NUMBER)
 keys = st.binary(max_size=40) | st.sampled_from([b"", bytes(MAX_KEY_SIZE), b"\xff" * 256])
 values = st.binary(max_size=80) | st.just(bytes(100_000))
 
 
 def hint_of(summary, header):
-    return b"".join(codec.encode_hint(summary, header))
+    return b"".join(encode_hint(summary, header))
 
 
 def entry(flags: int = PUT, key: bytes = b"key", value: bytes = b"value", seq: int = 42, expires_ms: int = 0) -> bytes:
@@ -114,18 +117,18 @@ def test_entries_come_back(flags, key, value, seq, modified_ms, expires_ms, salt
 @bounded
 @given(
     *(st.binary(min_size=16, max_size=16), u64, u64, st.sampled_from([LOG, OUTPUT]), u64),
-    st.integers(0, codec.MAX_SEQ_TO_BEGIN_AFTER),
+    st.integers(0, MAX_SEQ_TO_BEGIN_AFTER),
 )
 def test_segment_headers_come_back(uuid, segment_id, salt, kind, previous_id, previous_seq):
     header = SegmentHeader(uuid, segment_id, salt, kind, previous_id, previous_seq)
     raw = encode_segment_header(header)
-    assert len(raw) == codec.SEGMENT_HEADER_SIZE
+    assert len(raw) == SEGMENT_HEADER_SIZE
     assert decode_segment_header(raw, "p") == decode_segment_header(raw + b"entries", "p") == header
 
 
 @st.composite
 def manifests(draw: Callable[..., Any]) -> Manifest:
-    ids = draw(st.lists(st.integers(1, codec.MAX_NUMBER - 1), unique=True, max_size=20))
+    ids = draw(st.lists(st.integers(1, MAX_NUMBER - 1), unique=True, max_size=20))
     seqs = sorted(draw(st.lists(numbers, min_size=len(ids), max_size=len(ids))))
     rows = [
         SegmentRow(segment_id, draw(u64), draw(st.integers(80, codec.OFFSET_MASK)), seq, SEALED)
@@ -133,7 +136,7 @@ def manifests(draw: Callable[..., Any]) -> Manifest:
     ]
     if rows and draw(st.booleans()):
         rows[-1] = rows[-1]._replace(state=ACTIVE)
-    next_id = draw(st.integers(max(ids, default=0) + 1, codec.MAX_NUMBER))
+    next_id = draw(st.integers(max(ids, default=0) + 1, MAX_NUMBER))
     return Manifest(draw(st.binary(min_size=16, max_size=16)), next_id, draw(numbers), draw(numbers), tuple(rows))
 
 
@@ -398,7 +401,7 @@ def test_no_other_count_of_a_hint_is_believed(column):
 @pytest.mark.parametrize("number", [3, 4, 2**31, 2**32 - 1])
 def test_a_hint_cannot_say_when_a_put_expires_that_it_does_not_have(number):
     body = bytearray(hint_of(SUMMARY, HEADER)[:-CRC_SIZE])
-    struct.pack_into("<I", body, codec.HINT_HEADER.size + 3 * 8, number)
+    struct.pack_into("<I", body, HINT_HEADER.size + 3 * 8, number)
     with pytest.raises(CorruptionError, match="contradict"):
         decode_hint(sealed_with_crc(bytes(body)), HEADER, "p")
 
@@ -408,7 +411,7 @@ def test_a_hint_cannot_say_when_a_put_expires_that_it_does_not_have(number):
 def test_hints_of_any_content_decode_or_are_refused(noise, counts, bits):
     """A hint with a CRC that fits and nonsense in it: an error of bytekv's own, or a summary that hangs together."""
     small = [count >> bits * 8 for count in counts]
-    body = bytearray(hint_of(SUMMARY, HEADER)[: codec.HINT_HEADER.size])
+    body = bytearray(hint_of(SUMMARY, HEADER)[: HINT_HEADER.size])
     for offset, count in zip(HINT_COUNTS.values(), small, strict=True):
         struct.pack_into("<I", body, offset, count)
     try:
@@ -494,10 +497,10 @@ def test_sizes_show_their_arithmetic():
     assert codec.OVERHEAD == entry_size(0, 0) == 27
     assert entry_size(0, 0, 1) == 35
     assert entry_size(16, 100) == 143
-    assert codec.SEGMENT_HEADER_SIZE == 80
-    assert codec.MANIFEST_HEADER.size == 68
-    assert codec.MANIFEST_ROW.size == 36
-    assert codec.HINT_HEADER.size == 92
+    assert SEGMENT_HEADER_SIZE == 80
+    assert MANIFEST_HEADER.size == 68
+    assert MANIFEST_ROW.size == 36
+    assert HINT_HEADER.size == 92
 
 
 def test_the_largest_key_fits_and_the_next_does_not():
@@ -511,7 +514,7 @@ def test_a_batch_of_the_largest_size_stays_below_the_last_offset():
     largest = entry_size(MAX_KEY_SIZE, MAX_VALUE_SIZE, 1)
     assert largest <= MAX_BATCH_SIZE
     segment_limit = 1 << 30  # the largest segment_size_bytes: whatever is larger stands alone
-    assert max(segment_limit, codec.SEGMENT_HEADER_SIZE + MAX_BATCH_SIZE) < codec.OFFSET_MASK
+    assert max(segment_limit, SEGMENT_HEADER_SIZE + MAX_BATCH_SIZE) < codec.OFFSET_MASK
 
 
 def test_a_value_above_the_limit_is_no_entry():

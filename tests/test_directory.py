@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bytekv.engine.codec.entry import ACTIVE, SEALED, Manifest, SegmentRow, checksum, encode_manifest
+from bytekv.engine.codec.checksum import checksum
+from bytekv.engine.codec.manifest import ACTIVE, SEALED, Manifest, SegmentRow, encode_manifest
 from bytekv.engine.log.directory import Directory, parse_name
 from bytekv.engine.log.files import Files
 from bytekv.errors import (

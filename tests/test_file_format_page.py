@@ -1,4 +1,4 @@
-"""docs/reference/file-format.md says the same as bytekv/engine/codec/entry.py.
+"""docs/reference/file-format.md says the same as bytekv/engine/codec/.
 
 The page is written for people without this source, so nothing of it is generated. Instead each table is
 read back and compared with the struct it describes, and the worked example is made anew.
@@ -17,7 +17,29 @@ import pytest
 
 from bytekv.contract import convert
 from bytekv.engine.codec import entry as codec
-from bytekv.engine.codec.entry import Manifest, SegmentHeader, SegmentRow, Summary
+from bytekv.engine.codec.checksum import CRC_SIZE, FORMAT_VERSION, RESIDUE, checksum, seed_of
+from bytekv.engine.codec.hint import HINT_CLEARS, HINT_HEADER, HINT_MAGIC, Summary, encode_hint
+from bytekv.engine.codec.manifest import (
+    ACTIVE,
+    LOG,
+    MANIFEST_HEADER,
+    MANIFEST_MAGIC,
+    MANIFEST_ROW,
+    MAX_NUMBER,
+    MAX_SEGMENT_SIZE,
+    MAX_SEGMENTS,
+    MAX_SEQ_TO_BEGIN_AFTER,
+    OUTPUT,
+    SEALED,
+    SEGMENT_HEADER,
+    SEGMENT_HEADER_SIZE,
+    SEGMENT_MAGIC,
+    Manifest,
+    SegmentHeader,
+    SegmentRow,
+    encode_manifest,
+    encode_segment_header,
+)
 from tests.golden.make_v1 import Y2100_MS, FixedFiles
 from tests.harness import open_store
 
@@ -104,13 +126,13 @@ def fields_of(struct: Struct, base: int = 0) -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize(
     ("heading", "number", "struct", "base"),
     [
-        ("Manifest header", 0, codec.MANIFEST_HEADER, 0),
-        ("Manifest row", 0, codec.MANIFEST_ROW, 0),
-        ("Segment header", 0, Struct(codec.SEGMENT_HEADER.format + "I"), 0),
+        ("Manifest header", 0, MANIFEST_HEADER, 0),
+        ("Manifest row", 0, MANIFEST_ROW, 0),
+        ("Segment header", 0, Struct(SEGMENT_HEADER.format + "I"), 0),
         ("Entry", 0, codec.ENTRY, 0),
         ("Entry", 1, codec.ENTRY_EXPIRES, codec.ENTRY_SIZE),
         ("Sync mark", 0, Struct(codec.ENTRY.format + "I"), 0),
-        ("Hint header", 0, codec.HINT_HEADER, 0),
+        ("Hint header", 0, HINT_HEADER, 0),
     ],
 )
 def test_every_layout_table_has_the_offsets_sizes_and_types_of_its_struct(heading, number, struct, base):
@@ -135,25 +157,25 @@ def test_fields_have_the_names_that_the_source_uses(heading, named):
 
 
 def test_the_rest_of_a_manifest_is_what_the_page_says():
-    manifest = Manifest(UUID, 9, 8, 1, (SegmentRow(1, 2, 80, 3, codec.SEALED), SegmentRow(4, 5, 80, 6, codec.ACTIVE)))
+    manifest = Manifest(UUID, 9, 8, 1, (SegmentRow(1, 2, 80, 3, SEALED), SegmentRow(4, 5, 80, 6, ACTIVE)))
     found = re.search(r"Size: (\d+) \+ (\d+) × rows \+ (\d+)\.", prose("Manifest"))
     assert found
     header, row, crc = map(int, found.groups())
-    assert (header, row, crc) == (codec.MANIFEST_HEADER.size, codec.MANIFEST_ROW.size, codec.CRC_SIZE)
-    assert len(codec.encode_manifest(manifest)) == header + 2 * row + crc
+    assert (header, row, crc) == (MANIFEST_HEADER.size, MANIFEST_ROW.size, CRC_SIZE)
+    assert len(encode_manifest(manifest)) == header + 2 * row + crc
     state = next(field for field in layout("Manifest row") if field.name == "state")
-    assert f"{codec.SEALED} sealed" in state.meaning
-    assert f"{codec.ACTIVE} active" in state.meaning
+    assert f"{SEALED} sealed" in state.meaning
+    assert f"{ACTIVE} active" in state.meaning
     low, high = re.findall(r"Lengths lie between ([\d,]+) and ([\d,]+)\.", prose("Manifest row"))[0]
-    assert (number_in(low), number_in(high)) == (codec.SEGMENT_HEADER_SIZE, codec.OFFSET_MASK)
+    assert (number_in(low), number_in(high)) == (SEGMENT_HEADER_SIZE, codec.OFFSET_MASK)
 
 
 @pytest.mark.parametrize(
     ("heading", "magic"),
     [
-        ("Manifest header", codec.MANIFEST_MAGIC),
-        ("Segment header", codec.SEGMENT_MAGIC),
-        ("Hint header", codec.HINT_MAGIC),
+        ("Manifest header", MANIFEST_MAGIC),
+        ("Segment header", SEGMENT_MAGIC),
+        ("Hint header", HINT_MAGIC),
     ],
 )
 def test_magic_bytes_and_versions(heading, magic):
@@ -161,15 +183,15 @@ def test_magic_bytes_and_versions(heading, magic):
     assert first.name == "magic"
     assert first.meaning == f"`{magic.hex(' ').upper()}`, " + '"' + magic[:-2].decode() + r'\r\n"'
     assert second.name == "format version"
-    assert second.meaning == str(codec.FORMAT_VERSION)
-    assert f"# File format, version {codec.FORMAT_VERSION}\n" in PAGE
-    assert f"This is version {codec.FORMAT_VERSION}." in prose("Versions")
+    assert second.meaning == str(FORMAT_VERSION)
+    assert f"# File format, version {FORMAT_VERSION}\n" in PAGE
+    assert f"This is version {FORMAT_VERSION}." in prose("Versions")
 
 
 def test_kinds_of_segments():
     kind = next(field for field in layout("Segment header") if field.name == "kind")
-    assert kind.meaning.startswith(f"{codec.LOG} log")
-    assert f"; {codec.OUTPUT} output" in kind.meaning
+    assert kind.meaning.startswith(f"{LOG} log")
+    assert f"; {OUTPUT} output" in kind.meaning
 
 
 # --- entries -----------------------------------------------------------------------------------
@@ -194,7 +216,7 @@ def test_sizes_named_in_passing():
     assert found
     assert int(found[1]) == codec.entry_size(0, 0) == codec.OVERHEAD
     assert int(found[2]) == codec.entry_size(0, 0, 1)
-    assert f"follow at offset {codec.SEGMENT_HEADER_SIZE}" in text
+    assert f"follow at offset {SEGMENT_HEADER_SIZE}" in text
     assert f"{codec.MIN_ENTRY_SIZE} bytes" in prose("Sync mark")
 
 
@@ -216,13 +238,13 @@ def test_the_crc_is_the_one_described():
     assert check
     assert residue
     assert polynomial
-    assert codec.checksum(b"123456789") == int(check[1], 16) == bitwise_crc(b"123456789", int(polynomial[1], 16))
-    assert int(residue[1], 16) == codec.RESIDUE
-    for start in (0, 1, 0xFFFFFFFF, codec.seed_of(int.from_bytes(SALT, "little"))):
-        crc = codec.checksum(b"anything", start)
-        assert codec.checksum(b"anything" + crc.to_bytes(4, "little"), start) == codec.RESIDUE
+    assert checksum(b"123456789") == int(check[1], 16) == bitwise_crc(b"123456789", int(polynomial[1], 16))
+    assert int(residue[1], 16) == RESIDUE
+    for start in (0, 1, 0xFFFFFFFF, seed_of(int.from_bytes(SALT, "little"))):
+        crc = checksum(b"anything", start)
+        assert checksum(b"anything" + crc.to_bytes(4, "little"), start) == RESIDUE
     # "the CRC of y starting from the CRC of x is the CRC of x followed by y", and the seed is the salt's CRC
-    assert codec.checksum(b"y", codec.seed_of(int.from_bytes(SALT, "little"))) == codec.checksum(SALT + b"y")
+    assert checksum(b"y", seed_of(int.from_bytes(SALT, "little"))) == checksum(SALT + b"y")
 
 
 def bitwise_crc(piece: bytes, polynomial: int) -> int:
@@ -245,7 +267,7 @@ def test_hint_columns_come_in_the_order_and_size_of_the_table(mixed):
     places = [codec.pack_place(80, 40), codec.pack_place(120, 9000), codec.pack_place(9120, 50)]
     expires = {keys[2]: 5, keys[0]: Y2100_MS}
     summary = Summary(9200, 17, True, keys, places, [b"gone", b""], expires, 9090, 99)
-    hint = b"".join(codec.encode_hint(summary, SegmentHeader(UUID, 3, 4, codec.LOG, 2, 1)))
+    hint = b"".join(encode_hint(summary, SegmentHeader(UUID, 3, 4, LOG, 2, 1)))
     sizes = {
         "8 × puts": 8 * 3,
         "4 × expiring puts": 4 * 2,
@@ -267,21 +289,19 @@ def test_hint_columns_come_in_the_order_and_size_of_the_table(mixed):
     columns = layout("Hint columns")
     assert [field.name for field in columns] == list(expected)
     at = int(columns[0].offset)
-    assert at == codec.HINT_HEADER.size
+    assert at == HINT_HEADER.size
     for number, field in enumerate(columns):
         assert field.offset == ("+" if number else str(at))
         assert hint[at : at + sizes[field.size]] == expected[field.name], field.name
         at += sizes[field.size]
-    assert len(hint) == at + codec.CRC_SIZE
+    assert len(hint) == at + CRC_SIZE
     assert [field.type for field in columns] == ["u64 each", "u32 each", "u64 each", "u16 each", "bytes"] + [
         "u16 each",
         "bytes",
     ]
-    header = dict(
-        zip([field.name for field in layout("Hint header")], codec.HINT_HEADER.unpack_from(hint), strict=True)
-    )
+    header = dict(zip([field.name for field in layout("Hint header")], HINT_HEADER.unpack_from(hint), strict=True))
     assert header["key size"] == (0xFFFFFFFF if mixed else 2)
-    assert header["flags"] == codec.HINT_CLEARS == 1
+    assert header["flags"] == HINT_CLEARS == 1
     assert (header["length"], header["last seq"], header["live bytes"], header["tombstone bytes"]) == (
         9200,
         17,
@@ -314,12 +334,12 @@ def test_limits():
         "key length": convert.MAX_KEY_SIZE,
         "value length": convert.MAX_VALUE_SIZE,
         "entries of a batch together": convert.MAX_BATCH_SIZE,
-        "segment length": codec.MAX_SEGMENT_SIZE,
+        "segment length": MAX_SEGMENT_SIZE,
         "expiry time": convert.MAX_EXPIRES_MS,
-        "rows of a manifest": codec.MAX_SEGMENTS,
-        "seqs, segment ids and generations": codec.MAX_NUMBER,
+        "rows of a manifest": MAX_SEGMENTS,
+        "seqs, segment ids and generations": MAX_NUMBER,
     }
-    assert f"at most {codec.MAX_SEQ_TO_BEGIN_AFTER:,}" in prose("Segment header")
+    assert f"at most {MAX_SEQ_TO_BEGIN_AFTER:,}" in prose("Segment header")
 
 
 # --- the example -------------------------------------------------------------------------------
@@ -328,7 +348,7 @@ def test_limits():
 def test_the_example_is_what_the_codec_makes():
     manifest, segment = (b"".join(piece for _, piece, _ in dump) for dump in dumps())
     salt = int.from_bytes(SALT, "little")
-    seed = codec.seed_of(salt)
+    seed = seed_of(salt)
     entries = [
         (codec.PUT, b"ab", b"1", 1, 0),
         (codec.PUT, b"c", b"", 2, Y2100_MS),
@@ -336,12 +356,12 @@ def test_the_example_is_what_the_codec_makes():
         (codec.PUT | codec.CONTINUES, b"d", b"4", 3, 0),
         (codec.TOMBSTONE, b"ab", b"", 4, 0),
     ]
-    parts = [codec.encode_segment_header(SegmentHeader(UUID, 1, salt, codec.LOG, 0, 0))]
+    parts = [encode_segment_header(SegmentHeader(UUID, 1, salt, LOG, 0, 0))]
     for flags, key, value, seq, expires_ms in entries:
         parts += codec.encode_entry(flags, key, value, seq, NOW_MS, expires_ms, seed)
     assert segment == b"".join(parts)
-    row = SegmentRow(1, salt, len(segment), 4, codec.ACTIVE)
-    assert manifest == codec.encode_manifest(Manifest(UUID, 2, 4, 3, (row,)))
+    row = SegmentRow(1, salt, len(segment), 4, ACTIVE)
+    assert manifest == encode_manifest(Manifest(UUID, 2, 4, 3, (row,)))
     assert f"a0 … a7`, 0x{seed:08X}:" in prose("An example")
 
 

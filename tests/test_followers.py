@@ -23,7 +23,7 @@ import pytest
 
 import bytekv
 from bytekv.engine import recovery
-from bytekv.engine.codec.entry import SEGMENT_HEADER_SIZE, encode_manifest
+from bytekv.engine.codec.manifest import SEGMENT_HEADER_SIZE, encode_manifest
 from bytekv.engine.store import Store
 from bytekv.errors import CorruptionError, StoreClosedError, StoreIOError
 from tests.harness import FakeFiles, crash, damage, open_store, segment_files, snapshot_of

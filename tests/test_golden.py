@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from bytekv.engine.codec import entry as codec
+from bytekv.engine.codec.hint import Summary
+from bytekv.engine.codec.manifest import ACTIVE, LOG, OUTPUT, SEALED, SegmentHeader, SegmentRow
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files
 from bytekv.engine.log.scan import open_segment, scan_segment
@@ -140,7 +142,7 @@ def test_the_torn_tail_is_kept_and_the_second_opening_finds_a_clean_store(golden
 # --- that they hold what they are there for ----------------------------------------------------
 
 
-def segments_of(path: Path) -> list[tuple[codec.SegmentHeader, codec.SegmentRow, list[tuple[Any, ...]], codec.Summary]]:
+def segments_of(path: Path) -> list[tuple[SegmentHeader, SegmentRow, list[tuple[Any, ...]], Summary]]:
     """Return header, row, entries and summary of each segment, by the codec and a scan alone."""
     directory = Directory(str(path), Files())
     found = []
@@ -148,7 +150,7 @@ def segments_of(path: Path) -> list[tuple[codec.SegmentHeader, codec.SegmentRow,
         descriptor, header = open_segment(directory, row.segment_id)
         try:
             size = directory.files.size(descriptor, "")
-            stop = row.length if row.state == codec.SEALED else size
+            stop = row.length if row.state == SEALED else size
             again = [scan_segment(directory, descriptor, header, 80, stop, header.previous_seq) for _ in range(2)]
             found.append((header, row, list(again[0]), summarise(again[1])))
         finally:
@@ -196,7 +198,7 @@ def test_crashed_is_preallocated(golden, path):
     golden("crashed")
     ((_, row, _, summary),) = segments_of(path)
     (file,) = segment_files(path)
-    assert row.state == codec.ACTIVE
+    assert row.state == ACTIVE
     assert row.length < summary.length < file.stat().st_size
     assert file.read_bytes().endswith(bytes(1000))
 
@@ -206,7 +208,7 @@ def test_compacted_has_outputs_in_front_of_older_ids_with_a_clear_and_tombstones
     segments = segments_of(path)
     ids = [row.segment_id for _, row, _, _ in segments]
     assert ids != sorted(ids)
-    outputs = [(row, entries) for header, row, entries, _ in segments if header.kind == codec.OUTPUT]
+    outputs = [(row, entries) for header, row, entries, _ in segments if header.kind == OUTPUT]
     assert {flags for _, entries in outputs for flags, *_ in entries} == {
         codec.PUT,
         codec.PUT | codec.EXPIRES,
@@ -217,4 +219,4 @@ def test_compacted_has_outputs_in_front_of_older_ids_with_a_clear_and_tombstones
         keys = [key for flags, key, *_ in entries if flags != codec.CLEAR]
         assert len(keys) == len(set(keys))
         assert codec.CLEAR not in [flags for flags, *_ in entries[1:]]
-    assert segments[0][0].kind == codec.LOG, "the run did not begin at the oldest"
+    assert segments[0][0].kind == LOG, "the run did not begin at the oldest"

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytekv.engine import recovery
-from bytekv.engine.codec.entry import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow, Summary
+from bytekv.engine.codec.hint import Summary
+from bytekv.engine.codec.manifest import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow
 from bytekv.engine.log import builder as output
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files

@@ -19,7 +19,8 @@ import pytest
 
 import bytekv
 from bytekv import BytekvError, CorruptionError, LimitError, NotAStoreError, StoreFailedError, StoreIOError
-from bytekv.engine.codec.entry import ACTIVE, CONTINUES, MAX_NUMBER, MAX_SEGMENT_SIZE, PUT, SYNC_MARK
+from bytekv.engine.codec.entry import CONTINUES, PUT, SYNC_MARK
+from bytekv.engine.codec.manifest import ACTIVE, MAX_NUMBER, MAX_SEGMENT_SIZE
 from tests import forge
 from tests.fault_files import SystemCalls
 from tests.forge import Entry, Segment

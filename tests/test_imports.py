@@ -14,7 +14,7 @@ import pytest
 import bytekv
 from bytekv import _lean as record
 from bytekv import log
-from bytekv.engine.codec import entry as codec
+from bytekv.engine.codec.checksum import checksum
 
 #: 44 ms for the package crc32c (a command line, importlib.metadata and with it email and socket), 5 for dataclasses
 #: (inspect, ast), 3 or 4 each for typing, logging, sortedcontainers (traceback) and secrets (hmac, OpenSSL).
@@ -78,8 +78,8 @@ CHECK = "assert codec.checksum(b'123456789', 0) == 0xE3069283 and crc32c.crc32c(
 @pytest.mark.parametrize(
     "imports",
     [
-        "from bytekv.engine.codec import entry as codec\nimport crc32c",
-        "import crc32c\nfrom bytekv.engine.codec import entry as codec",
+        "from bytekv.engine.codec import checksum as codec\nimport crc32c",
+        "import crc32c\nfrom bytekv.engine.codec import checksum as codec",
     ],
 )
 def test_the_extension_module_alone_computes_the_same_as_its_package(imports):
@@ -95,12 +95,12 @@ def test_a_crc32c_that_is_no_file_of_its_own_is_imported_as_a_package():
     )
     run(
         hidden
-        + f"from bytekv.engine.codec import entry as codec\nassert 'crc32c' in sys.modules\nimport crc32c\n{CHECK}"
+        + f"from bytekv.engine.codec import checksum as codec\nassert 'crc32c' in sys.modules\nimport crc32c\n{CHECK}"
     )
 
 
 def test_the_checksum_is_the_extension_module_s_own_function():
-    assert type(codec.checksum).__name__ == "builtin_function_or_method"  # no wrapper slows every read down
+    assert type(checksum).__name__ == "builtin_function_or_method"  # no wrapper slows every read down
 
 
 # --- messages without logging ------------------------------------------------------------------

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv.engine.codec.entry import CRC, SEGMENT_HEADER_SIZE, checksum, seed_of
+from bytekv.engine.codec.checksum import CRC, checksum, seed_of
+from bytekv.engine.codec.manifest import SEGMENT_HEADER_SIZE
 from bytekv.engine.integrity import inspection
 from bytekv.engine.integrity.inspection import Inspection
 from bytekv.errors import BytekvError
@@ -210,6 +211,6 @@ def test_any_file_is_told_to_its_end(path, chance: random.Random, how):
 
 
 def open_segment_header(salt):
-    from bytekv.engine.codec.entry import LOG, SegmentHeader, encode_segment_header
+    from bytekv.engine.codec.manifest import LOG, SegmentHeader, encode_segment_header
 
     return encode_segment_header(SegmentHeader(bytes(16), 1, salt, LOG, 0, 0))

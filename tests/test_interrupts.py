@@ -45,8 +45,9 @@ from tests.interrupted_calls import ANY_SYNC, CALLS, OPENINGS, Bench, Mode, Tall
 _COMPUTES = {
     *(
         str(Path(bytekv.__file__).parent / name)
-        for name in ("contract/convert.py", "contract/ordered.py", "engine/codec/entry.py", "errors.py", "options.py")
+        for name in ("contract/convert.py", "contract/ordered.py", "errors.py", "options.py")
     ),
+    *map(str, (Path(bytekv.__file__).parent / "engine/codec").glob("*.py")),
     "Directory.hint_path",
     "Directory.manifest_path",
     "Directory.segment_path",

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from bytekv.engine.codec.entry import SEGMENT_SHIFT, Summary, pack_place
+from bytekv.engine.codec.entry import SEGMENT_SHIFT, pack_place
+from bytekv.engine.codec.hint import Summary
 from bytekv.engine.index import keydir as keydir_module
 from bytekv.engine.index.keydir import Keydir, ReadView
 from bytekv.errors import StoreClosedError, StoreIOError

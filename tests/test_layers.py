@@ -101,7 +101,7 @@ IO = {"io", "mmap", "os", "pathlib", "select", "selectors", "shutil", "socket", 
 
 #: Foreign modules that only one of ours may import, and those that none may.
 ONLY_IN = {
-    "crc32c": "engine.codec.entry",
+    "crc32c": "engine.codec.checksum",
     "sortedcontainers": "engine.index.keydir",
     "mmap": "engine.log.files",
     "fcntl": "engine.log.files",

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import bytekv
-from bytekv.engine.codec.entry import OUTPUT, SEGMENT_HEADER_SIZE, seed_of
+from bytekv.engine.codec.checksum import seed_of
+from bytekv.engine.codec.manifest import OUTPUT, SEGMENT_HEADER_SIZE
 from bytekv.engine.integrity import repair as check
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.scan import Scan

@@ -27,28 +27,21 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from bytekv.engine.codec.checksum import CRC_SIZE, RESIDUE, checksum, seed_of
 from bytekv.engine.codec.entry import (
-    ACTIVE,
     CLEAR,
     CONTINUES,
-    CRC_SIZE,
     ENTRY,
     ENTRY_EXPIRES,
     ENTRY_SIZE,
     EXPIRES,
     FIXED_SIZE,
     KIND,
-    LOG,
     PUT,
-    RESIDUE,
-    SEGMENT_HEADER_SIZE,
     SYNC_MARK,
-    checksum,
-    decode_manifest,
-    decode_segment_header,
     measure_entry,
-    seed_of,
 )
+from bytekv.engine.codec.manifest import ACTIVE, LOG, SEGMENT_HEADER_SIZE, decode_manifest, decode_segment_header
 from bytekv.engine.integrity import repair as check
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files

@@ -15,25 +15,21 @@ from hypothesis import strategies as st
 
 from bytekv.contract.convert import MAX_VALUE_SIZE
 from bytekv.engine.codec import entry as codec
+from bytekv.engine.codec.checksum import seed_of
 from bytekv.engine.codec.entry import (
     CLEAR,
     CONTINUES,
     KIND,
-    LOG,
     MIN_ENTRY_SIZE,
-    OUTPUT,
     PUT,
-    SEGMENT_HEADER_SIZE,
     SIZE_MASK,
     SYNC_MARK,
     TOMBSTONE,
-    SegmentHeader,
     encode_entry,
-    encode_segment_header,
     entry_size,
     pack_place,
-    seed_of,
 )
+from bytekv.engine.codec.manifest import LOG, OUTPUT, SEGMENT_HEADER_SIZE, SegmentHeader, encode_segment_header
 from bytekv.engine.log import resync, segment
 from bytekv.engine.log import scan as scan_module
 from bytekv.engine.log.directory import Directory

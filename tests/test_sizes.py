@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bytekv.engine.codec.entry import SEGMENT_HEADER_SIZE
+from bytekv.engine.codec.manifest import SEGMENT_HEADER_SIZE
 from bytekv.engine.log.sizes import sizes_of
 from bytekv.engine.space.picker import SegmentUsage, pick
 from bytekv.engine.write.throttle import Debt

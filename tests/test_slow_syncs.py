@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from bytekv.engine.codec.entry import OVERHEAD, SEGMENT_HEADER_SIZE
+from bytekv.engine.codec.entry import OVERHEAD
+from bytekv.engine.codec.manifest import SEGMENT_HEADER_SIZE
 from bytekv.engine.store import Store
 from tests.harness import NO_WORKER, QuickFiles, open_store, patched
 

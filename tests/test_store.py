@@ -586,7 +586,7 @@ def test_a_lost_manifest_is_an_error_and_never_an_empty_store(path: Path, open_s
 
 
 def test_a_newer_format_is_refused(path: Path, open_store):
-    from bytekv.engine.codec.entry import CRC, checksum
+    from bytekv.engine.codec.checksum import CRC, checksum
 
     with open_store() as db:
         db["a"] = "1"

@@ -16,7 +16,8 @@ import pytest
 
 import bytekv
 from bytekv import errors
-from bytekv.engine.codec import entry as codec
+from bytekv.engine.codec.checksum import _load_crc32c
+from bytekv.engine.codec.hint import _little_endian
 from bytekv.engine.log.open_segments import FileView
 from bytekv.engine.log.resync import Search
 from bytekv.engine.log.scan import is_whole
@@ -110,8 +111,8 @@ def test_a_batch_counts_keys(open_store: Any) -> None:
 
 
 def test_columns_are_little_endian_on_every_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec.sys, "byteorder", "big")
-    assert codec._little_endian(array("I", [1])) == array("I", [1 << 24])
+    monkeypatch.setattr(sys, "byteorder", "big")
+    assert _little_endian(array("I", [1])) == array("I", [1 << 24])
 
 
 def test_a_file_cut_short_while_it_is_searched_holds_nothing_whole() -> None:
@@ -126,7 +127,7 @@ def test_a_missing_crc32c_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "crc32c", raising=False)
     monkeypatch.setattr(sys, "meta_path", [SimpleNamespace(find_spec=lambda *_: None)])
     with pytest.raises(ImportError, match="crc32c"):
-        codec._load_crc32c()
+        _load_crc32c()
 
 
 @pytest.mark.parametrize("io", ["mmap", "pread"])

@@ -15,19 +15,17 @@ from itertools import repeat
 from operator import itemgetter
 from struct import Struct
 
+from .codec.checksum import CRC_SIZE, RESIDUE, checksum
 from .codec.entry import (
     CONTINUES,
-    CRC_SIZE,
     ENTRY_SIZE,
     OFFSET_MASK,
     OFFSET_SHIFT,
     OVERHEAD,
     PREFIX,
     PUT,
-    RESIDUE,
     SEGMENT_SHIFT,
     SIZE_MASK,
-    checksum,
 )
 
 TYPE_CHECKING = False

@@ -15,7 +15,7 @@ from .._lean import NamedTuple
 from ..errors import BytekvError, CorruptionError, ReadOnlyError, translated
 from ..options import Options
 from . import recovery
-from .codec.entry import Manifest
+from .codec.manifest import Manifest
 from .index.keydir import Keydir
 from .log.directory import Directory
 from .log.files import Files

@@ -22,7 +22,9 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from ..errors import CorruptionError, DiskFullError, SystemErrors
-from .codec.entry import ACTIVE, BACKUP, LOG, SEALED, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow, Summary, is_zero
+from .codec.entry import is_zero
+from .codec.hint import Summary
+from .codec.manifest import ACTIVE, BACKUP, LOG, SEALED, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow
 from .index.keydir import Keydir
 from .log.directory import Directory
 from .log.resync import check_torn

@@ -35,7 +35,8 @@ from ..errors import (
     translated,
 )
 from ..options import Options
-from .codec.entry import CLEAR, PREFIX, PUT, RESIDUE, TOMBSTONE, checksum
+from .codec.checksum import RESIDUE, checksum
+from .codec.entry import CLEAR, PREFIX, PUT, TOMBSTONE
 from .codec.entry import Entry as StoredEntry
 from .exit_and_fork import register, unregister
 from .log.directory import Directory

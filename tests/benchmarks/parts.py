@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import bytekv
-from bytekv.engine.codec.entry import checksum
+from bytekv.engine.codec.checksum import checksum
 
 VALUE = bytes(100)
 ROUNDS = 15

@@ -19,7 +19,19 @@ from pathlib import Path
 
 import bytekv
 from bytekv.engine.codec import entry as codec
-from bytekv.engine.codec.entry import CRC, FIXED_SIZE, LOG, MIN_ENTRY_SIZE, RESIDUE, SEGMENT_HEADER_SIZE, checksum
+from bytekv.engine.codec.checksum import CRC, RESIDUE, checksum, seed_of
+from bytekv.engine.codec.entry import FIXED_SIZE, MIN_ENTRY_SIZE
+from bytekv.engine.codec.hint import HINT_HEADER, decode_hint, encode_hint
+from bytekv.engine.codec.manifest import (
+    LOG,
+    SEALED,
+    SEGMENT_HEADER_SIZE,
+    SegmentHeader,
+    decode_manifest,
+    decode_segment_header,
+    encode_manifest,
+    encode_segment_header,
+)
 from bytekv.engine.log.resync import Search, find_sync_mark
 from bytekv.engine.log.scan import Scan
 from bytekv.engine.log.summary import summarise
@@ -35,8 +47,8 @@ from tests.independent_reader import read_store
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SALT = 0xA7A6A5A4A3A2A1A0
-SEED = codec.seed_of(SALT)
-HEADER = codec.SegmentHeader(bytes(range(16)), 1, SALT, LOG, 0, 0)
+SEED = seed_of(SALT)
+HEADER = SegmentHeader(bytes(range(16)), 1, SALT, LOG, 0, 0)
 MIB = 1 << 20
 
 
@@ -67,9 +79,9 @@ def header(data: bytes) -> None:
     ):
         for for_writing in False, True:
             with contextlib.suppress(BytekvError):
-                found = codec.decode_segment_header(raw, "p", for_writing=for_writing)
-                again = codec.encode_segment_header(found)
-                assert codec.decode_segment_header(again, "p", for_writing=True) == found
+                found = decode_segment_header(raw, "p", for_writing=for_writing)
+                again = encode_segment_header(found)
+                assert decode_segment_header(again, "p", for_writing=True) == found
 
 
 def manifest(data: bytes) -> None:
@@ -77,27 +89,27 @@ def manifest(data: bytes) -> None:
     for raw in _with_crcs(data):
         for for_writing in False, True:
             with contextlib.suppress(BytekvError):
-                found = codec.decode_manifest(raw, "p", for_writing=for_writing)
+                found = decode_manifest(raw, "p", for_writing=for_writing)
                 assert len(found.segments) * 36 + 72 == len(raw)
                 assert len({row.segment_id for row in found.segments}) == len(found.segments)
                 assert [row.last_seq for row in found.segments] == sorted(row.last_seq for row in found.segments)
-                assert all(row.state == codec.SEALED for row in found.segments[:-1])
-                assert codec.decode_manifest(codec.encode_manifest(found), "p", for_writing=True) == found
+                assert all(row.state == SEALED for row in found.segments[:-1])
+                assert decode_manifest(encode_manifest(found), "p", for_writing=True) == found
 
 
 def hint(data: bytes) -> None:
     """Decode a hint of the segment that it names."""
     for raw in _with_crcs(data):
         names = HEADER
-        if len(raw) >= codec.HINT_HEADER.size:
-            _, _, _, _, uuid, segment_id, salt, *_ = codec.HINT_HEADER.unpack_from(raw)
+        if len(raw) >= HINT_HEADER.size:
+            _, _, _, _, uuid, segment_id, salt, *_ = HINT_HEADER.unpack_from(raw)
             names = HEADER._replace(store_uuid=uuid, segment_id=segment_id, salt=salt)
         with contextlib.suppress(BytekvError):
-            found = codec.decode_hint(raw, names, "p")
+            found = decode_hint(raw, names, "p")
             assert all(0 <= place < 1 << codec.SEGMENT_SHIFT for place in found.places)
             assert len(found.keys) == len(found.places)
             if len(set(found.keys)) == len(found.keys):  # else it was not made by a summary
-                again = codec.decode_hint(b"".join(codec.encode_hint(found, names)), names, "p")
+                again = decode_hint(b"".join(encode_hint(found, names)), names, "p")
                 for one, other in zip(found, again, strict=True):
                     assert one == other or list(one) == list(other)
 

@@ -23,7 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bytekv.engine.codec.entry import CONTINUES, ENTRY_SIZE, PUT, SEGMENT_HEADER_SIZE, encode_entry
+from bytekv.engine.codec.entry import CONTINUES, ENTRY_SIZE, PUT, encode_entry
+from bytekv.engine.codec.manifest import SEGMENT_HEADER_SIZE
 from tests.harness import FakeFiles, crash, damage, open_store, segment_files
 
 HERE = Path(__file__).parent / "v1"

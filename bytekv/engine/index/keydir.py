@@ -25,7 +25,8 @@ from itertools import islice
 from operator import rshift
 
 from ...errors import StoreClosedError, translated
-from ..codec.entry import OVERHEAD, SEGMENT_SHIFT, SIZE_MASK, Summary
+from ..codec.entry import OVERHEAD, SEGMENT_SHIFT, SIZE_MASK
+from ..codec.hint import Summary
 from .deadlines import Deadlines
 
 TYPE_CHECKING = False

@@ -16,30 +16,22 @@ from collections.abc import Iterator
 from ..._lean import NamedTuple
 from ...contract.convert import MAX_VALUE_SIZE
 from ...errors import BytekvError
+from ..codec.checksum import CRC_SIZE, FORMAT_VERSION, RESIDUE, checksum, seed_of
 from ..codec.entry import (
     CLEAR,
     CONTINUES,
-    CRC_SIZE,
     ENTRY,
     ENTRY_EXPIRES,
     ENTRY_SIZE,
     EXPIRES,
     FIXED_SIZE,
-    FORMAT_VERSION,
     KIND,
-    LOG,
     MIN_ENTRY_SIZE,
     PUT,
-    RESIDUE,
-    SEGMENT_HEADER,
-    SEGMENT_HEADER_SIZE,
-    SEGMENT_MAGIC,
     SYNC_MARK,
     TOMBSTONE,
-    checksum,
-    decode_segment_header,
-    seed_of,
 )
+from ..codec.manifest import LOG, SEGMENT_HEADER, SEGMENT_HEADER_SIZE, SEGMENT_MAGIC, decode_segment_header
 from ..log.files import Files
 from ..log.resync import Search
 

@@ -16,32 +16,33 @@ from contextlib import suppress
 
 from ..._lean import NamedTuple
 from ...errors import BytekvError, CorruptionError, LimitError, StoreNotFoundError
+from ..codec.checksum import CRC_SIZE, seed_of
 from ..codec.entry import (
-    ACTIVE,
     CLEAR,
     CONTINUES,
-    CRC_SIZE,
     ENTRY,
     FIXED_SIZE,
     KIND,
+    MIN_ENTRY_SIZE,
+    SIZE_MASK,
+    SYNC_MARK,
+    decode_entry,
+    is_zero,
+    measure_entry,
+)
+from ..codec.manifest import (
+    ACTIVE,
     LOG,
     MAX_NUMBER,
     MAX_SEGMENT_SIZE,
     MAX_SEGMENTS,
-    MIN_ENTRY_SIZE,
     OUTPUT,
     SEGMENT_HEADER_SIZE,
-    SIZE_MASK,
-    SYNC_MARK,
     Manifest,
     SegmentHeader,
     SegmentRow,
     another_history,
-    decode_entry,
-    is_zero,
-    measure_entry,
     read_damaged_segment_header,
-    seed_of,
 )
 from ..index.keydir import Keydir
 from ..log.builder import Output

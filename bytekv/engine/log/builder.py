@@ -12,26 +12,10 @@ from itertools import accumulate
 
 from ..._lean import NamedTuple
 from ...errors import SystemErrors
-from ..codec.entry import (
-    CONTINUES,
-    CRC,
-    CRC_SIZE,
-    KIND,
-    OFFSET_SHIFT,
-    OUTPUT,
-    PUT,
-    SEALED,
-    SEGMENT_HEADER_SIZE,
-    SEGMENT_SHIFT,
-    SIZE_MASK,
-    TOMBSTONE,
-    Pieces,
-    SegmentRow,
-    Summary,
-    checksum,
-    encode_segment_header,
-    seed_of,
-)
+from ..codec.checksum import CRC, CRC_SIZE, checksum, seed_of
+from ..codec.entry import CONTINUES, KIND, OFFSET_SHIFT, PUT, SEGMENT_SHIFT, SIZE_MASK, TOMBSTONE
+from ..codec.hint import Pieces, Summary
+from ..codec.manifest import OUTPUT, SEALED, SEGMENT_HEADER_SIZE, SegmentRow, encode_segment_header
 from ..recovery import HINT_FROM
 from .directory import Directory
 from .segment import header_for

@@ -42,7 +42,8 @@ from ...errors import (
     StoreLockedError,
     StoreNotFoundError,
 )
-from ..codec.entry import MAX_NUMBER, Manifest, decode_manifest, encode_manifest, is_zero
+from ..codec.entry import is_zero
+from ..codec.manifest import MAX_NUMBER, Manifest, decode_manifest, encode_manifest
 from .files import Files, Folder
 
 __all__ = ["Directory"]

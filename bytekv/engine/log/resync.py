@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...contract.convert import MAX_VALUE_SIZE
+from ..codec.checksum import CRC_SIZE, RESIDUE, checksum
 from ..codec.entry import (
-    CRC_SIZE,
     ENTRY,
     ENTRY_SIZE,
     FIXED_SIZE,
     MIN_ENTRY_SIZE,
-    RESIDUE,
     SYNC_MARK,
     SYNC_MARK_HEAD,
-    checksum,
     is_zero,
     measure_entry,
 )

@@ -13,28 +13,27 @@ from struct import Struct
 
 from ...contract.convert import MAX_VALUE_SIZE
 from ...errors import CorruptionError, StoreNotFoundError
+from ..codec.checksum import CRC_SIZE, RESIDUE, checksum, seed_of
 from ..codec.entry import (
-    ACTIVE,
     CONTINUES,
-    CRC_SIZE,
     ENTRY,
     ENTRY_EXPIRES,
     ENTRY_SIZE,
     EXPIRES,
     FIXED_SIZE,
+    MIN_ENTRY_SIZE,
+    PUT,
+    SYNC_MARK,
+)
+from ..codec.manifest import (
+    ACTIVE,
     LOG,
     MAX_NUMBER,
     MAX_SEGMENT_SIZE,
-    MIN_ENTRY_SIZE,
-    PUT,
-    RESIDUE,
     SEGMENT_HEADER_SIZE,
-    SYNC_MARK,
     SegmentHeader,
     SegmentRow,
-    checksum,
     decode_segment_header,
-    seed_of,
 )
 from .directory import Directory
 

@@ -20,14 +20,14 @@ from ...errors import (
     StoreFailedError,
     is_about,
 )
-from ..codec.entry import (
+from ..codec.checksum import seed_of
+from ..codec.entry import SEGMENT_SHIFT
+from ..codec.manifest import (
     MAX_NUMBER,
     MAX_SEQ_TO_BEGIN_AFTER,
     SEGMENT_HEADER_SIZE,
-    SEGMENT_SHIFT,
     SegmentHeader,
     encode_segment_header,
-    seed_of,
 )
 from .directory import Directory
 from .open_segments import FileView, View

@@ -28,21 +28,18 @@ from ...errors import (
     SystemErrors,
 )
 from ...options import Options
-from ..codec.entry import (
+from ..codec.checksum import seed_of
+from ..codec.entry import Entry, decode_entry, measure_entry, unpack_location
+from ..codec.manifest import (
     ACTIVE,
     BACKUP,
     LOG,
     MAX_SEGMENTS,
     SEALED,
     SEGMENT_HEADER_SIZE,
-    Entry,
     Manifest,
     SegmentRow,
     another_history,
-    decode_entry,
-    measure_entry,
-    seed_of,
-    unpack_location,
 )
 from .directory import Directory
 from .open_segments import FileView, View

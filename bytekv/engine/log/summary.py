@@ -9,20 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from ...errors import BytekvError
-from ..codec.entry import (
-    CRC_SIZE,
-    HINT_HEADER,
-    KIND,
-    OFFSET_SHIFT,
-    PUT,
-    SEGMENT_HEADER_SIZE,
-    SIZE_MASK,
-    TOMBSTONE,
-    SegmentHeader,
-    Summary,
-    decode_hint,
-    encode_hint,
-)
+from ..codec.checksum import CRC_SIZE
+from ..codec.entry import KIND, OFFSET_SHIFT, PUT, SIZE_MASK, TOMBSTONE
+from ..codec.hint import HINT_HEADER, Summary, decode_hint, encode_hint
+from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentHeader
 from .directory import Directory
 from .scan import Scan, Scanned
 

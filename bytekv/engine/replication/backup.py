@@ -20,7 +20,7 @@ from contextlib import suppress
 
 from ..._lean import NamedTuple
 from ...errors import BytekvError, CorruptionError, NotAStoreError, StoreFailedError, StoreIOError
-from ..codec.entry import BACKUP, HISTORY, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentRow
+from ..codec.manifest import BACKUP, HISTORY, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentRow
 from ..log.directory import Directory
 from ..log.scan import header_of
 from ..log.segment_manager import Pin

@@ -12,20 +12,9 @@ from collections.abc import Callable, Iterator
 
 from ..._lean import NamedTuple
 from ...errors import BytekvError, ChangesLostError, LimitError
-from ..codec.entry import (
-    CLEAR,
-    CONTINUES,
-    CRC_SIZE,
-    FIXED_SIZE,
-    KIND,
-    LOG,
-    PUT,
-    SEGMENT_HEADER_SIZE,
-    SegmentHeader,
-    SegmentRow,
-    decode_segment_header,
-    seed_of,
-)
+from ..codec.checksum import CRC_SIZE, seed_of
+from ..codec.entry import CLEAR, CONTINUES, FIXED_SIZE, KIND, PUT
+from ..codec.manifest import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow, decode_segment_header
 from ..log.open_segments import View
 from ..log.scan import Scan
 from ..log.segment_manager import Pin

@@ -24,20 +24,10 @@ from functools import partial
 
 from ..._lean import NamedTuple
 from ...errors import BytekvError, CorruptionError, StoreIOError
-from ..codec.entry import (
-    LOG,
-    OUTPUT,
-    SEALED,
-    SEGMENT_HEADER_SIZE,
-    SEGMENT_SHIFT,
-    Manifest,
-    SegmentHeader,
-    SegmentRow,
-    Summary,
-    measure_entry,
-    seed_of,
-    unpack_location,
-)
+from ..codec.checksum import seed_of
+from ..codec.entry import SEGMENT_SHIFT, measure_entry, unpack_location
+from ..codec.hint import Summary
+from ..codec.manifest import LOG, OUTPUT, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentHeader, SegmentRow
 from ..log.open_segments import View
 from ..log.resync import check_torn
 from ..log.scan import header_of, scan_segment, size_of

@@ -30,9 +30,9 @@ from collections.abc import Callable
 from ... import log
 from ..._lean import NamedTuple
 from ...errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError, is_about
+from ..codec.checksum import CRC_SIZE, RESIDUE, checksum
 from ..codec.entry import (
     CLEAR,
-    CRC_SIZE,
     ENTRY,
     ENTRY_EXPIRES,
     ENTRY_SIZE,
@@ -43,14 +43,11 @@ from ..codec.entry import (
     OFFSET_SHIFT,
     PREFIX,
     PUT,
-    RESIDUE,
-    SEGMENT_HEADER_SIZE,
     SEGMENT_SHIFT,
     SIZE_MASK,
     TOMBSTONE,
-    SegmentRow,
-    checksum,
 )
+from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentRow
 from ..log.builder import Output
 from ..log.scan import Scan, header_of, scan_segment
 from ..write.commit import Committer

@@ -15,19 +15,8 @@ from itertools import accumulate, compress, repeat
 from operator import add
 
 from ..._lean import NamedTuple
-from ..codec.entry import (
-    CLEAR,
-    CONTINUES,
-    CRC,
-    ENTRY,
-    OVERHEAD,
-    PUT,
-    TOMBSTONE,
-    checksum,
-    encode_entry,
-    entry_size,
-    pack_place,
-)
+from ..codec.checksum import CRC, checksum
+from ..codec.entry import CLEAR, CONTINUES, ENTRY, OVERHEAD, PUT, TOMBSTONE, encode_entry, entry_size, pack_place
 from ..log.segment import Writer
 
 TYPE_CHECKING = False

@@ -42,18 +42,8 @@ from ...errors import (
     is_about,
 )
 from ...options import Options
-from ..codec.entry import (
-    CRC,
-    ENTRY,
-    OVERHEAD,
-    PUT,
-    SEGMENT_SHIFT,
-    SIZE_MASK,
-    SYNC_MARK,
-    TOMBSTONE,
-    checksum,
-    encode_entry,
-)
+from ..codec.checksum import CRC, checksum
+from ..codec.entry import ENTRY, OVERHEAD, PUT, SEGMENT_SHIFT, SIZE_MASK, SYNC_MARK, TOMBSTONE, encode_entry
 from ..index.keydir import PURGED_AT_ONCE, Keydir, Ordered, ordered
 from ..log.segment import Writer
 from ..log.segment_manager import SegmentManager
