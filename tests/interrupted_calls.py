@@ -35,7 +35,7 @@ from sortedcontainers import SortedList
 
 from bytekv.contract.snapshot import Snapshot
 from bytekv.engine.log import directory
-from bytekv.engine.log.open_segments import FileView
+from bytekv.engine.log.open_segments import PreadFile
 from bytekv.engine.store import Store
 from bytekv.errors import BytekvError
 from tests.harness import FakeFiles, open_store
@@ -415,7 +415,7 @@ def _describe(thing: Any, found: list[object], seen: dict[int, int]) -> None:
         found.append(repr(sorted(thing)))
     elif kind is SortedList:
         found.append(repr((thing._lists, thing._maxes, thing._len)))
-    elif kind is FileView:
+    elif kind is PreadFile:
         found.append(thing._path)
     elif isinstance(thing, io.FileIO):
         found.append(thing.closed)

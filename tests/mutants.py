@@ -885,7 +885,7 @@ MUTANTS = [
     _mutant(
         "a repair takes damage below a sync mark for a torn tail",
         "engine/integrity/repair",
-        "            self.durable_seq = max(self.durable_seq, self._search.highest_mark())\n",
+        "            self.durable_seq = max(self.durable_seq, self._resync.highest_mark())\n",
         "            pass\n",
         "tests/test_repair.py",
     ),
@@ -1104,8 +1104,8 @@ MUTANTS = [
     _mutant(
         "a follower takes any view that is read for one of the file of now",
         "engine/log/segment_manager",
-        "return (view.size() if isinstance(view, FileView) else len(view)) >= length",
-        "return isinstance(view, FileView) or len(view) >= length",
+        "return (view.size() if isinstance(view, PreadFile) else len(view)) >= length",
+        "return isinstance(view, PreadFile) or len(view) >= length",
         _FOLLOWERS,
     ),
     _mutant(
@@ -1132,7 +1132,7 @@ MUTANTS = [
     _mutant(
         "a follower believes a hint of half a segment",
         "engine/replication/follower",
-        "            if summary is not None and summary.length < row.length:",
+        "            if hint is not None and hint.length < row.length:",
         "            if False:",
         _FOLLOWERS,
     ),

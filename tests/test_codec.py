@@ -26,10 +26,10 @@ from bytekv.engine.codec.entry import (
     encode_entry,
     entry_size,
     measure_entry,
-    pack_place,
+    pack_position,
     unpack_location,
 )
-from bytekv.engine.codec.hint import HINT_HEADER, Summary, decode_hint, encode_hint
+from bytekv.engine.codec.hint import HINT_HEADER, Hint, decode_hint, encode_hint
 from bytekv.engine.codec.manifest import (
     ACTIVE,
     LOG,
@@ -58,12 +58,12 @@ ROWS = (
     SegmentRow(5, 55, 2_000_000, 40, ACTIVE),
 )
 MANIFEST = Manifest(bytes(range(16)), 12, 40, 3, ROWS)
-SUMMARY = Summary(
+SUMMARY = Hint(
     9000,
     50,
     True,
     [b"aa", b"bb", b"cc"],
-    [pack_place(80, 40), pack_place(120, 9000), pack_place(300, 8191)],
+    [pack_position(80, 40), pack_position(120, 9000), pack_position(300, 8191)],
     [b"gone", b""],
     {b"bb": 1_700_000_000_000},
     17_231,
@@ -78,8 +78,8 @@ keys = st.binary(max_size=40) | st.sampled_from([b"", bytes(MAX_KEY_SIZE), b"\xf
 values = st.binary(max_size=80) | st.just(bytes(100_000))
 
 
-def hint_of(summary, header):
-    return b"".join(encode_hint(summary, header))
+def encoded_hint(hint, header):
+    return b"".join(encode_hint(hint, header))
 
 
 def entry(flags: int = PUT, key: bytes = b"key", value: bytes = b"value", seq: int = 42, expires_ms: int = 0) -> bytes:
@@ -147,51 +147,51 @@ def test_manifests_come_back(manifest):
 
 
 @st.composite
-def summaries(draw: Callable[..., Any]) -> Summary:
+def hints(draw: Callable[..., Any]) -> Hint:
     lengths = {"max_size": 9} if draw(st.booleans()) else {"min_size": 5, "max_size": 5}
     everything = draw(st.lists(st.binary(**lengths), unique=True, max_size=30))
     cut = draw(st.integers(0, len(everything)))
     put = everything[:cut]
-    places = [pack_place(draw(st.integers(80, codec.OFFSET_MASK)), draw(st.integers(27, 10_000))) for _ in put]
+    positions = [pack_position(draw(st.integers(80, codec.OFFSET_MASK)), draw(st.integers(27, 10_000))) for _ in put]
     expiring = draw(st.lists(st.sampled_from(put), unique=True)) if put else []
     expires = {key: draw(st.integers(1, 2**63)) for key in expiring}
-    return Summary(
-        draw(u64), draw(u64), draw(st.booleans()), put, places, everything[cut:], expires, draw(u64), draw(u64)
+    return Hint(
+        draw(u64), draw(u64), draw(st.booleans()), put, positions, everything[cut:], expires, draw(u64), draw(u64)
     )
 
 
-def same(left: Summary, right: Summary) -> bool:
-    """Compare two summaries whose columns may be lists or arrays."""
+def same(left: Hint, right: Hint) -> bool:
+    """Compare two hints whose columns may be lists or arrays."""
     return all(
-        list(one) == list(other) if name in ("keys", "places", "tombstones") else one == other
-        for name in Summary._fields
+        list(one) == list(other) if name in ("keys", "positions", "tombstones") else one == other
+        for name in Hint._fields
         for one, other in [(getattr(left, name), getattr(right, name))]
     )
 
 
 @bounded
-@given(summaries())
-def test_hints_come_back(summary):
-    assert same(decode_hint(hint_of(summary, HEADER), HEADER, "p"), summary)
+@given(hints())
+def test_hints_come_back(hint):
+    assert same(decode_hint(encoded_hint(hint, HEADER), HEADER, "p"), hint)
 
 
 @bounded
 @given(st.integers(1, 2**48), st.integers(0, codec.OFFSET_MASK), st.integers(27, 20_000))
 def test_locations_come_back(segment_id, offset, size):
-    location = segment_id << codec.SEGMENT_SHIFT | pack_place(offset, size)
+    location = segment_id << codec.SEGMENT_SHIFT | pack_position(offset, size)
     assert unpack_location(location) == (segment_id, offset, size if size < 8192 else 0)
 
 
 @bounded
 @given(st.lists(st.tuples(st.integers(1, 100), st.integers(0, codec.OFFSET_MASK), st.integers(27, 20_000)), min_size=2))
 def test_different_places_have_different_locations(places):
-    locations = {segment << codec.SEGMENT_SHIFT | pack_place(offset, size): 0 for segment, offset, size in places}
+    locations = {segment << codec.SEGMENT_SHIFT | pack_position(offset, size): 0 for segment, offset, size in places}
     assert len(locations) == len({(segment, offset, size if size < 8192 else 0) for segment, offset, size in places})
 
 
 def test_a_location_of_the_first_65535_segments_takes_two_digits_of_an_int():
     """60 bits; three digits would cost each key 4 bytes more (sys.getsizeof of an int)."""
-    assert (0xFFFF << codec.SEGMENT_SHIFT | pack_place(codec.OFFSET_MASK, 8191)).bit_length() == 60
+    assert (0xFFFF << codec.SEGMENT_SHIFT | pack_position(codec.OFFSET_MASK, 8191)).bit_length() == 60
 
 
 def test_keys_and_values_of_any_bytes_like_length_are_counted_in_bytes():
@@ -251,10 +251,10 @@ SAMPLES = {
     "empty key and value": Sample(entry(key=b"", value=b""), "entry"),
     "segment header": Sample(encode_segment_header(HEADER), "segment header"),
     "manifest": Sample(encode_manifest(MANIFEST), "manifest"),
-    "hint, equal keys": Sample(hint_of(SUMMARY, HEADER), "hint"),
+    "hint, equal keys": Sample(encoded_hint(SUMMARY, HEADER), "hint"),
     "hint, mixed keys": Sample(
-        hint_of(
-            Summary(200, 9, False, [b"a", b"bcd"], [pack_place(80, 40), pack_place(120, 40)], [], {}, 80, 0), HEADER
+        encoded_hint(
+            Hint(200, 9, False, [b"a", b"bcd"], [pack_position(80, 40), pack_position(120, 40)], [], {}, 80, 0), HEADER
         ),
         "hint",
     ),
@@ -381,7 +381,7 @@ HINT_COUNTS = {"key size": 12, "puts": 80, "expiring puts": 84, "tombstones": 88
 
 @pytest.mark.parametrize("column", HINT_COUNTS)
 def test_no_other_count_of_a_hint_is_believed(column):
-    raw = hint_of(SUMMARY, HEADER)
+    raw = encoded_hint(SUMMARY, HEADER)
     offset = HINT_COUNTS[column]
     (right,) = struct.unpack_from("<I", raw, offset)
     tracemalloc.start()
@@ -400,7 +400,7 @@ def test_no_other_count_of_a_hint_is_believed(column):
 
 @pytest.mark.parametrize("number", [3, 4, 2**31, 2**32 - 1])
 def test_a_hint_cannot_say_when_a_put_expires_that_it_does_not_have(number):
-    body = bytearray(hint_of(SUMMARY, HEADER)[:-CRC_SIZE])
+    body = bytearray(encoded_hint(SUMMARY, HEADER)[:-CRC_SIZE])
     struct.pack_into("<I", body, HINT_HEADER.size + 3 * 8, number)
     with pytest.raises(CorruptionError, match="contradict"):
         decode_hint(sealed_with_crc(bytes(body)), HEADER, "p")
@@ -409,24 +409,24 @@ def test_a_hint_cannot_say_when_a_put_expires_that_it_does_not_have(number):
 @bounded
 @given(st.binary(max_size=120), st.tuples(u32, u32, u32, u32), st.integers(0, 3))
 def test_hints_of_any_content_decode_or_are_refused(noise, counts, bits):
-    """A hint with a CRC that fits and nonsense in it: an error of bytekv's own, or a summary that hangs together."""
+    """A hint with a CRC that fits and nonsense in it: an error of bytekv's own, or a hint that hangs together."""
     small = [count >> bits * 8 for count in counts]
-    body = bytearray(hint_of(SUMMARY, HEADER)[: HINT_HEADER.size])
+    body = bytearray(encoded_hint(SUMMARY, HEADER)[: HINT_HEADER.size])
     for offset, count in zip(HINT_COUNTS.values(), small, strict=True):
         struct.pack_into("<I", body, offset, count)
     try:
-        summary = decode_hint(sealed_with_crc(bytes(body) + noise), HEADER, "p")
+        hint = decode_hint(sealed_with_crc(bytes(body) + noise), HEADER, "p")
     except CorruptionError:
         return
-    assert len(summary.keys) == len(summary.places)
-    assert set(summary.expires) <= set(summary.keys)
+    assert len(hint.keys) == len(hint.positions)
+    assert set(hint.expires) <= set(hint.keys)
 
 
 @pytest.mark.parametrize(
     "other", [{"store_uuid": bytes(16)}, {"segment_id": 8}, {"salt": 1}], ids=lambda one: next(iter(one))
 )
 def test_a_hint_of_another_segment_is_refused(other):
-    raw = hint_of(SUMMARY, HEADER)
+    raw = encoded_hint(SUMMARY, HEADER)
     with pytest.raises(CorruptionError, match="another segment"):
         decode_hint(raw, HEADER._replace(**other), "p")
 
@@ -477,7 +477,7 @@ def test_other_versions_are_refused_as_such(version, what):
 
 
 def test_a_hint_of_another_version_or_with_unknown_flags_is_refused():
-    raw = hint_of(SUMMARY, HEADER)
+    raw = encoded_hint(SUMMARY, HEADER)
     for offset, value in ((8, 2), (10, 3), (11, 0x80)):
         with pytest.raises(UnsupportedFormatError):
             decode_hint(changed(raw, offset, value), HEADER, "p")

@@ -18,7 +18,7 @@ import pytest
 from bytekv.contract import convert
 from bytekv.engine.codec import entry as codec
 from bytekv.engine.codec.checksum import CRC_SIZE, FORMAT_VERSION, RESIDUE, checksum, seed_of
-from bytekv.engine.codec.hint import HINT_CLEARS, HINT_HEADER, HINT_MAGIC, Summary, encode_hint
+from bytekv.engine.codec.hint import HINT_CLEARS, HINT_HEADER, HINT_MAGIC, Hint, encode_hint
 from bytekv.engine.codec.manifest import (
     ACTIVE,
     LOG,
@@ -264,10 +264,10 @@ def bitwise_crc(piece: bytes, polynomial: int) -> int:
 @pytest.mark.parametrize("mixed", [False, True])
 def test_hint_columns_come_in_the_order_and_size_of_the_table(mixed):
     keys = [b"k1", b"k2", b"longer"] if mixed else [b"k1", b"k2", b"k3"]
-    places = [codec.pack_place(80, 40), codec.pack_place(120, 9000), codec.pack_place(9120, 50)]
+    positions = [codec.pack_position(80, 40), codec.pack_position(120, 9000), codec.pack_position(9120, 50)]
     expires = {keys[2]: 5, keys[0]: Y2100_MS}
-    summary = Summary(9200, 17, True, keys, places, [b"gone", b""], expires, 9090, 99)
-    hint = b"".join(encode_hint(summary, SegmentHeader(UUID, 3, 4, LOG, 2, 1)))
+    content = Hint(9200, 17, True, keys, positions, [b"gone", b""], expires, 9090, 99)
+    hint = b"".join(encode_hint(content, SegmentHeader(UUID, 3, 4, LOG, 2, 1)))
     sizes = {
         "8 × puts": 8 * 3,
         "4 × expiring puts": 4 * 2,
@@ -278,7 +278,7 @@ def test_hint_columns_come_in_the_order_and_size_of_the_table(mixed):
         "puts × key size, or their sum": sum(map(len, keys)),
     }
     expected = {
-        "places": array("Q", places).tobytes(),
+        "places": array("Q", positions).tobytes(),
         "expiring": array("I", [2, 0]).tobytes(),
         "expires": array("Q", [5, Y2100_MS]).tobytes(),
         "tombstone key sizes": array("H", [4, 0]).tobytes(),
@@ -317,8 +317,8 @@ def test_a_place_is_packed_as_the_page_says():
     assert found
     factor, largest = number_in(found[1]), number_in(found[2])
     assert largest == codec.SIZE_MASK
-    assert codec.pack_place(123, largest) == 123 * factor + largest
-    assert codec.pack_place(123, largest + 1) == 123 * factor
+    assert codec.pack_position(123, largest) == 123 * factor + largest
+    assert codec.pack_position(123, largest + 1) == 123 * factor
 
 
 # --- limits ------------------------------------------------------------------------------------

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from bytekv.engine.codec import entry as codec
-from bytekv.engine.codec.hint import Summary
+from bytekv.engine.codec.hint import Hint
 from bytekv.engine.codec.manifest import ACTIVE, LOG, OUTPUT, SEALED, SegmentHeader, SegmentRow
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files
 from bytekv.engine.log.scan import open_segment, scan_segment
-from bytekv.engine.log.summary import load_hint, summarise
+from bytekv.engine.log.summary import hint_of, load_hint
 from bytekv.errors import CorruptionError
 from tests.golden import make_v1
 from tests.harness import open_store, segment_files, snapshot_of
@@ -142,8 +142,8 @@ def test_the_torn_tail_is_kept_and_the_second_opening_finds_a_clean_store(golden
 # --- that they hold what they are there for ----------------------------------------------------
 
 
-def segments_of(path: Path) -> list[tuple[SegmentHeader, SegmentRow, list[tuple[Any, ...]], Summary]]:
-    """Return header, row, entries and summary of each segment, by the codec and a scan alone."""
+def segments_of(path: Path) -> list[tuple[SegmentHeader, SegmentRow, list[tuple[Any, ...]], Hint]]:
+    """Return header, row, entries and hint of each segment, by the codec and a scan alone."""
     directory = Directory(str(path), Files())
     found = []
     for row in directory.load(for_writing=False).segments:
@@ -152,7 +152,7 @@ def segments_of(path: Path) -> list[tuple[SegmentHeader, SegmentRow, list[tuple[
             size = directory.files.size(descriptor, "")
             stop = row.length if row.state == SEALED else size
             again = [scan_segment(directory, descriptor, header, 80, stop, header.previous_seq) for _ in range(2)]
-            found.append((header, row, list(again[0]), summarise(again[1])))
+            found.append((header, row, list(again[0]), hint_of(again[1])))
         finally:
             directory.files.close(descriptor)
     return found
@@ -190,16 +190,16 @@ def test_the_hints_have_mixed_and_equal_keys_and_one_speaks_for_a_prefix(golden,
     assert list(whole.tombstones) == list(first_summary.tombstones) == [b"key 3"]
     assert whole.expires == first_summary.expires
     assert len(whole.expires) == 3
-    assert (list(whole.keys), list(whole.places)) == (list(first_summary.keys), list(first_summary.places))
-    assert any(not place & codec.SIZE_MASK for place in whole.places), "an entry of more than 8,191 bytes"
+    assert (list(whole.keys), list(whole.positions)) == (list(first_summary.keys), list(first_summary.positions))
+    assert any(not place & codec.SIZE_MASK for place in whole.positions), "an entry of more than 8,191 bytes"
 
 
 def test_crashed_is_preallocated(golden, path):
     golden("crashed")
-    ((_, row, _, summary),) = segments_of(path)
+    ((_, row, _, hint),) = segments_of(path)
     (file,) = segment_files(path)
     assert row.state == ACTIVE
-    assert row.length < summary.length < file.stat().st_size
+    assert row.length < hint.length < file.stat().st_size
     assert file.read_bytes().endswith(bytes(1000))
 
 

@@ -16,14 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bytekv.engine import recovery
-from bytekv.engine.codec.hint import Summary
+from bytekv.engine.codec.hint import Hint
 from bytekv.engine.codec.manifest import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow
 from bytekv.engine.log import builder as output
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files
 from bytekv.engine.log.scan import open_segment, scan_segment
 from bytekv.engine.log.segment_manager import SegmentManager
-from bytekv.engine.log.summary import load_hint, save_hint, summarise
+from bytekv.engine.log.summary import hint_of, load_hint, save_hint
 from bytekv.engine.space.worker import StopWork
 from bytekv.engine.store import Store
 from bytekv.errors import CorruptionError, DiskFullError
@@ -43,29 +43,29 @@ def hints_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- looking -----------------------------------------------------------------------------------
 
 
-def segments_of(path: Path) -> Iterator[tuple[Directory, SegmentHeader, SegmentRow, Summary]]:
+def segments_of(path: Path) -> Iterator[tuple[Directory, SegmentHeader, SegmentRow, Hint]]:
     """Yield each listed segment with what a scan of it says."""
     directory = Directory(str(path), Files())
     for row in directory.load(for_writing=False).segments:
         descriptor, header = open_segment(directory, row.segment_id)
         try:
             start, seq = SEGMENT_HEADER_SIZE, header.previous_seq
-            yield directory, header, row, summarise(scan_segment(directory, descriptor, header, start, row.length, seq))
+            yield directory, header, row, hint_of(scan_segment(directory, descriptor, header, start, row.length, seq))
         finally:
             directory.files.close(descriptor)
 
 
-def facts(summary: Summary, header: SegmentHeader) -> dict[str, Any]:
-    """Return what two summaries must agree on; in an output the last entry's seq means nothing."""
+def facts(hint: Hint, header: SegmentHeader) -> dict[str, Any]:
+    """Return what two hints must agree on; in an output the last entry's seq means nothing."""
     return {
-        "length": summary.length,
-        "last_seq": summary.last_seq if header.kind == LOG else None,
-        "clears": summary.clears,
-        "puts": dict(zip(summary.keys, summary.places, strict=True)),
-        "tombstones": set(summary.tombstones),
-        "expires": summary.expires,
-        "live_bytes": summary.live_bytes,
-        "tombstone_bytes": summary.tombstone_bytes,
+        "length": hint.length,
+        "last_seq": hint.last_seq if header.kind == LOG else None,
+        "clears": hint.clears,
+        "puts": dict(zip(hint.keys, hint.positions, strict=True)),
+        "tombstones": set(hint.tombstones),
+        "expires": hint.expires,
+        "live_bytes": hint.live_bytes,
+        "tombstone_bytes": hint.tombstone_bytes,
     }
 
 
@@ -324,17 +324,17 @@ def test_something_else_in_its_place_is_ignored(what, hinted):
 
 
 def test_one_that_speaks_of_more_than_the_segment_holds_is_ignored(hinted):
-    for directory, header, row, summary in list(segments_of(hinted)):
-        save_hint(directory, header, summary._replace(length=row.length + 1))
+    for directory, header, row, hint in list(segments_of(hinted)):
+        save_hint(directory, header, hint._replace(length=row.length + 1))
         assert load_hint(directory, header, row.length) is None
         assert load_hint(directory, header, row.length + 1) is not None
-        save_hint(directory, header, summary._replace(length=SEGMENT_HEADER_SIZE - 1))
+        save_hint(directory, header, hint._replace(length=SEGMENT_HEADER_SIZE - 1))
         assert load_hint(directory, header, row.length) is None
 
 
 def test_one_that_knows_later_operations_than_the_manifest_is_ignored(hinted):
-    (directory, header, row, summary), *_ = segments_of(hinted)
-    save_hint(directory, header, summary._replace(last_seq=row.last_seq + 1))
+    (directory, header, row, hint), *_ = segments_of(hinted)
+    save_hint(directory, header, hint._replace(last_seq=row.last_seq + 1))
     expect_the_same_without_hints(hinted, hints_used=2)
 
 

@@ -59,7 +59,7 @@ _COMPUTES = {
     "SegmentManager.lengths_of_entries.<locals>.<dictcomp>",
     "SegmentManager.sealed.<locals>.<listcomp>",
     "parse_name",
-    "summarise",
+    "hint_of",
     "usage_of",
     "usage_of.<locals>.<listcomp>",
 }

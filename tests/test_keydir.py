@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from bytekv.engine.codec.entry import SEGMENT_SHIFT, pack_place
-from bytekv.engine.codec.hint import Summary
+from bytekv.engine.codec.entry import SEGMENT_SHIFT, pack_position
+from bytekv.engine.codec.hint import Hint
 from bytekv.engine.index import keydir as keydir_module
 from bytekv.engine.index.keydir import Keydir, ReadView
 from bytekv.errors import StoreClosedError, StoreIOError
@@ -42,7 +42,7 @@ class Places:
         self.asked = 0
 
     def new(self, segment: int, size: int) -> int:
-        location = segment << SEGMENT_SHIFT | pack_place(len(self.sizes) + 1, size)
+        location = segment << SEGMENT_SHIFT | pack_position(len(self.sizes) + 1, size)
         self.sizes[location] = size
         return location
 
@@ -377,7 +377,7 @@ def histories(draw: Any) -> list[list[tuple[str, bytes, int, int]]]:
     return draw(st.lists(st.lists(operation, max_size=12), max_size=5))
 
 
-def summary_of(segment: int, operations: list[tuple[str, bytes, int, int]], places: Places) -> tuple[Summary, int]:
+def summary_of(segment: int, operations: list[tuple[str, bytes, int, int]], places: Places) -> tuple[Hint, int]:
     """Return what a scan would say of a segment, and the bytes of its entries."""
     puts: dict[bytes, tuple[int, int]] = {}
     tombstones: dict[bytes, int] = {}
@@ -398,7 +398,7 @@ def summary_of(segment: int, operations: list[tuple[str, bytes, int, int]], plac
             clears, clear_size = True, 27
             total += 27
     return (
-        Summary(
+        Hint(
             80 + total,
             0,
             clears,
@@ -420,15 +420,15 @@ def test_loading_in_bulk_is_the_same_as_doing_it_all_again(history):
     replayed: dict[bytes, tuple[int, int]] = {}
     totals: dict[int, int] = {}
     for segment, operations in enumerate(history, 1):
-        summary, total = summary_of(segment, operations, places)
+        hint, total = summary_of(segment, operations, places)
         totals[segment] = total
-        loaded.load(segment, summary, total, places.size_of)
-        if summary.clears:
+        loaded.load(segment, hint, total, places.size_of)
+        if hint.clears:
             replayed.clear()
-        for key in summary.tombstones:
+        for key in hint.tombstones:
             replayed.pop(key, None)
-        for key, place in zip(summary.keys, summary.places, strict=True):
-            replayed[key] = segment << SEGMENT_SHIFT | place, summary.expires.get(key, 0)
+        for key, position in zip(hint.keys, hint.positions, strict=True):
+            replayed[key] = segment << SEGMENT_SHIFT | position, hint.expires.get(key, 0)
     loaded.finish_loading()
     assert loaded.locations == {key: location for key, (location, _) in replayed.items()}
     assert loaded.expires == {key: expires_ms for key, (_, expires_ms) in replayed.items() if expires_ms}
@@ -448,12 +448,12 @@ def test_a_segment_loaded_in_two_parts_is_the_same_as_in_one(history, data):
     whole, parts = Keydir(), Keydir()
     whole_places, parts_places = Places(), Places()
     for segment, operations in enumerate(history, 1):
-        summary, total = summary_of(segment, operations, whole_places)
-        whole.load(segment, summary, total, whole_places.size_of)
+        hint, total = summary_of(segment, operations, whole_places)
+        whole.load(segment, hint, total, whole_places.size_of)
         cut = data.draw(st.integers(0, len(operations)))
         for part in (operations[:cut], operations[cut:]):
-            summary, total = summary_of(segment, part, parts_places)
-            parts.load(segment, summary, total, parts_places.size_of)
+            hint, total = summary_of(segment, part, parts_places)
+            parts.load(segment, hint, total, parts_places.size_of)
     assert parts.locations == whole.locations
     assert parts.expires == whole.expires
     segments = range(1, len(history) + 1)
@@ -464,8 +464,8 @@ def test_a_segment_loaded_in_two_parts_is_the_same_as_in_one(history, data):
 
 def test_loading_into_an_empty_keydir_asks_for_no_sizes():
     places, keydir = Places(), Keydir()
-    summary, total = summary_of(1, [("put", b"%d" % number, 100_000, 0) for number in range(100)], places)
-    keydir.load(1, summary, total, places.size_of)
+    hint, total = summary_of(1, [("put", b"%d" % number, 100_000, 0) for number in range(100)], places)
+    keydir.load(1, hint, total, places.size_of)
     assert places.asked == 0
 
 
@@ -635,7 +635,7 @@ def test_an_index_that_cannot_be_loaded_is_a_typed_error(monkeypatch):
 
 def test_an_expired_entry_is_dead_only_once_its_grace_is_over():
     keydir = Keydir(GRACE_MS)
-    location = 7 << SEGMENT_SHIFT | pack_place(80, 40)
+    location = 7 << SEGMENT_SHIFT | pack_position(80, 40)
     keydir.put(b"k", location, NOW_MS, 0)
     for passed in (0, GRACE_MS - 1):
         purge(keydir, NOW_MS + passed)

@@ -27,17 +27,17 @@ from bytekv.engine.codec.entry import (
     TOMBSTONE,
     encode_entry,
     entry_size,
-    pack_place,
+    pack_position,
 )
 from bytekv.engine.codec.manifest import LOG, OUTPUT, SEGMENT_HEADER_SIZE, SegmentHeader, encode_segment_header
 from bytekv.engine.log import resync, segment
 from bytekv.engine.log import scan as scan_module
 from bytekv.engine.log.directory import Directory
-from bytekv.engine.log.open_segments import FileView
+from bytekv.engine.log.open_segments import PreadFile
 from bytekv.engine.log.resync import find_sync_mark
 from bytekv.engine.log.scan import Scan, open_segment, scan_segment
 from bytekv.engine.log.segment import Writer
-from bytekv.engine.log.summary import summarise
+from bytekv.engine.log.summary import hint_of
 from bytekv.errors import BytekvError, CorruptionError, DiskFullError, StoreIOError
 from tests.harness import FakeFiles
 
@@ -402,7 +402,7 @@ def test_a_mark_far_behind_is_found_in_real_windows():
     assert search(raw, 6) == 2 * MIB - 13
 
 
-# --- summaries ---------------------------------------------------------------------------------
+# --- hints ---------------------------------------------------------------------------------
 
 operations = st.lists(
     st.tuples(
@@ -439,10 +439,10 @@ def test_a_summary_says_what_replaying_the_log_says(operations):
             tombstones.clear()
             clears, clear_size = 1, len(log.bytes) - offset
     raw = bytes(log.bytes)
-    found = summarise(Scan(lambda size, offset: raw[offset : offset + size], START, len(raw), SEED, 0))
+    found = hint_of(Scan(lambda size, offset: raw[offset : offset + size], START, len(raw), SEED, 0))
     assert (found.length, found.last_seq, found.clears) == (len(raw), log.seq, bool(clears))
-    assert dict(zip(found.keys, found.places, strict=True)) == {
-        key: pack_place(offset, size) for key, (offset, size, _) in puts.items()
+    assert dict(zip(found.keys, found.positions, strict=True)) == {
+        key: pack_position(offset, size) for key, (offset, size, _) in puts.items()
     }
     assert set(found.tombstones) == set(tombstones)
     assert found.expires == {key: expires for key, (_, _, expires) in puts.items() if expires}
@@ -456,7 +456,7 @@ def test_summarising_gives_way_now_and_then():
         log.put()
     raw = bytes(log.bytes)
     pauses: list[None] = []
-    summarise(
+    hint_of(
         Scan(lambda size, offset: raw[offset : offset + size], START, len(raw), SEED, 0), lambda: pauses.append(None)
     )
     assert len(pauses) == 32
@@ -827,7 +827,7 @@ def test_a_view_shows_what_was_appended_and_outlives_the_writer(mapped, writers)
     writer.close()
     assert view[80 : writer.end] == raw
     assert codec.decode_entry(raw, SEED, "", 0).value == b"value"
-    assert isinstance(view, FileView) != mapped
+    assert isinstance(view, PreadFile) != mapped
     if mapped:
         view.close()
 

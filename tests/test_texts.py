@@ -18,8 +18,8 @@ import bytekv
 from bytekv import errors
 from bytekv.engine.codec.checksum import _load_crc32c
 from bytekv.engine.codec.hint import _little_endian
-from bytekv.engine.log.open_segments import FileView
-from bytekv.engine.log.resync import Search
+from bytekv.engine.log.open_segments import PreadFile
+from bytekv.engine.log.resync import Resync
 from bytekv.engine.log.scan import is_whole
 from bytekv.engine.log.segment import Writer
 
@@ -120,7 +120,7 @@ def test_a_file_cut_short_while_it_is_searched_holds_nothing_whole() -> None:
 
 
 def test_nothing_is_found_in_nothing() -> None:
-    assert Search(lambda size, offset: b"", 100, 100, 0).find_entry(100, range(1, 9)) is None
+    assert Resync(lambda size, offset: b"", 100, 100, 0).find_entry(100, range(1, 9)) is None
 
 
 def test_a_missing_crc32c_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_a_segment_gives_back_what_it_does_not_need_once(open_store: Any, path: 
     assert dict(db) == {b"a": b"1", b"b": b"2"}
 
 
-@pytest.mark.parametrize("kind", [FileView, Writer])
+@pytest.mark.parametrize("kind", [PreadFile, Writer])
 def test_an_object_whose_making_was_interrupted_closes_nothing(kind: type) -> None:
     """Else KeyboardInterrupt in `__init__` would be followed by an AttributeError in `__del__`."""
     kind.__new__(kind).__del__()

@@ -23,14 +23,14 @@ from contextlib import suppress
 
 from ..errors import CorruptionError, DiskFullError, SystemErrors
 from .codec.entry import is_zero
-from .codec.hint import Summary
+from .codec.hint import Hint
 from .codec.manifest import ACTIVE, BACKUP, LOG, SEALED, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow
 from .index.keydir import Keydir
 from .log.directory import Directory
 from .log.resync import check_torn
 from .log.scan import Read, header_of, scan_segment, size_of
 from .log.segment_manager import SegmentManager
-from .log.summary import load_hint, save_hint, summarise
+from .log.summary import hint_of, load_hint, save_hint
 
 __all__ = ["Recovery", "build_hint", "needs_hint", "recover"]
 
@@ -95,7 +95,7 @@ class Recovery:
         return text
 
 
-Kept = dict[SegmentRow, "tuple[list[Summary], _Torn | None, bool]"]
+Kept = dict[SegmentRow, "tuple[list[Hint], _Torn | None, bool]"]
 
 
 def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool, kept: Kept | None = None) -> Recovery:
@@ -129,17 +129,17 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool, kept: K
                 found = _read_segment(directory, descriptor, header, row, manifest.last_seq, report, readonly=readonly)
                 if kept is not None and row.state == SEALED:
                     kept[row] = found
-            summaries, torn, surplus = found
+            hints, torn, surplus = found
             if surplus:
                 too_long.append(row)
-            segments.hinted[row.segment_id] = summaries[0].length if report.hints_used > hints_used else 0
+            segments.hinted[row.segment_id] = hints[0].length if report.hints_used > hints_used else 0
         finally:
             directory.files.close(descriptor)
         start = SEGMENT_HEADER_SIZE
-        for summary in summaries:
-            keydir.load(row.segment_id, summary, summary.length - start, segments.entry_size)
-            start = summary.length
-        last_seq = row.last_seq if row.state == SEALED else summaries[-1].last_seq
+        for hint in hints:
+            keydir.load(row.segment_id, hint, hint.length - start, segments.entry_size)
+            start = hint.length
+        last_seq = row.last_seq if row.state == SEALED else hints[-1].last_seq
     if manifest.segments and manifest.segments[-1].state == ACTIVE and last_seq < manifest.last_seq:
         raise CorruptionError(
             directory.manifest_path, 0, f"says that seq {manifest.last_seq} was written, the log ends at {last_seq}"
@@ -178,7 +178,7 @@ def _read_segment(
     report: Recovery,
     *,
     readonly: bool,
-) -> tuple[list[Summary], _Torn | None, bool]:
+) -> tuple[list[Hint], _Torn | None, bool]:
     """Summarise one segment: by its hint as far as that goes, then by a scan.
 
     The second result says that it was torn, the third that it is longer than the manifest says.
@@ -190,23 +190,23 @@ def _read_segment(
         # The page cache may hold what a failed sync never wrote; see Files.forget_cache.
         files.sync(descriptor, path)
         files.forget_cache(descriptor)
-    summaries: list[Summary] = []
+    hints: list[Hint] = []
     start, seq = SEGMENT_HEADER_SIZE, header.previous_seq
     hint = load_hint(directory, header, row.length)
     if hint is not None and hint.last_seq <= row.last_seq:
         report.hints_used += 1
-        summaries.append(hint)
+        hints.append(hint)
         start, seq = hint.length, hint.last_seq
     if not whole:
         report.clean = False
         torn = _Torn(directory, descriptor, header, row, size, start, seq, written_seq)
         if not readonly:
             torn.set_aside(report)
-        report.bytes_scanned += torn.summary.length - start
-        return [*summaries, torn.summary], torn, False
-    if start < row.length or not summaries:
+        report.bytes_scanned += torn.hint.length - start
+        return [*hints, torn.hint], torn, False
+    if start < row.length or not hints:
         scan = scan_segment(directory, descriptor, header, start, row.length, seq)
-        summaries.append(summarise(scan))
+        hints.append(hint_of(scan))
         if scan.end != row.length:
             raise scan.corruption(path, " in data that was durable")
         report.bytes_scanned += row.length - start
@@ -214,7 +214,7 @@ def _read_segment(
         seq = scan.last_seq
     if header.kind == LOG and seq != row.last_seq:
         raise CorruptionError(path, row.length, f"ends at seq {seq}, the manifest says {row.last_seq}")
-    return summaries, None, size > row.length
+    return hints, None, size > row.length
 
 
 class _Torn:
@@ -236,7 +236,7 @@ class _Torn:
         self.path = path = directory.segment_path(row.segment_id)
         self._read: Read = lambda count, offset: directory.files.read(descriptor, count, offset, path)
         scan = scan_segment(directory, descriptor, header, start, size, seq)
-        self.summary = summarise(scan)
+        self.hint = hint_of(scan)
         self.reason = scan.damage
         self.durable_seq = scan.durable_seq
         if scan.end < row.length or scan.last_seq < max(row.last_seq, written_seq):
@@ -245,7 +245,7 @@ class _Torn:
 
     def set_aside(self, report: Recovery) -> None:
         """Copy what lies behind the valid end, up to its last byte that is not zero, into quarantine."""
-        end = self.summary.length
+        end = self.hint.length
         last = end
         for offset in range(end, self._size, _WINDOW):
             window = self._read(min(_WINDOW, self._size - offset), offset)
@@ -274,7 +274,7 @@ def _seal(segments: SegmentManager, torn: _Torn, last_seq: int, *, readonly: boo
     """Make the recovered segment a sealed one, in memory and, for a writer, on disk."""
     manifest = segments.manifest
     segments.readers.pop(torn.row.segment_id, None)  # loading may have opened it as long as the old row says
-    row = torn.row._replace(length=torn.summary.length, last_seq=last_seq, state=SEALED)
+    row = torn.row._replace(length=torn.hint.length, last_seq=last_seq, state=SEALED)
     empty = row.length == SEGMENT_HEADER_SIZE
     rows = manifest.segments[:-1] if empty else (*manifest.segments[:-1], row)
     if readonly:
@@ -313,10 +313,10 @@ def build_hint(segments: SegmentManager, row: SegmentRow, pause: Callable[[], No
     descriptor, header = header_of(directory, row, segments.manifest.store_uuid, for_writing=False)
     try:
         scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, row.length, header.previous_seq)
-        summary = summarise(scan, pause)
+        hint = hint_of(scan, pause)
     finally:
         directory.files.close(descriptor)
     if scan.end == row.length:  # else it is damaged: reading and the next open say so, a hint must not hide it
         with suppress(*SystemErrors):  # a full disk, say; the hint only saves time
-            save_hint(directory, header, summary, pause)
+            save_hint(directory, header, hint, pause)
     segments.hinted[row.segment_id] = row.length

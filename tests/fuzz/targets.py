@@ -32,9 +32,9 @@ from bytekv.engine.codec.manifest import (
     encode_manifest,
     encode_segment_header,
 )
-from bytekv.engine.log.resync import Search, find_sync_mark
+from bytekv.engine.log.resync import Resync, find_sync_mark
 from bytekv.engine.log.scan import Scan
-from bytekv.engine.log.summary import summarise
+from bytekv.engine.log.summary import hint_of
 from bytekv.errors import BytekvError, LimitError
 from bytekv.transfer.foreign import SourceError, read_source
 from bytekv.transfer.json_lines import LineError, encode_line, read_lines
@@ -106,9 +106,9 @@ def hint(data: bytes) -> None:
             names = HEADER._replace(store_uuid=uuid, segment_id=segment_id, salt=salt)
         with contextlib.suppress(BytekvError):
             found = decode_hint(raw, names, "p")
-            assert all(0 <= place < 1 << codec.SEGMENT_SHIFT for place in found.places)
-            assert len(found.keys) == len(found.places)
-            if len(set(found.keys)) == len(found.keys):  # else it was not made by a summary
+            assert all(0 <= place < 1 << codec.SEGMENT_SHIFT for place in found.positions)
+            assert len(found.keys) == len(found.positions)
+            if len(set(found.keys)) == len(found.keys):  # else it was not made by a hint
                 again = decode_hint(b"".join(encode_hint(found, names)), names, "p")
                 for one, other in zip(found, again, strict=True):
                     assert one == other or list(one) == list(other)
@@ -151,14 +151,14 @@ def segment(data: bytes) -> None:
             assert scan.last_seq == (seqs[-1] if seqs else 0)
             again = Scan(_reading(raw[: scan.end]), 0, scan.end, SEED, first)
             assert (len(list(again)), again.end, again.damage) == (count, scan.end, None)
-            summary = summarise(Scan(_reading(raw), 0, len(raw), SEED, first))
-            assert summary.length == scan.end
-            assert 0 <= summary.live_bytes + summary.tombstone_bytes <= scan.end
+            hint = hint_of(Scan(_reading(raw), 0, len(raw), SEED, first))
+            assert hint.length == scan.end
+            assert 0 <= hint.live_bytes + hint.tombstone_bytes <= scan.end
             mark = find_sync_mark(_reading(raw), scan.end, len(raw), SEED, scan.last_seq)
-            highest = Search(_reading(raw), 0, len(raw), SEED).highest_mark()
+            highest = Resync(_reading(raw), 0, len(raw), SEED).highest_mark()
             assert highest >= scan.durable_seq
             assert mark is None or highest > scan.last_seq
-        following = Search(_reading(raw), 0, len(raw), SEED).find_entry(1, range(1 << 20))
+        following = Resync(_reading(raw), 0, len(raw), SEED).find_entry(1, range(1 << 20))
         if following is not None:
             size = codec.measure_entry(raw[following:])
             assert following >= 1

@@ -135,7 +135,7 @@ OFFSET_MASK: Final = (1 << 31) - 1
 SIZE_MASK: Final = (1 << 13) - 1
 
 
-def pack_place(offset: int, size: int) -> int:
+def pack_position(offset: int, size: int) -> int:
     """Return the part of a location that says where within its segment."""
     return offset << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0)
 

@@ -33,7 +33,7 @@ _MIXED: Final = 0xFFFFFFFF
 _LOW_HALVES: Final = bytes(range(16))  # what a byte may be whose upper four bits lie beyond a place
 
 
-class Summary(NamedTuple):
+class Hint(NamedTuple):
     """What opening needs to know of one segment: the newest entry of each key in it.
 
     Comes from a scan of the segment or from its hint file; both say the same. Keys that only a
@@ -44,7 +44,7 @@ class Summary(NamedTuple):
     last_seq: int
     clears: bool  # a CLEAR came first: nothing of older segments remains
     keys: Sequence[bytes]
-    places: Sequence[int]  # pack_place() of each key's put
+    positions: Sequence[int]  # pack_position() of each key's put
     tombstones: Sequence[bytes]
     expires: dict[bytes, int]  # ms, of those keys that expire
     live_bytes: int
@@ -80,53 +80,53 @@ def _slices(column: Sequence[T]) -> Iterable[Sequence[T]]:
     return (column[at : at + _HINT_PIECE] for at in range(0, len(column), _HINT_PIECE))
 
 
-def encode_hint(summary: Summary, header: SegmentHeader) -> Iterator[bytes]:
+def encode_hint(hint: Hint, header: SegmentHeader) -> Iterator[bytes]:
     """Encode a hint file for the segment with this header, in pieces that take less than a millisecond."""
     crc = 0
-    for piece in _hint_columns(summary, header):
+    for piece in _hint_columns(hint, header):
         crc = checksum(piece, crc)
         yield piece
     yield CRC.pack(crc)
 
 
-def _hint_columns(summary: Summary, header: SegmentHeader) -> Iterator[bytes]:
+def _hint_columns(hint: Hint, header: SegmentHeader) -> Iterator[bytes]:
     sizes: set[int] = set()
-    for some in _slices(summary.keys):
+    for some in _slices(hint.keys):
         sizes.update(map(len, some))
         if len(sizes) > 1:
             break
         yield b""
     put_size = sizes.pop() if len(sizes) == 1 else _MIXED
     order: dict[bytes, int] = {}
-    if summary.expires:
-        for some in _slices(summary.keys):
+    if hint.expires:
+        for some in _slices(hint.keys):
             order.update(zip(some, range(len(order), len(order) + len(some)), strict=True))
             yield b""
-    expiring, expires_ms = list(summary.expires), list(summary.expires.values())
+    expiring, expires_ms = list(hint.expires), list(hint.expires.values())
     yield HINT_HEADER.pack(
         HINT_MAGIC,
         FORMAT_VERSION,
-        HINT_CLEARS if summary.clears else 0,
+        HINT_CLEARS if hint.clears else 0,
         put_size,
         header.store_uuid,
         header.segment_id,
         header.salt,
-        summary.length,
-        summary.last_seq,
-        summary.live_bytes,
-        summary.tombstone_bytes,
-        len(summary.keys),
-        len(summary.expires),
-        len(summary.tombstones),
+        hint.length,
+        hint.last_seq,
+        hint.live_bytes,
+        hint.tombstone_bytes,
+        len(hint.keys),
+        len(hint.expires),
+        len(hint.tombstones),
     )
-    yield from (_little_endian(array("Q", some)).tobytes() for some in _slices(summary.places))
+    yield from (_little_endian(array("Q", some)).tobytes() for some in _slices(hint.positions))
     yield from (_little_endian(array("I", map(order.__getitem__, some))).tobytes() for some in _slices(expiring))
     yield from (_little_endian(array("Q", some)).tobytes() for some in _slices(expires_ms))
-    yield from (_little_endian(array("H", map(len, some))).tobytes() for some in _slices(summary.tombstones))
-    yield from map(b"".join, _slices(summary.tombstones))
+    yield from (_little_endian(array("H", map(len, some))).tobytes() for some in _slices(hint.tombstones))
+    yield from map(b"".join, _slices(hint.tombstones))
     if put_size == _MIXED:
-        yield from (_little_endian(array("H", map(len, some))).tobytes() for some in _slices(summary.keys))
-    yield from map(b"".join, _slices(summary.keys))
+        yield from (_little_endian(array("H", map(len, some))).tobytes() for some in _slices(hint.keys))
+    yield from map(b"".join, _slices(hint.keys))
 
 
 class _Columns:
@@ -148,8 +148,8 @@ class _Columns:
         column.frombytes(self.take(count * column.itemsize))
         return _little_endian(column)
 
-    def places(self, count: int) -> array[int]:
-        """Take a column of `pack_place`; more than its 44 bits would name another segment."""
+    def positions(self, count: int) -> array[int]:
+        """Take a column of `pack_position`; more than its 44 bits would name another segment."""
         at = self.at
         raw = self.take(8 * count)
         # Three passes over single bytes take 4 ns a key, one over the integers 16.
@@ -164,7 +164,7 @@ class _Columns:
         return [blob[start:stop] for start, stop in pairwise(bounds)]
 
 
-def decode_hint(data: bytes, header: SegmentHeader, path: str) -> Summary:
+def decode_hint(data: bytes, header: SegmentHeader, path: str) -> Hint:
     """Decode a hint file and check that it belongs to the segment with this header.
 
     Raises ``CorruptionError`` or ``UnsupportedFormatError`` for whatever is wrong; the caller then
@@ -178,7 +178,7 @@ def decode_hint(data: bytes, header: SegmentHeader, path: str) -> Summary:
     if (uuid, segment_id, salt) != (header.store_uuid, header.segment_id, header.salt):
         raise CorruptionError(path, 0, "hint belongs to another segment")
     columns = _Columns(data, HINT_HEADER.size, path)
-    places = columns.places(puts)
+    positions = columns.positions(puts)
     expiring_at = columns.integers("I", expiring)
     expires_ms = columns.integers("Q", expiring)
     gone = columns.keys(columns.integers("H", tombstones))
@@ -194,12 +194,12 @@ def decode_hint(data: bytes, header: SegmentHeader, path: str) -> Summary:
         keys = [key for (key,) in Struct(f"{put_size}s").iter_unpack(blob)]
     if columns.at != len(data) - CRC_SIZE or any(at >= puts for at in expiring_at):
         raise CorruptionError(path, columns.at, "hint columns contradict each other")
-    return Summary(
+    return Hint(
         length,
         last_seq,
         bool(flags & HINT_CLEARS),
         keys,
-        places,
+        positions,
         gone,
         {keys[at]: when for at, when in zip(expiring_at, expires_ms, strict=True)},
         live,

@@ -26,7 +26,7 @@ from operator import rshift
 
 from ...errors import StoreClosedError, translated
 from ..codec.entry import OVERHEAD, SEGMENT_SHIFT, SIZE_MASK
-from ..codec.hint import Summary
+from ..codec.hint import Hint
 from .deadlines import Deadlines
 
 TYPE_CHECKING = False
@@ -435,37 +435,37 @@ class Keydir(Ordered):
                 return True
         return False
 
-    def merge(self, segment: int, summary: Summary, size_of: Callable[[int | None], int]) -> None:
+    def merge(self, segment: int, hint: Hint, size_of: Callable[[int | None], int]) -> None:
         """Apply what a segment says, all of which is newer than what is known.
 
         For a follower; repeatable, in the same order, but for the count. ``size_of`` tells how large the newest
         entry of a key is, 0 for None.
         """
         base = segment << SEGMENT_SHIFT
-        if summary.clears:
+        if hint.clears:
             dead = self.dead
             for location in itertools.chain(self.locations.values(), self.expired.values()):
                 number = location >> SEGMENT_SHIFT
                 dead[number] = dead.get(number, 0) + (location & SIZE_MASK or size_of(location))
             self.clear()
-        for key in summary.tombstones:
+        for key in hint.tombstones:
             old = self.newest(key)
             if old is not None:
                 self.remove(key, size_of(old))
-        expires = summary.expires
-        for key, place in zip(summary.keys, summary.places, strict=True):
-            self.put(key, base | place, expires.get(key, 0) if expires else 0, size_of(self.newest(key)))
+        expires = hint.expires
+        for key, position in zip(hint.keys, hint.positions, strict=True):
+            self.put(key, base | position, expires.get(key, 0) if expires else 0, size_of(self.newest(key)))
 
     def relocate(
-        self, segment: int, summary: Summary, is_older: Callable[[int], bool], size_of: Callable[[int | None], int]
+        self, segment: int, hint: Hint, is_older: Callable[[int], bool], size_of: Callable[[int | None], int]
     ) -> None:
         """Point keys at the copies that a compaction has made; a key that is gone stays so. For a follower.
 
         A view may as well read the copies, and perhaps has to: the originals have been removed.
         """
         base = segment << SEGMENT_SHIFT
-        for key, place in zip(summary.keys, summary.places, strict=True):
-            old, new = self.newest(key), base | place
+        for key, position in zip(hint.keys, hint.positions, strict=True):
+            old, new = self.newest(key), base | position
             if old is not None and old != new and is_older(old):
                 self.move(key, old, new)
                 self.count_dead(old >> SEGMENT_SHIFT, size_of(old))
@@ -690,14 +690,14 @@ class Keydir(Ordered):
 
     # --- opening -------------------------------------------------------------------------------
 
-    def load(self, segment: int, summary: Summary, entry_bytes: int, sizes_of: SizeOf) -> None:
+    def load(self, segment: int, hint: Hint, entry_bytes: int, sizes_of: SizeOf) -> None:
         """Add what one segment says, on top of what the older ones said.
 
         ``entry_bytes`` is the segment's length without its header. Complexity: bulk operations, 0.3 µs
         a key into an empty keydir; ``sizes_of`` is asked only for what the segment replaces.
         """
         locations = self.locations
-        if summary.clears:
+        if hint.clears:
             replaced = dict(self.dead)
             for old in locations.values():
                 replaced[old >> SEGMENT_SHIFT] = replaced.get(old >> SEGMENT_SHIFT, 0) + sizes_of(old)
@@ -706,19 +706,19 @@ class Keydir(Ordered):
             self.expires.clear()
         base = segment << SEGMENT_SHIFT
         if locations:
-            replaced_keys = [*filter(locations.__contains__, summary.keys), *summary.tombstones]
+            replaced_keys = [*filter(locations.__contains__, hint.keys), *hint.tombstones]
             for key in replaced_keys:
                 old_location = locations.get(key)
                 if old_location is not None:
                     self.count_dead(old_location >> SEGMENT_SHIFT, old_location & SIZE_MASK or sizes_of(old_location))
                     self.expires.pop(key, None)
-            for key in summary.tombstones:
+            for key in hint.tombstones:
                 locations.pop(key, None)
-        locations.update(zip(summary.keys, map(base.__or__, summary.places), strict=True))
-        self.expires.update(summary.expires)
-        self.dead[segment] = self.dead.get(segment, 0) + entry_bytes - summary.live_bytes - summary.tombstone_bytes
-        if summary.tombstone_bytes:
-            self.tombstones[segment] = self.tombstones.get(segment, 0) + summary.tombstone_bytes
+        locations.update(zip(hint.keys, map(base.__or__, hint.positions), strict=True))
+        self.expires.update(hint.expires)
+        self.dead[segment] = self.dead.get(segment, 0) + entry_bytes - hint.live_bytes - hint.tombstone_bytes
+        if hint.tombstone_bytes:
+            self.tombstones[segment] = self.tombstones.get(segment, 0) + hint.tombstone_bytes
 
     def finish_loading(self) -> None:
         """Build what `load` leaves for the end."""

@@ -33,7 +33,7 @@ from ..codec.entry import (
 )
 from ..codec.manifest import LOG, SEGMENT_HEADER, SEGMENT_HEADER_SIZE, SEGMENT_MAGIC, decode_segment_header
 from ..log.files import Files
-from ..log.resync import Search
+from ..log.resync import Resync
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class Inspection:
     def _skip(self, at: int, stop: int, reason: str) -> Found:
         """Return what reaches from ``at`` to the next whole entry, or to the end if there is none."""
         try:
-            following = Search(self._counted_read, at + 1, stop, self._seed).find_entry(at + 1, range(1 << 64))
+            following = Resync(self._counted_read, at + 1, stop, self._seed).find_entry(at + 1, range(1 << 64))
         except _GaveUpError:
             return Found(at, stop - at, "damage", note=f"{reason}; too much looks like an entry and is none, gave up")
         if following is None:

@@ -45,12 +45,12 @@ from ..codec.manifest import (
     read_damaged_segment_header,
 )
 from ..index.keydir import Keydir
-from ..log.builder import Output
+from ..log.builder import SegmentBuilder
 from ..log.directory import Directory
-from ..log.resync import Search
+from ..log.resync import Resync
 from ..log.scan import Read, Scan, Scanned, header_of, open_segment, scan_segment
 from ..log.segment_manager import SegmentManager
-from ..log.summary import summarise
+from ..log.summary import hint_of
 from ..space.compactor import Progress
 
 __all__ = ["Damage", "Report", "salvage", "verify"]
@@ -132,14 +132,14 @@ class _Walk:
 
         self._read, self._path, self._known, self._report = read, path, known, report
         self._seed = seed_of(salt)
-        self._search = Search(read, SEGMENT_HEADER_SIZE, known.stop, self._seed)
+        self._resync = Resync(read, SEGMENT_HEADER_SIZE, known.stop, self._seed)
         self._nothing_durable_follows = False
         self._damaged = 0
         self._highest = known.lowest  # seq found so far
         #: What is known to have been durable: by the manifest or the order of segments, or by a sync mark.
         self.durable_seq = known.durable_seq
         if known.durable_end < known.stop:
-            self.durable_seq = max(self.durable_seq, self._search.highest_mark())
+            self.durable_seq = max(self.durable_seq, self._resync.highest_mark())
 
     def _tell(self, offset: int, reason: str, key: bytes | None = None) -> None:
         self._damaged += 1
@@ -203,7 +203,7 @@ class _Walk:
             return False
         if self._damaged and not self._nothing_durable_follows:  # blocks may have changed places
             seqs = range(self._known.lowest + 1, self.durable_seq + 1)
-            self._nothing_durable_follows = self._search.find_entry(scan.end, seqs, marks=False) is None
+            self._nothing_durable_follows = self._resync.find_entry(scan.end, seqs, marks=False) is None
             return self._nothing_durable_follows
         return True
 
@@ -211,7 +211,7 @@ class _Walk:
         """Return the offset of the next whole entry or sync mark."""
         known = self._known
         high = min(known.highest, max(self._highest, known.lowest) + _SEQS_AHEAD)
-        return self._search.find_entry(start, range(known.lowest + 1, high + 1))
+        return self._resync.find_entry(start, range(known.lowest + 1, high + 1))
 
     def _next_run(self, damaged: int, following: int) -> tuple[int, int, bool]:
         """Return where to go on after a damaged place, the seq before, and whether the next operation is in doubt."""
@@ -221,7 +221,7 @@ class _Walk:
         doubtful = not size or size != following - damaged or bool(head[0] & CONTINUES)
         while True:
             head = self._read(ENTRY.size, following)
-            if len(head) < ENTRY.size or head[0] != SYNC_MARK or not self._search.is_whole(following):
+            if len(head) < ENTRY.size or head[0] != SYNC_MARK or not self._resync.is_whole(following):
                 break
             following, doubtful = following + MIN_ENTRY_SIZE, False  # a mark stands between operations
         seq = ENTRY.unpack(head)[3] if len(head) == ENTRY.size else 0
@@ -270,10 +270,10 @@ def verify(segments: SegmentManager, keydir: Keydir, progress: Callable[[Progres
             descriptor, header = header_of(directory, row, uuid, for_writing=False)
             try:
                 scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, length, header.previous_seq)
-                summary = summarise(scan)
+                hint = hint_of(scan)
                 if scan.end == length:
                     report.entries += scan.entries
-                    fresh.load(row.segment_id, summary, length - SEGMENT_HEADER_SIZE, segments.entry_size)
+                    fresh.load(row.segment_id, hint, length - SEGMENT_HEADER_SIZE, segments.entry_size)
                 else:
                     known = _all_durable(header, length, MAX_NUMBER)
                     for _ in _Walk(directory, descriptor, path, header.salt, known, report):
@@ -302,7 +302,7 @@ def _verify_open_view(segments: SegmentManager, row: SegmentRow, fresh: Keydir, 
         return False
     view, seed = reader
     scan = Scan(lambda size, at: view[at : at + size], SEGMENT_HEADER_SIZE, row.length, seed, None)
-    fresh.load(row.segment_id, summarise(scan), row.length - SEGMENT_HEADER_SIZE, segments.entry_size)
+    fresh.load(row.segment_id, hint_of(scan), row.length - SEGMENT_HEADER_SIZE, segments.entry_size)
     report.entries += scan.entries
     return scan.end == row.length
 
@@ -414,7 +414,7 @@ class _Replacements:
         One at least: a log that begins later follows on what was written, though nothing of it be left.
         """
         files, rows = self.directory.files, list[SegmentRow]()
-        output: Output | None = None
+        output: SegmentBuilder | None = None
         source, descriptor, path = 0, -1, ""
         try:
             for place in places:
@@ -441,11 +441,11 @@ class _Replacements:
                 output.close()
         return rows
 
-    def _output(self, previous: tuple[int, int]) -> Output:
+    def _output(self, previous: tuple[int, int]) -> SegmentBuilder:
         segment_id = self.next_id
         self.next_id += 1
         self._made.append(segment_id)
-        return Output(self.directory, self.uuid, segment_id, previous)
+        return SegmentBuilder(self.directory, self.uuid, segment_id, previous)
 
     def publish(self, manifest: Manifest, removed: list[int]) -> None:
         """Let a manifest with the new segments count, and remove those that it has no more."""
@@ -701,8 +701,8 @@ def _file_of(directory: Directory, segment_id: int, uuid: bytes, report: Report)
 
         is_empty = all(map(is_zero, _pieces(read, SEGMENT_HEADER_SIZE, size)))
         if is_sound and not header.previous_id and not is_empty:
-            search = Search(read, SEGMENT_HEADER_SIZE, size, seed_of(header.salt))
-            is_empty = search.find_entry(SEGMENT_HEADER_SIZE, range(1, MAX_NUMBER + 1)) is None
+            resync = Resync(read, SEGMENT_HEADER_SIZE, size, seed_of(header.salt))
+            is_empty = resync.find_entry(SEGMENT_HEADER_SIZE, range(1, MAX_NUMBER + 1)) is None
         for offset, torn in directory.torn_tails(segment_id):
             if offset < size and _is_alike(files.read(descriptor, len(torn), offset, path), torn):
                 return _File(segment_id, offset, header, is_sound, is_empty, is_cut=True)

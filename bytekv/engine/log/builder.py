@@ -14,7 +14,7 @@ from ..._lean import NamedTuple
 from ...errors import SystemErrors
 from ..codec.checksum import CRC, CRC_SIZE, checksum, seed_of
 from ..codec.entry import CONTINUES, KIND, OFFSET_SHIFT, PUT, SEGMENT_SHIFT, SIZE_MASK, TOMBSTONE
-from ..codec.hint import Pieces, Summary
+from ..codec.hint import Hint, Pieces
 from ..codec.manifest import OUTPUT, SEALED, SEGMENT_HEADER_SIZE, SegmentRow, encode_segment_header
 from ..recovery import HINT_FROM
 from .directory import Directory
@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-__all__ = ["Copied", "Output"]
+__all__ = ["Copied", "SegmentBuilder"]
 
 _FLUSH: Final = 1 << 16  # what is done to so much at once takes 200 µs
 
@@ -58,7 +58,7 @@ class Copied(NamedTuple):
 
     keys: _Keys
     originals: Sequence[int]
-    places: Sequence[int]
+    positions: Sequence[int]
 
 
 def _packed(numbers: list[int]) -> Sequence[int]:
@@ -68,7 +68,7 @@ def _packed(numbers: list[int]) -> Sequence[int]:
         return numbers  # locations in a segment beyond the millionth
 
 
-class Output:
+class SegmentBuilder:
     """One segment that a compaction or a salvage writes: copies of entries, then sealed."""
 
     def __init__(self, directory: Directory, uuid: bytes, segment_id: int, previous: tuple[int, int]) -> None:
@@ -93,10 +93,10 @@ class Output:
     def put(self, flags: int, key: bytes, expires_ms: int, raw: bytes, original: int = 0) -> None:
         """Copy one put under this file's seed."""
         size = len(raw)
-        keys, originals, places = self._latest
+        keys, originals, positions = self._latest
         keys.append(key)
         originals.append(original)
-        places.append(self.end << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0))
+        positions.append(self.end << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0))
         self._live_bytes += size
         if expires_ms:
             self._expires[key] = expires_ms
@@ -127,9 +127,9 @@ class Output:
         self._files.write(self._descriptor, b"".join(self._parts), self._flushed, self.path)
         self._flushed = self.end
         self._parts.clear()
-        keys, originals, places = self._latest
+        keys, originals, positions = self._latest
         if keys:
-            self.copied.append(Copied(_Keys(keys), _packed(originals), _packed(places)))
+            self.copied.append(Copied(_Keys(keys), _packed(originals), _packed(positions)))
             self._latest = [], [], []
 
     def keys_in_pieces(self) -> Iterator[Iterable[bytes]]:
@@ -144,19 +144,19 @@ class Output:
         self._files.sync(self._descriptor, self.path)
         self.close()
         if self.end >= HINT_FROM:
-            summary = Summary(
+            hint = Hint(
                 self.end,
                 last_seq,
                 self._clears,
                 Pieces([copied.keys for copied in self.copied]),
-                Pieces([copied.places for copied in self.copied]),
+                Pieces([copied.positions for copied in self.copied]),
                 self._tombstones,
                 self._expires,
                 self._live_bytes,
                 self.tombstone_bytes,
             )
             with suppress(*SystemErrors):  # only a cache
-                save_hint(self._directory, self.header, summary, pause)
+                save_hint(self._directory, self.header, hint, pause)
         return SegmentRow(self.header.segment_id, self.header.salt, self.end, last_seq, SEALED)
 
     @property

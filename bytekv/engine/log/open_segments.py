@@ -6,10 +6,10 @@ import mmap
 
 from .files import Files
 
-__all__ = ["FileView", "View"]
+__all__ = ["PreadFile", "SegmentFile"]
 
 
-class FileView:
+class PreadFile:
     """Look like a mapping, read with ``pread``: a failing disk raises instead of killing the process."""
 
     __slots__ = ("_descriptor", "_files", "_path")
@@ -30,4 +30,4 @@ class FileView:
             self._files.close(self._descriptor)
 
 
-View = mmap.mmap | FileView
+SegmentFile = mmap.mmap | PreadFile

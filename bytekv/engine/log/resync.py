@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["Search", "check_torn", "find_sync_mark"]
+__all__ = ["Resync", "check_torn", "find_sync_mark"]
 
 _WINDOW: Final = 1024 * 1024  # what is read at once
 
@@ -55,7 +55,7 @@ def find_sync_mark(read: Read, start: int, stop: int, seed: int, above: int) -> 
     return next((offset for offset, seq in _sync_marks(read, start, stop, seed) if seq > above), None)
 
 
-class Search:
+class Resync:
     """Look for what is whole behind damage, from the front of a segment to its end.
 
     Altogether it takes time in proportion to the segment, however many damaged places there are and whatever

@@ -30,7 +30,7 @@ from ..codec.manifest import (
     encode_segment_header,
 )
 from .directory import Directory
-from .open_segments import FileView, View
+from .open_segments import PreadFile, SegmentFile
 from .scan import open_segment
 
 TYPE_CHECKING = False
@@ -249,12 +249,12 @@ class Writer:
             return self._files.read(self._descriptor, len(piece), offset, self.path) != piece
         return True
 
-    def view(self) -> View:
+    def view(self) -> SegmentFile:
         """Return what readers slice: the mapping, or a reader of the file."""
         if self.map is not None:
             return self.map
         assert self._descriptor is not None
-        return FileView(self._files.duplicate(self._descriptor, self.path), self.path, self._files)
+        return PreadFile(self._files.duplicate(self._descriptor, self.path), self.path, self._files)
 
     def sync(self) -> None:
         """Make everything appended durable. Blocks; the GIL is free meanwhile.

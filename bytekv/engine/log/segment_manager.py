@@ -42,7 +42,7 @@ from ..codec.manifest import (
     another_history,
 )
 from .directory import Directory
-from .open_segments import FileView, View
+from .open_segments import PreadFile, SegmentFile
 from .segment import Writer, header_for
 from .sizes import Sizes, sizes_of
 
@@ -81,7 +81,7 @@ class SegmentManager:
         self._reserves = directory.files.maps_safely(directory.folder)
         self.writer: Writer | None = None
         self.prepared: Writer | None = None  # what `roll` will begin: made beforehand, durable, listed nowhere
-        self.readers: dict[int, tuple[View, int]] = {}
+        self.readers: dict[int, tuple[SegmentFile, int]] = {}
         self.retiring: dict[int, SegmentRow] = {}
         self._retired: list[int] = []  # listed no more, and no key points there; the files are still there
         self._pins: dict[int, weakref.ref[Pin]] = {}
@@ -129,14 +129,14 @@ class SegmentManager:
 
     # --- reading -------------------------------------------------------------------------------
 
-    def view(self, segment_id: int) -> tuple[View, int]:
+    def view(self, segment_id: int) -> tuple[SegmentFile, int]:
         """Return the view and the seed of a segment, opening it if need be; KeyError if it was retired."""
         found = self.readers.get(segment_id)
         if found is not None:
             return found
         return self._open(segment_id)
 
-    def _open(self, segment_id: int) -> tuple[View, int]:
+    def _open(self, segment_id: int) -> tuple[SegmentFile, int]:
         row = self._row(segment_id)
         if row is None:
             raise KeyError(segment_id)
@@ -162,25 +162,25 @@ class SegmentManager:
         listed = (row for row in self.manifest.segments if row.segment_id == segment_id)
         return next(listed, None) or self.retiring.get(segment_id)
 
-    def open_view(self, descriptor: int, segment_id: int, size: int) -> View:
+    def open_view(self, descriptor: int, segment_id: int, size: int) -> SegmentFile:
         """Return a view of the first ``size`` bytes of an open segment; the descriptor stays the caller's."""
         path, files = self.directory.segment_path(segment_id), self.directory.files
         if self.mapped:
             return files.map(descriptor, size, path)
-        return FileView(files.duplicate(descriptor, path), path, files)
+        return PreadFile(files.duplicate(descriptor, path), path, files)
 
     @staticmethod
-    def reaches(view: View, length: int) -> bool:
+    def reaches(view: SegmentFile, length: int) -> bool:
         """Tell whether a view shows the first ``length`` bytes of its segment as that is now.
 
         A file grows under its view; one that has been replaced under its name does not.
         """
         try:
-            return (view.size() if isinstance(view, FileView) else len(view)) >= length
+            return (view.size() if isinstance(view, PreadFile) else len(view)) >= length
         except BytekvError:
             return False
 
-    def _view(self, row: SegmentRow) -> View:
+    def _view(self, row: SegmentRow) -> SegmentFile:
         path, files = self.directory.segment_path(row.segment_id), self.directory.files
         try:
             descriptor = files.open(path)
@@ -457,7 +457,7 @@ class SegmentManager:
         self.retiring.update({row.segment_id: row for row in rows[first : first + len(victims)]})
         self.publish([*rows[:first], *outputs, *rows[first + len(victims) :]])
 
-    def adopt(self, manifest: Manifest, views: dict[int, tuple[View, int]], gone: Container[int]) -> None:
+    def adopt(self, manifest: Manifest, views: dict[int, tuple[SegmentFile, int]], gone: Container[int]) -> None:
         """See the set as another process has published it. For a follower; repeatable."""
         self.retiring.update({row.segment_id: row for row in self.manifest.segments if row.segment_id in gone})
         self.readers.update(views)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from ...errors import BytekvError
 from ..codec.checksum import CRC_SIZE
 from ..codec.entry import KIND, OFFSET_SHIFT, PUT, SIZE_MASK, TOMBSTONE
-from ..codec.hint import HINT_HEADER, Summary, decode_hint, encode_hint
+from ..codec.hint import HINT_HEADER, Hint, decode_hint, encode_hint
 from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentHeader
 from .directory import Directory
 from .scan import Scan, Scanned
@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["load_hint", "save_hint", "summarise"]
+__all__ = ["hint_of", "load_hint", "save_hint"]
 
 _SPARE: Final = 1024 * 1024
 
@@ -32,13 +32,13 @@ def _with_pauses(entries: Iterable[Scanned], pause: Callable[[], None]) -> Itera
         yield entry
 
 
-def summarise(scan: Scan, pause: Callable[[], None] | None = None, entries: Iterable[Scanned] | None = None) -> Summary:
+def hint_of(scan: Scan, pause: Callable[[], None] | None = None, entries: Iterable[Scanned] | None = None) -> Hint:
     """Exhaust a scan and return the newest entry of each key; ``pause`` is called every 32 entries.
 
     ``entries``: what of an exhausted scan counts, if not everything.
     """
-    places: dict[bytes, int] = {}
-    place_once = places.setdefault
+    positions: dict[bytes, int] = {}
+    place_once = positions.setdefault
     sizes: dict[bytes, int] = {}  # only of entries too large for their place to know
     tombstones: dict[bytes, int] = {}
     expires: dict[bytes, int] = {}
@@ -51,11 +51,11 @@ def summarise(scan: Scan, pause: Callable[[], None] | None = None, entries: Iter
         size = len(raw)
         kind = flags & KIND
         if kind == PUT:
-            place = offset << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0)
-            old = place_once(key, place)
-            if old is not place:
-                del places[key]  # so that it takes its place at the end
-                places[key] = place
+            position = offset << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0)
+            old = place_once(key, position)
+            if old is not position:
+                del positions[key]  # so that it takes its place at the end
+                positions[key] = position
                 live -= old & SIZE_MASK or sizes.pop(key)
                 expires.pop(key, 0)
             elif tombstones:
@@ -66,22 +66,22 @@ def summarise(scan: Scan, pause: Callable[[], None] | None = None, entries: Iter
             if expires_ms:
                 expires[key] = expires_ms
         elif kind == TOMBSTONE:
-            if (gone := places.pop(key, None)) is not None:
+            if (gone := positions.pop(key, None)) is not None:
                 live -= gone & SIZE_MASK or sizes.pop(key)
                 expires.pop(key, 0)
             tombstones[key] = size
         else:  # CLEAR
-            places.clear()
+            positions.clear()
             sizes.clear()
             tombstones.clear()
             expires.clear()
             clears, live, clear_size = True, 0, size
-    return Summary(
+    return Hint(
         scan.end,
         scan.last_seq,
         clears,
-        list(places),
-        list(places.values()),
+        list(positions),
+        list(positions.values()),
         list(tombstones),
         expires,
         live,
@@ -89,8 +89,8 @@ def summarise(scan: Scan, pause: Callable[[], None] | None = None, entries: Iter
     )
 
 
-def load_hint(directory: Directory, header: SegmentHeader, length: int) -> Summary | None:
-    """Return the hint file's summary if it speaks of the segment's first ``length`` bytes or fewer, else None.
+def load_hint(directory: Directory, header: SegmentHeader, length: int) -> Hint | None:
+    """Return what the hint file says if it speaks of the segment's first ``length`` bytes or fewer, else None.
 
     Fewer: the segment was continued since. What it says of the beginning stays true, for nothing is
     ever written there again.
@@ -105,16 +105,16 @@ def load_hint(directory: Directory, header: SegmentHeader, length: int) -> Summa
         size = files.size(descriptor, path)
         if size > length + HINT_HEADER.size + CRC_SIZE:
             return None  # each column takes fewer bytes than the entries that it speaks of
-        summary = decode_hint(files.read(descriptor, size, 0, path), header, path)
+        hint = decode_hint(files.read(descriptor, size, 0, path), header, path)
     except BytekvError:
         return None  # damaged, foreign or newer: a hint is a cache, the segment knows everything
     finally:
         files.close(descriptor)
-    return summary if SEGMENT_HEADER_SIZE <= summary.length <= length else None
+    return hint if SEGMENT_HEADER_SIZE <= hint.length <= length else None
 
 
 def save_hint(
-    directory: Directory, header: SegmentHeader, summary: Summary, pause: Callable[[], None] = lambda: None
+    directory: Directory, header: SegmentHeader, hint: Hint, pause: Callable[[], None] = lambda: None
 ) -> None:
     """Write a segment's hint file. Not synced: a half-written one fails its CRC and is ignored.
 
@@ -123,7 +123,7 @@ def save_hint(
     path = directory.hint_path(header.segment_id)
     files = directory.files
     pieces = []
-    for piece in encode_hint(summary, header):
+    for piece in encode_hint(hint, header):
         pieces.append(piece)
         pause()
     if files.free_bytes(directory.folder) < sum(map(len, pieces)) + _SPARE:

@@ -15,7 +15,7 @@ from ...errors import BytekvError, ChangesLostError, LimitError
 from ..codec.checksum import CRC_SIZE, seed_of
 from ..codec.entry import CLEAR, CONTINUES, FIXED_SIZE, KIND, PUT
 from ..codec.manifest import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow, decode_segment_header
-from ..log.open_segments import View
+from ..log.open_segments import SegmentFile
 from ..log.scan import Scan
 from ..log.segment_manager import Pin
 from ..write.commit import Committer
@@ -79,7 +79,7 @@ class ChangeLog:
             pin.close()
             raise
 
-    def _view(self, segment_id: int, check_open: Callable[[], None]) -> View:
+    def _view(self, segment_id: int, check_open: Callable[[], None]) -> SegmentFile:
         try:
             return self._segments.view(segment_id)[0]
         except KeyError:

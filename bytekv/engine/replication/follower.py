@@ -26,12 +26,12 @@ from ..._lean import NamedTuple
 from ...errors import BytekvError, CorruptionError, StoreIOError
 from ..codec.checksum import seed_of
 from ..codec.entry import SEGMENT_SHIFT, measure_entry, unpack_location
-from ..codec.hint import Summary
+from ..codec.hint import Hint
 from ..codec.manifest import LOG, OUTPUT, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentHeader, SegmentRow
-from ..log.open_segments import View
+from ..log.open_segments import SegmentFile
 from ..log.resync import check_torn
 from ..log.scan import header_of, scan_segment, size_of
-from ..log.summary import load_hint, summarise
+from ..log.summary import hint_of, load_hint
 from ..write.commit import Committer
 
 TYPE_CHECKING = False
@@ -85,8 +85,8 @@ class _News:
         self.row = row
         self.entry_bytes = 0  # that have been read
         self.tombstone_bytes = tombstone_bytes  # in the whole segment
-        self.moved: Summary | None = None  # operations that are known, in a new place
-        self.later: Summary | None = None  # operations that are not known yet
+        self.moved: Hint | None = None  # operations that are known, in a new place
+        self.later: Hint | None = None  # operations that are not known yet
 
     @property
     def is_empty(self) -> bool:
@@ -95,8 +95,8 @@ class _News:
     @property
     def dead_bytes(self) -> int:
         """Return how many bytes of what has been read no key was pointed at, not even for a moment."""
-        found = [summary for summary in (self.moved, self.later) if summary is not None]
-        return self.entry_bytes - sum(summary.live_bytes + summary.tombstone_bytes for summary in found)
+        found = [hint for hint in (self.moved, self.later) if hint is not None]
+        return self.entry_bytes - sum(hint.live_bytes + hint.tombstone_bytes for hint in found)
 
 
 class _End(NamedTuple):
@@ -117,7 +117,7 @@ class _Plan:
         self.end: _End | None = None
         self.news: list[_News] = []
         self.gone: set[int] = set()
-        self.views: dict[int, tuple[View, int]] = {}
+        self.views: dict[int, tuple[SegmentFile, int]] = {}
 
 
 class Follower:
@@ -232,41 +232,41 @@ class Follower:
 
     def _read_sealed(self, news: _News, descriptor: int, header: SegmentHeader, start: int, seq: int) -> None:
         directory, row, known_seq = self._directory, news.row, self._committer.seq
-        summary: Summary | None = None
+        hint: Hint | None = None
         is_known = header.kind == OUTPUT and row.last_seq <= known_seq
         if start == SEGMENT_HEADER_SIZE and (header.kind == LOG or is_known):
-            summary = load_hint(directory, header, row.length)
-            if summary is not None and summary.length < row.length:
-                summary = None  # it was continued since: rare, and not worth a second path
-        if summary is None:
+            hint = load_hint(directory, header, row.length)
+            if hint is not None and hint.length < row.length:
+                hint = None  # it was continued since: rare, and not worth a second path
+        if hint is None:
             scan = scan_segment(directory, descriptor, header, start, row.length, seq)
             if header.kind == LOG or is_known:
-                summary = summarise(scan)
+                hint = hint_of(scan)
             else:
                 # An operation that is known already, and its key gone, was deleted since.
                 entries = list(scan)
-                news.moved = summarise(scan, entries=[entry for entry in entries if entry[2] <= known_seq])
-                news.later = summarise(scan, entries=[entry for entry in entries if entry[2] > known_seq])
+                news.moved = hint_of(scan, entries=[entry for entry in entries if entry[2] <= known_seq])
+                news.later = hint_of(scan, entries=[entry for entry in entries if entry[2] > known_seq])
             if scan.end != row.length:
                 raise scan.corruption(directory.segment_path(row.segment_id), " in data that was durable")
-        if summary is not None:
+        if hint is not None:
             if is_known:
-                news.moved = summary
+                news.moved = hint
             else:
-                news.later = summary
+                news.later = hint
 
     def _read_active(
         self, news: _News, descriptor: int, header: SegmentHeader, start: int, seq: int, size: int, plan: _Plan
     ) -> SegmentRow:
         row, path = news.row, self._directory.segment_path(news.row.segment_id)
         scan = scan_segment(self._directory, descriptor, header, start, size, seq)
-        summary = summarise(scan)
+        hint = hint_of(scan)
         if scan.end < row.length:
             raise scan.corruption(path, " in data that was durable")
         if scan.damage is not None:
             check_torn(scan, path)  # else an entry that is being written
         if scan.end > start:
-            news.later = summary
+            news.later = hint
         begin = max(0, scan.end - _END)
         plan.end = _End(row.segment_id, scan.end, self._directory.files.read(descriptor, scan.end - begin, begin, path))
         plan.last_seq = max(plan.last_seq, scan.last_seq)

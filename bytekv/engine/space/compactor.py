@@ -48,7 +48,7 @@ from ..codec.entry import (
     TOMBSTONE,
 )
 from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentRow
-from ..log.builder import Output
+from ..log.builder import SegmentBuilder
 from ..log.scan import Scan, header_of, scan_segment
 from ..write.commit import Committer
 
@@ -93,7 +93,7 @@ class _Job:
 
     def __init__(self, victims: list[int]) -> None:
         self.victims = victims
-        self.outputs: list[Output] = []
+        self.outputs: list[SegmentBuilder] = []
         self.tombstones: dict[int, int] = {}  # of the outputs, by segment
         self.hinted: dict[int, int] = {}
         self.recounts = 0
@@ -260,7 +260,7 @@ class Compactor:
     ) -> None:
         """Copy the live puts of one segment and gather its tombstones.
 
-        `pack_place` and the look at a full output are written out here: 1.9 µs a live entry instead of 3.7.
+        `pack_position` and the look at a full output are written out here: 1.9 µs a live entry instead of 3.7.
         """
         limit, every = self._limit, _SLICE
         locations, expired = self._keydir.locations, self._keydir.expired
@@ -363,7 +363,7 @@ class Compactor:
             output = self._output(previous, job, size)
         output.put(flags, key, expires_ms, raw, location)
 
-    def _copy_clear(self, graves: _Graves, previous: tuple[int, int], job: _Job) -> Output:
+    def _copy_clear(self, graves: _Graves, previous: tuple[int, int], job: _Job) -> SegmentBuilder:
         assert graves.clear is not None
         raw = graves.clear
         output = self._output(previous, job, len(raw))
@@ -393,14 +393,16 @@ class Compactor:
             if key not in locations and key not in expired and key not in copied:
                 self._output(previous, job, len(raw)).append(raw[0], key, 0, raw)
 
-    def _output(self, previous: tuple[int, int], job: _Job, size: int) -> Output:
+    def _output(self, previous: tuple[int, int], job: _Job, size: int) -> SegmentBuilder:
         """Return the file to append to, a new one if the last is full."""
         outputs = job.outputs
         if not outputs or (outputs[-1].end + size > self._limit and outputs[-1].end > SEGMENT_HEADER_SIZE):
             with self._committer.lock, self._committer:
                 self._committer.ready()  # a roll was interrupted, perhaps
                 segment_id = self._segments.reserve_ids(1)
-            outputs.append(Output(self._segments.directory, self._segments.manifest.store_uuid, segment_id, previous))
+            outputs.append(
+                SegmentBuilder(self._segments.directory, self._segments.manifest.store_uuid, segment_id, previous)
+            )
         return outputs[-1]
 
     def finish(self, pause: Pause) -> None:
@@ -462,26 +464,26 @@ class Compactor:
 
     def _move_some(self, job: _Job) -> None:
         """Move some keys of the first output, its last ones first, and forget them: freeing a million at once would
-        hold the GIL for milliseconds. The places go last; interrupted before, nothing is left to do for the rest."""
+        hold the GIL for milliseconds. The positions go last; interrupted before, nothing is left to do for the rest."""
         keydir, output = self._keydir, job.outputs[0]
         locations, base = keydir.locations, output.base
-        keys, originals, places = output.unpacked
-        if not places:
+        keys, originals, positions = output.unpacked
+        if not positions:
             if output.copied:
                 output.unpacked = tuple(map(list, output.copied[-1]))  # type: ignore[assignment]
                 output.copied.pop()  # interrupted before, the same is done once more, and dead bytes are counted anew
             else:
                 del job.outputs[0]
             return
-        part = slice(max(0, len(places) - _SLICE), len(places))
-        for key, old, place in zip(keys[part], originals[part], places[part], strict=False):
+        part = slice(max(0, len(positions) - _SLICE), len(positions))
+        for key, old, position in zip(keys[part], originals[part], positions[part], strict=False):
             if locations.get(key) == old:  # written out of `Keydir.move`
-                locations[key] = base | place
-            elif not keydir.move(key, old, base | place):
+                locations[key] = base | position
+            elif not keydir.move(key, old, base | position):
                 keydir.count_dead(
-                    output.header.segment_id, place & SIZE_MASK or self._segments.entry_size(base | place)
+                    output.header.segment_id, position & SIZE_MASK or self._segments.entry_size(base | position)
                 )
-        del keys[part], originals[part], places[part]
+        del keys[part], originals[part], positions[part]
 
     def _retire(self, job: _Job) -> list[int]:
         keydir = self._keydir

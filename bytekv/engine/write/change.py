@@ -16,7 +16,7 @@ from operator import add
 
 from ..._lean import NamedTuple
 from ..codec.checksum import CRC, checksum
-from ..codec.entry import CLEAR, CONTINUES, ENTRY, OVERHEAD, PUT, TOMBSTONE, encode_entry, entry_size, pack_place
+from ..codec.entry import CLEAR, CONTINUES, ENTRY, OVERHEAD, PUT, TOMBSTONE, encode_entry, entry_size, pack_position
 from ..log.segment import Writer
 
 TYPE_CHECKING = False
@@ -109,7 +109,7 @@ def pending_of(operations: Sequence[Operation], writer: Writer, seq: int, now_ms
         parts += encode_entry(flags, key, value, seq, now_ms, expires_ms, writer.seed)
         size = entry_size(len(key), len(value), expires_ms)
         if kind == PUT:
-            effects.append((key, writer.base | pack_place(offset, size), expires_ms))
+            effects.append((key, writer.base | pack_position(offset, size), expires_ms))
         else:
             tombstones += size
             effects.append((None if kind == CLEAR else key, None, 0))
