@@ -9,7 +9,6 @@ b'blue'
 
 from .contract.batch import Batch
 from .engine.recovery import Recovery
-from .engine.space.compactor import Compaction, Progress
 from .engine.store import Entry, Store, open, repair
 from .errors import (
     AccessDeniedError,
@@ -34,21 +33,29 @@ from .options import Options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .contract.reports import (
+        BackupReport,
+        Change,
+        Compaction,
+        Damage,
+        Progress,
+        Report,
+        SegmentStats,
+        Stats,
+    )
     from .contract.snapshot import Snapshot
     from .contract.transaction import Transaction
-    from .engine.integrity.repair import Damage, Report
-    from .engine.replication.backup import BackupReport
-    from .engine.replication.feed import Change
-    from .engine.stats import SegmentStats, Stats
 else:
     _LATER = {
-        "BackupReport": "engine.replication.backup",
-        "Change": "engine.replication.feed",
-        "Damage": "engine.integrity.repair",
-        "Report": "engine.integrity.repair",
-        "SegmentStats": "engine.stats",
+        "BackupReport": "contract.reports",
+        "Change": "contract.reports",
+        "Compaction": "contract.reports",
+        "Damage": "contract.reports",
+        "Progress": "contract.reports",
+        "Report": "contract.reports",
+        "SegmentStats": "contract.reports",
         "Snapshot": "contract.snapshot",
-        "Stats": "engine.stats",
+        "Stats": "contract.reports",
         "Transaction": "contract.transaction",
     }
 

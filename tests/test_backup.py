@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import bytekv
+from bytekv.contract.reports import Progress
 from bytekv.engine.log.directory import Directory
-from bytekv.engine.space.compactor import Progress
 from bytekv.engine.store import Store
 from bytekv.errors import (
     BytekvError,

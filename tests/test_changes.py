@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import bytekv
+from bytekv.contract.reports import Change
 from bytekv.engine.log.sizes import sizes_of
-from bytekv.engine.replication.feed import Change, ChangeLog
+from bytekv.engine.replication.feed import ChangeLog
 from bytekv.engine.store import Store
 from bytekv.errors import (
     ChangesLostError,

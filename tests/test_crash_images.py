@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from bytekv.contract.reports import Report
 from bytekv.engine.integrity import repair as check
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files
@@ -171,7 +172,7 @@ def test_the_id_of_a_file_that_was_swept_is_not_used_again(place: Path) -> None:
     assert boundary > 10
 
 
-def repair(path: Path, files: Files) -> check.Report:
+def repair(path: Path, files: Files) -> Report:
     """Do what `bytekv.repair` does, on these files and with small segments."""
     directory = Directory(str(path), files)
     directory.acquire()

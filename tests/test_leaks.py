@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from bytekv.engine.replication.feed import Change
-from bytekv.engine.space.compactor import Progress
+from bytekv.contract.reports import Change, Progress
 from bytekv.engine.store import Store
 from bytekv.errors import ChangesLostError, StoreClosedError
 from tests import harness

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from bytekv.contract.reports import Report
 from bytekv.engine.codec.checksum import CRC_SIZE, RESIDUE, checksum, seed_of
 from bytekv.engine.codec.entry import (
     CLEAR,
@@ -499,7 +500,7 @@ def expect(db: Any, verdict: Verdict, now_ms: float) -> None:
     assert db.last_seq >= highest
 
 
-def expect_report(report: check.Report, verdict: Verdict, kept: set[int], image: Image) -> None:
+def expect_report(report: Report, verdict: Verdict, kept: set[int], image: Image) -> None:
     """Everything that was not kept is in the report: a place, from which on there is nothing that was."""
     places: dict[int, list[int]] = {}
     musts = {entry for entry in verdict.must if entry.seq in kept}
@@ -524,7 +525,7 @@ def expect_report(report: check.Report, verdict: Verdict, kept: set[int], image:
 # --- a case --------------------------------------------------------------------------------------
 
 
-def repair(path: Path, files: Files, limit: int = LIMIT) -> check.Report:
+def repair(path: Path, files: Files, limit: int = LIMIT) -> Report:
     """Do what `bytekv.repair` does, on these files and mostly with small segments."""
     directory = Directory(str(path), files)
     directory.find(lost_manifest_allowed=True)

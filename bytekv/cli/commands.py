@@ -364,7 +364,7 @@ def back_up(arguments: Namespace) -> int:
 
 def export_entries(arguments: Namespace) -> int:
     """Write all entries as JSON Lines."""
-    from ..engine.space.compactor import Progress
+    from ..contract.reports import Progress
     from ..transfer.json_lines import encode_line
     from .terminal import Bar
 
@@ -519,7 +519,7 @@ def _advance(stream: BinaryIO, bar: Any) -> Callable[[int], object]:
     """Return what counts the bytes that have been read, for the bar."""
     import stat
 
-    from ..engine.space.compactor import Progress
+    from ..contract.reports import Progress
 
     found = os.fstat(stream.fileno()) if bar.callback is not None else None
     if found is None or not stat.S_ISREG(found.st_mode):

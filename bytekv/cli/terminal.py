@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from ..engine.space.compactor import Progress
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TextIO
+
+    from ..contract.reports import Progress
 
 __all__ = ["Bar", "quantity", "table"]
 

@@ -7,44 +7,11 @@ grace is over; then a compaction leaves a tombstone of it, and so much of it cou
 
 from __future__ import annotations
 
-from .._lean import NamedTuple
+from ..contract.reports import SegmentStats, Stats
 from .space.maintenance import Maintenance
 from .write.commit import Committer
 
-__all__ = ["SegmentStats", "Stats", "stats_of"]
-
-
-class SegmentStats(NamedTuple):
-    """The bytes of one segment, oldest first in `Stats.segments`."""
-
-    segment_id: int
-    length_bytes: int
-    dead_bytes: int
-    tombstone_bytes: int
-
-
-class Stats(NamedTuple):
-    """What `Store.stats` tells; bytes are file bytes, headers included.
-
-    ``throttled`` says why writers are slowed down now, with the figures that it was decided by, None while they are
-    not; ``throttled_s`` for how many seconds all of them together have slept for that since the store was opened.
-    """
-
-    keys: int
-    last_seq: int
-    durable_seq: int
-    total_bytes: int
-    live_bytes: int
-    dead_bytes: int
-    open_segments: int
-    compactions: int
-    background_error: str | None
-    open_views: int
-    pinned_bytes: int
-    expired_keys: int
-    throttled: str | None
-    throttled_s: float
-    segments: tuple[SegmentStats, ...]
+__all__ = ["stats_of"]
 
 
 def stats_of(keys: int, committer: Committer, maintenance: Maintenance) -> Stats:

@@ -44,7 +44,6 @@ from .log.files import Files
 from .open import open_directory
 from .reader import Reader
 from .recovery import Recovery
-from .space.compactor import Compaction, Progress
 from .space.maintenance import Maintenance
 from .space.worker import LastLock, Worker
 from .write.change import Bulk, Operation
@@ -54,14 +53,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, TypeVar, Unpack, overload
 
+    from ..contract.reports import BackupReport, Change, Compaction, Progress, Report, Stats
     from ..contract.snapshot import Snapshot
     from ..contract.transaction import Transaction
     from ..options import OpenOptions
-    from .integrity import repair as check
     from .open import Flag
-    from .replication.backup import BackupReport
-    from .replication.feed import Change, ChangeLog
-    from .stats import Stats
+    from .replication.feed import ChangeLog
 
     T = TypeVar("T")
 
@@ -619,7 +616,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._check_writable()
         return self._maintenance.compact(progress)
 
-    def verify(self, *, progress: Callable[[Progress], object] | None = None) -> check.Report:
+    def verify(self, *, progress: Callable[[Progress], object] | None = None) -> Report:
         """Read every byte of the store, check it against its CRC and the invariants; change nothing.
 
         ``progress`` is called after each segment. Writers wait meanwhile. A reader that finds something wrong
@@ -640,7 +637,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
                         report = self._verify(progress)
             return report
 
-    def _verify(self, progress: Callable[[Progress], object] | None) -> check.Report:
+    def _verify(self, progress: Callable[[Progress], object] | None) -> Report:
         with translated("bytekv.check"):
             from .integrity import repair as check
 
@@ -886,7 +883,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         return f"<bytekv.Store {self._path!r}, {'read-only, ' if self._readonly else ''}{len(self._locations)} keys>"
 
 
-def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], object] | None = None) -> check.Report:
+def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], object] | None = None) -> Report:
     """Make a damaged store usable again, keeping every undamaged entry; return what was lost.
 
     Nothing is thrown away: damaged segments are kept in quarantine/. A lost manifest is rebuilt from

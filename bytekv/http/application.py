@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from ..contract.convert import Entry
-from ..engine.space.compactor import Compaction, Progress
+from ..contract.reports import Compaction, Progress
 from ..engine.store import Store
 from ..errors import BytekvError
 from ..server.sockets import Seldom

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
-from ..engine.stats import Stats
+from ..contract.reports import Stats
 
 __all__ = ["Metrics"]
 

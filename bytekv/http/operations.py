@@ -21,9 +21,9 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from ..contract.batch import Batch
 from ..contract.convert import MAX_KEY_SIZE, Entry
+from ..contract.reports import Change
 from ..contract.snapshot import Snapshot
 from ..contract.transaction import Transaction
-from ..engine.replication.feed import Change
 from ..engine.store import Store
 from ..errors import ConflictError
 from .access import STEP_SCOPES, require_scopes

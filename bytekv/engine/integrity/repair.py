@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from ..._lean import NamedTuple
+from ...contract.reports import Damage, Progress, Report
 from ...errors import BytekvError, CorruptionError, LimitError, StoreNotFoundError
 from ..codec.checksum import CRC_SIZE, seed_of
 from ..codec.entry import (
@@ -51,52 +52,11 @@ from ..log.resync import Resync
 from ..log.scan import Read, Scan, Scanned, header_of, open_segment, scan_segment
 from ..log.segment_manager import SegmentManager
 from ..log.summary import hint_of
-from ..space.compactor import Progress
 
-__all__ = ["Damage", "Report", "salvage", "verify"]
+__all__ = ["salvage", "verify"]
 
 _SEQS_AHEAD = 1 << 40  # how far a seq may lie above what is known, where nothing bounds it
 _COPY = 1 << 20
-
-
-class Damage(NamedTuple):
-    """One place that fails its check; ``key`` where it is known whose entry it was."""
-
-    path: str
-    offset: int
-    reason: str
-    key: bytes | None = None
-
-    def __str__(self) -> str:
-        return f"{self.path}: offset {self.offset}: {self.reason}" + ("" if self.key is None else f", key {self.key!r}")
-
-
-class Report:
-    """What `Store.verify` or `bytekv.repair` found. ``ok`` if there is no damage."""
-
-    __slots__ = ("_is_repair", "checked_bytes", "damage", "entries", "keys", "quarantined", "segments")
-
-    def __init__(self, *, is_repair: bool = False) -> None:
-        self._is_repair = is_repair
-        self.segments: int = 0
-        self.entries: int = 0
-        #: Counted by `Store.verify` only; a repair leaves it at 0.
-        self.keys: int = 0
-        self.checked_bytes: int = 0
-        self.damage: list[Damage] = []
-        #: Files that a repair moved or copied into quarantine/.
-        self.quarantined: list[str] = []
-
-    @property
-    def ok(self) -> bool:
-        """Tell whether nothing was found."""
-        return not self.damage
-
-    def __str__(self) -> str:
-        keys = "" if self._is_repair else f", {self.keys} keys"
-        text = f"{self.segments} segments, {self.entries} entries{keys}, {self.checked_bytes} bytes checked"
-        lines = [text + (": ok" if self.ok else f": {len(self.damage)} damaged places"), *map(str, self.damage)]
-        return "\n".join([*lines, *(f"kept in {path}" for path in self.quarantined)])
 
 
 # --- reading past damage -----------------------------------------------------------------------

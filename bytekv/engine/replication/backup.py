@@ -19,35 +19,21 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from ..._lean import NamedTuple
+from ...contract.reports import BackupReport, Progress
 from ...errors import BytekvError, CorruptionError, NotAStoreError, StoreFailedError, StoreIOError
 from ..codec.manifest import BACKUP, HISTORY, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentRow
 from ..log.directory import Directory
 from ..log.scan import header_of
 from ..log.segment_manager import Pin
-from ..space.compactor import Progress
 from ..write.commit import Committer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["BackupReport", "Moment", "back_up", "moment_of"]
+__all__ = ["Moment", "back_up", "moment_of"]
 
 _PIECE: Final = 1 << 20
-
-
-class BackupReport(NamedTuple):
-    """What `Store.backup` did.
-
-    ``seq``: the newest operation in the backup. Its ``segments`` are those ``kept`` from an earlier backup, those
-    ``linked``, which share their file with the store, and those copied, of ``copied_bytes`` together.
-    """
-
-    seq: int
-    segments: int
-    kept: int
-    linked: int
-    copied_bytes: int
 
 
 class Moment(NamedTuple):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..._lean import NamedTuple
+from ...contract.reports import Change
 from ...errors import BytekvError, ChangesLostError, LimitError
 from ..codec.checksum import CRC_SIZE, seed_of
 from ..codec.entry import CLEAR, CONTINUES, FIXED_SIZE, KIND, PUT
@@ -22,26 +23,11 @@ from ..write.commit import Committer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final, Literal
+    from typing import Final
 
-__all__ = ["Change", "ChangeLog"]
+__all__ = ["ChangeLog"]
 
 _REMEMBERED: Final = 64
-
-
-class Change(NamedTuple):
-    """One operation of the log; ``expires`` in seconds since 1970.
-
-    ``op`` "clear" deletes every key and has none itself. ``more`` says that the next change belongs to the same
-    batch: who applies changes elsewhere applies both together.
-    """
-
-    seq: int
-    op: Literal["put", "delete", "clear"]
-    key: bytes
-    value: bytes
-    expires: float | None
-    more: bool
 
 
 class _Part(NamedTuple):

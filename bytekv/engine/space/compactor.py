@@ -28,7 +28,6 @@ import errno
 from collections.abc import Callable
 
 from ... import log
-from ..._lean import NamedTuple
 from ...errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError, is_about
 from ..codec.checksum import CRC_SIZE, RESIDUE, checksum
 from ..codec.entry import (
@@ -56,34 +55,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["Compaction", "Compactor", "Progress"]
+__all__ = ["Compactor"]
 
 _SLICE: Final = 32  # entries, less than 200 µs, between two chances for other threads
 _IN_ORDER: Final = 64  # keys, likewise, where each is read by itself
 _NO_CRC: Final = bytes(CRC_SIZE)  # a copy gets one of its own
 
 Pause = Callable[[], None]
-
-
-class Progress(NamedTuple):
-    """How far a long operation is."""
-
-    done_bytes: int
-    total_bytes: int
-
-
-class Compaction(NamedTuple):
-    """What a compaction did; the result of `Store.compact`."""
-
-    segments_before: int
-    segments_after: int
-    bytes_before: int
-    bytes_after: int
-
-    @property
-    def reclaimed_bytes(self) -> int:
-        """Return how many bytes less the segments take."""
-        return self.bytes_before - self.bytes_after
 
 
 class _Job:
@@ -134,9 +112,7 @@ class Compactor:
         self._job: _Job | None = None
         self.read_bytes = 0  # of victims, ever, for whoever limits the rate
 
-    def run(
-        self, victims: list[int], pause: Pause, advance: Callable[[int], None], *, in_order: bool = False
-    ) -> Compaction:
+    def run(self, victims: list[int], pause: Pause, advance: Callable[[int], None], *, in_order: bool = False) -> None:
         """Replace one run of victims; ``advance`` is told the bytes read, ``pause`` is called between slices.
 
         ``in_order``: copy in the order of the keys, so that a scan reads one piece of file after the other.
@@ -147,15 +123,14 @@ class Compactor:
         """
         try:
             self._finish(pause)
-            result = self._run(victims, pause, advance, in_order)
+            before, after = self._run(victims, pause, advance, in_order)
             self._finish(pause)
-            log.debug("compacted segments %s: %d bytes became %d", victims, result.bytes_before, result.bytes_after)
+            log.debug("compacted segments %s: %d bytes became %d", victims, before, after)
         except StoreFailedError as error:
             self._poison(error)
             raise
-        return result
 
-    def _run(self, victims: list[int], pause: Pause, advance: Callable[[int], None], in_order: bool) -> Compaction:
+    def _run(self, victims: list[int], pause: Pause, advance: Callable[[int], None], in_order: bool) -> tuple[int, int]:
         committer, segments = self._committer, self._segments
         committer.purge(pause)
         with committer.lock, committer:
@@ -211,9 +186,7 @@ class Compactor:
                 segments.settle()
                 self._forget_unpublished(job)
                 raise
-        return Compaction(
-            len(rows), len(new_rows), sum(row.length for row in rows), sum(row.length for row in new_rows)
-        )
+        return length, sum(row.length for row in new_rows)
 
     def _copy(
         self,

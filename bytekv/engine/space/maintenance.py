@@ -29,11 +29,12 @@ from ...errors import (
     StoreClosedError,
     StoreFailedError,
     SystemErrors,
+    translated,
 )
 from ...options import Options
 from .. import recovery
 from ..write.commit import Committer
-from .compactor import Compaction, Compactor, Progress
+from .compactor import Compactor
 from .picker import SegmentUsage, pick, pick_all, pick_small, usage_of
 from .worker import Pacer, StopWork, Worker
 
@@ -41,6 +42,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from ...contract.reports import Compaction, Progress
     from ..replication.follower import Follower
 
 __all__ = ["Maintenance"]
@@ -310,6 +312,9 @@ class Maintenance:
         return result
 
     def _compact_all(self, progress: Callable[[Progress], object] | None) -> Compaction:
+        with translated("bytekv.contract.reports"):
+            from ...contract.reports import Compaction, Progress
+
         committer, pause = self._committer, Pacer(self._files).go_on
         done = total = 0
 
