@@ -140,7 +140,13 @@ _steps = st.lists(
 def test_all_ways_of_reading_agree_at_every_step(
     path: Path, monkeypatch: pytest.MonkeyPatch, io: str, steps: list[tuple[str, int]], segment_size_bytes: int
 ) -> None:
-    with harness.patched({"bytekv.engine.space.compactor._SLICE": 2, "bytekv.engine.space.compactor._IN_ORDER": 3}):
+    with harness.patched(
+        {
+            "bytekv.engine.space.compactor._SLICE": 2,
+            "bytekv.engine.space.copier._SLICE": 2,
+            "bytekv.engine.space.copier._IN_ORDER": 3,
+        }
+    ):
         model = Model(path, io, segment_size_bytes)
         for verb, which in steps:
             getattr(model, verb)(which)
@@ -232,7 +238,8 @@ def test_a_scan_while_keys_are_pointed_at_their_copies(
 ) -> None:
     """A run's first and last key are at their copies; one between was overwritten before the scan began, when it had
     been copied, and its copy lies there all the same and has not been counted as dead yet."""
-    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", len(KEYS) // 2)
+    for module in ("compactor", "copier"):
+        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", len(KEYS) // 2)
     with open_store(path, "n") as db:
         db.update(dict.fromkeys(KEYS, b"old"))
         db._commit.seal()

@@ -43,7 +43,8 @@ DEFAULTS = Options()
 @pytest.fixture
 def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make what is counted in bytes or entries, and is no option, smaller by the scale, too."""
-    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
+    for module in ("compactor", "copier"):
+        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", 1)
     monkeypatch.setattr("bytekv.engine.write.throttle._LOOK_SELDOM", KIB * KIB // SCALE)
     monkeypatch.setattr("bytekv.engine.write.throttle._PAY", 32 * KIB // SCALE)
     for name, size in {"RESERVE": 48, "MANIFEST_ROOM": 16, "_FIRST_STEP": 64}.items():
@@ -872,7 +873,8 @@ def live_as_a_queue(examples: int, steps: int, *, derandomize: bool) -> None:
 @pytest.fixture
 def every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let others in after each entry that a compaction reads, and give every segment a hint."""
-    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
+    for module in ("compactor", "copier"):
+        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", 1)
     for module in ("recovery", "log.builder"):
         monkeypatch.setattr(f"bytekv.engine.{module}.HINT_FROM", 120)
 

@@ -65,6 +65,7 @@ OFTEN = {
     **harness.NO_WORKER,
     **harness.hints_from(120),
     "bytekv.engine.space.compactor._SLICE": 1,
+    "bytekv.engine.space.copier._SLICE": 1,
     "bytekv.engine.log.builder._FLUSH": 200,
     "bytekv.engine.log.segment._FIRST_STEP": 256,
     "bytekv.engine.log.segment.RESERVE": 64,

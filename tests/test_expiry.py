@@ -293,8 +293,9 @@ def test_a_key_that_expires_while_it_is_compacted_in_order(
 ) -> None:
     """Copied among the others first and among the expired at last, it had two copies, and `verify` spoke of damage in
     a sound store. And one that is forgotten before its turn comes would not be copied at all."""
-    monkeypatch.setattr("bytekv.engine.space.compactor._IN_ORDER", 1)
-    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
+    monkeypatch.setattr("bytekv.engine.space.copier._IN_ORDER", 1)
+    for module in ("compactor", "copier"):
+        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", 1)
     files = FakeFiles()
     db = harness.open_store(path, files=files, expiry_grace_s=grace_s)
     keys = [b"%d" % number for number in range(4)]

@@ -753,7 +753,8 @@ def half_moved(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[St
 
     One segment is open at a time.
     """
-    monkeypatch.setattr("bytekv.engine.space.compactor._SLICE", 1)
+    for module in ("compactor", "copier"):
+        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", 1)
     files = MeanwhileFiles()
     with open_store(path, files=files, segment_size_bytes=400, max_open_segments=1) as db:
         for number in range(30):

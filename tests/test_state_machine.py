@@ -635,6 +635,7 @@ ALONE = {
     **harness.NO_WORKER,
     **harness.hints_from(120),
     "bytekv.engine.space.compactor._SLICE": 1,
+    "bytekv.engine.space.copier._SLICE": 1,
     "bytekv.engine.log.builder._FLUSH": 200,
 }
 

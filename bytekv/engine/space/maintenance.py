@@ -1,10 +1,10 @@
-"""What an open store does for itself, and when: syncs, hint files, compactions; by itself or because it is asked.
+"""Maintenance: when an open store syncs, builds hint files and compacts, in the background or because it is asked to.
 
-A background thread comes here when it has been woken or a delay is over. What is asked for is done by the thread that
-asks, in slices all the same. One thing at a time: `compacting` is held by whoever compacts, builds a hint, verifies or
-catches up with a writer, and taken before the locks of `Committer`. How bytes are moved is the compactor's business;
-how a sync makes them durable, the committer's; which thread comes, and that the store is not dropped meanwhile, the
-store's.
+The background thread calls `work` when it has been woken or a delay is over. What a user asks for is done by the
+asking thread, in slices all the same. One thing happens at a time: the thread that compacts, builds a hint, verifies
+or catches up with a writer holds `compacting`, which is taken before the locks of `Committer`. How bytes are moved is
+the compactor's business; how a sync makes them durable, the committer's; which thread calls, and that the store is not
+dropped meanwhile, the store's.
 
 *Trouble.* Damage ends compactions until the store is opened again: it is reported, not met again and again. A full disk
 puts them off until the next segment is full. Without memory everything is tried again. A failed sync needs no word
@@ -61,7 +61,7 @@ _NO_MEMORY: Final = "no memory for the work in the background"  # made beforehan
 
 
 class _Waiter:
-    """Somebody who waits; who is interrupted while waiting waits no more."""
+    """A caller that waits, for as long as it is referenced: one that is interrupted waits no more."""
 
     __slots__ = ("__weakref__",)
 
@@ -110,7 +110,7 @@ class Maintenance:
     def hurry(self) -> _Waiter:
         """Let work in the background go on without its rate limit for as long as the result is kept.
 
-        For whoever has to wait for `compacting`: the limit is for the disk's other users, not for this one.
+        For a caller that has to wait for `compacting`: the limit protects the disk's other users, not this one.
         """
         waiter = _Waiter()
         self._waiting.add(waiter)
@@ -201,10 +201,10 @@ class Maintenance:
         return self._options.sync_interval_s
 
     def _purge(self) -> None:
-        """Take out what has expired, so that nobody feels it.
+        """Take out what has expired, in slices that writers do not notice.
 
-        A writer who comes now and then waits for a slice, so it is short. One who is always busy has the interpreter
-        for milliseconds and feels each turn of another thread, but his puts take out some, too, and there need be few.
+        An occasional writer waits for a slice, so slices are short. A busy one holds the interpreter for milliseconds
+        and notices each turn of another thread; but its puts take out some keys, too, so few turns are needed.
         """
         expires, count = self._keydir.expires, _FEW_EXPIRED
         rest_s = _BREAK_S
@@ -260,7 +260,7 @@ class Maintenance:
             return self.catch_up()
 
     def catch_up(self) -> bool:
-        """Do what `refresh` does, for who holds `compacting`."""
+        """Do what `refresh` does, for a caller that holds `compacting`."""
         if self.refusal is not None:
             raise self.refusal()
         return self._follower is not None and self._follower.refresh()

@@ -1,4 +1,4 @@
-"""Choose what a compaction should take: which run of neighbouring segments is worth its copies.
+"""Compaction picker: which run of neighbouring segments is worth its copies.
 
 Only what will really go counts, so that no compaction is chosen twice for the same bytes and an idle store comes to
 rest. Nothing here reads a file or changes anything.
@@ -102,7 +102,7 @@ def _without_newest(uses: list[SegmentUsage], keep_bytes: int) -> list[SegmentUs
 
 
 def pick_small(uses: list[SegmentUsage], sizes: Sizes, at_least: int) -> list[int]:
-    """Return the first neighbours that are small: ``at_least`` so many, and as many as fill a segment."""
+    """Return the first neighbours that are small: at least ``at_least``, and as many as fill a segment."""
     for run in _runs(uses, lambda use, _: use.length < sizes.small):
         if len(run) >= at_least:
             length = count = 0

@@ -1,9 +1,9 @@
-"""A daemon thread that calls one method when it is woken or when a delay is over.
+"""Background worker: a daemon thread that calls one method when it is woken or when a delay is over.
 
-It starts at the first `wake`, so that a short script never has one, and holds its owner weakly, so
-that an owner that nobody uses any more can go. It knows nothing of what the method does, only how
-to do it in slices that nobody feels. While the interpreter goes no thread can be started, and those there are stand
-still; who still writes then does so by himself.
+The thread starts at the first `wake`, so that a short script never has one. It holds its owner weakly, so that an
+owner that nobody uses any more can be collected. It knows nothing of what the method does, only how to do it in
+slices that nobody notices. While the interpreter shuts down no thread can be started, and existing ones are frozen;
+a caller that still writes then does all the work itself.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def start_no_more() -> None:
 
 
 class LastLock:
-    """A lock that is not waited for while the interpreter goes: its other threads stand still, one perhaps inside."""
+    """A lock that nobody waits for while the interpreter shuts down: other threads are frozen, one perhaps inside."""
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
@@ -86,13 +86,13 @@ class Worker:
     """Run ``method`` of an object in the background.
 
     The method returns the seconds until it wants to be called again, or None to wait for `wake`.
-    An exception is handed to ``failed``, for it must not vanish, which tells whether another try is worth it;
-    if not, the thread ends.
+    An exception must not vanish: it is handed to ``failed``, which tells whether another try is worth it.
+    If not, the thread ends.
     """
 
     def __init__(self, method: Callable[[], float | None], failed: Callable[[BaseException], bool], name: str) -> None:
         self._life = _Life()
-        self._starting = threading.RLock()  # who starts a thread may be interrupted by a handler that wakes it, too
+        self._starting = threading.RLock()  # a handler that wakes it, too, may interrupt its start
         self._started = False
         self._stopped = False
         self._name = name
@@ -114,7 +114,7 @@ class Worker:
                         return False
                     self._started = True
         if life.wanted.locked():
-            with suppress(RuntimeError):  # somebody else has said so meanwhile
+            with suppress(RuntimeError):  # another caller has said so meanwhile
                 life.wanted.release()
         return not (life.ended or self._stopped)
 
@@ -133,7 +133,7 @@ class Worker:
         # A thread that has not taken the work yet looks whether it is wanted before it does anything.
         is_working = life.taken.locked() and threading.get_ident() not in life.idents
         if is_working and not sys.is_finalizing():
-            with life.done:  # while the interpreter goes, its daemon threads stand still for ever
+            with life.done:  # while the interpreter shuts down, its daemon threads are frozen for ever
                 pass
 
 
@@ -144,9 +144,9 @@ class StopWork(Exception):
 class Pacer:
     """Divide work into slices, so that other threads have the interpreter in between.
 
-    A thread that gives the interpreter up for nothing has it back before anybody wakes; so a slice ends in a
-    sleep. Threads that are busy then keep it for `sys.getswitchinterval`, 5 ms: the work has a share of a
-    tenth beside them, and none of them waits for it longer than a slice.
+    A thread that merely yields the interpreter has it back before another wakes; so a slice ends in a sleep. Threads
+    that are busy then keep it for `sys.getswitchinterval`, 5 ms: the work has a share of a tenth beside them, and none
+    of them waits for it longer than a slice.
     """
 
     def __init__(self, files: Files, rate_bytes_s: int | None = None) -> None:
@@ -171,7 +171,7 @@ class Pacer:
         return True
 
     def go_on(self) -> None:
-        """Let whoever waits come in, where the work is what the caller waits for."""
+        """Let waiting threads in, where the work is what the caller waits for."""
         now = self._files.monotonic()
         if now >= self._slice_ends:
             self._files.yield_cpu()
