@@ -1004,7 +1004,7 @@ MUTANTS = [
     ),
     _mutant(
         "what lies in a run need not say how long its key is",
-        "engine/fast",
+        "engine/codec/runs",
         "        or piece[1::size] != bytes((key_size & 0xFF,)) * count\n",
         "",
         *_RUNS,

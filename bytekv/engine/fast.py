@@ -10,23 +10,10 @@ of one piece of the file: 0.4 µs an entry, every byte checked. Others cost 0.7 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from itertools import repeat
-from operator import itemgetter
-from struct import Struct
 
-from .codec.checksum import CRC_SIZE, RESIDUE, checksum
-from .codec.entry import (
-    CONTINUES,
-    ENTRY_SIZE,
-    OFFSET_MASK,
-    OFFSET_SHIFT,
-    OVERHEAD,
-    PREFIX,
-    PUT,
-    SEGMENT_SHIFT,
-    SIZE_MASK,
-)
+from .codec.checksum import RESIDUE, checksum
+from .codec.entry import OFFSET_MASK, OFFSET_SHIFT, OVERHEAD, PREFIX, PUT, SEGMENT_SHIFT, SIZE_MASK
+from .codec.runs import Pairs, cut_pairs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,11 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read_many"]
 
-Pairs = list[tuple[bytes, bytes]]
-
 _HELD: Final = 1 << 20  # bytes of values in memory at once, or one value
-_FIRST_BYTES: Final = {PUT, PUT | CONTINUES}
-_first = itemgetter(0)
 
 
 def read_many(
@@ -73,8 +56,7 @@ def _run(
     if first is None:
         return None
     size = first & SIZE_MASK
-    value_size = size - OVERHEAD - len(keys[at])
-    if value_size < 0:
+    if size < OVERHEAD + len(keys[at]):
         return None  # an entry of more than 8 KiB
     count = min(len(keys) - at, max(1, _HELD // size))
     step = size << OFFSET_SHIFT
@@ -89,33 +71,7 @@ def _run(
         return None
     view, seed = reader
     offset = first >> OFFSET_SHIFT & OFFSET_MASK
-    piece = view[offset : offset + count * size]
-    if len(piece) != count * size:
-        return None
-    key_size = len(keys[at])
-    pairs: Pairs = list(_layout(key_size, value_size).iter_unpack(piece))
-    if (
-        not _FIRST_BYTES.issuperset(piece[::size])
-        or piece[1::size] != bytes((key_size & 0xFF,)) * count
-        or piece[2::size] != bytes((key_size >> 8,)) * count
-        or list(map(_first, pairs)) != wanted
-    ):
-        return None
-    if not trusting:
-        raws = map(_first, _layout_of_entries(size).iter_unpack(piece))
-        if set(map(checksum, raws, repeat(seed))) != {RESIDUE}:
-            return None
-    return pairs
-
-
-@lru_cache(maxsize=256)
-def _layout(key_size: int, value_size: int) -> Struct:
-    return Struct(f"{ENTRY_SIZE}x{key_size}s{value_size}s{CRC_SIZE}x")
-
-
-@lru_cache(maxsize=256)
-def _layout_of_entries(size: int) -> Struct:
-    return Struct(f"{size}s")
+    return cut_pairs(view[offset : offset + count * size], wanted, size, seed, trusting=trusting)
 
 
 def _one_by_one(

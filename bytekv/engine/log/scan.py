@@ -7,9 +7,7 @@ caller to decide. It does not know which keys are live.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from itertools import repeat
-from struct import Struct
 
 from ...contract.convert import MAX_VALUE_SIZE
 from ...errors import CorruptionError, StoreNotFoundError
@@ -22,6 +20,7 @@ from ..codec.entry import (
     EXPIRES,
     FIXED_SIZE,
     MIN_ENTRY_SIZE,
+    OVERHEAD,
     PUT,
     SYNC_MARK,
 )
@@ -35,17 +34,17 @@ from ..codec.manifest import (
     SegmentRow,
     decode_segment_header,
 )
+from ..codec.runs import cut_entries
 from .directory import Directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Final
 
 __all__ = ["Read", "Scan", "Scanned", "header_of", "is_whole", "open_segment", "scan_segment", "size_of"]
 
 _WINDOW: Final = 1024 * 1024  # what a scan reads at once
 _FIRST_WINDOW: Final = 16 * 1024  # and at first: a reader process that follows looks again and again
-_RUN: Final = 64  # entries that are checked together, in 20 µs
 
 Read = Callable[[int, int], bytes]  # (size, offset) -> bytes
 Scanned = tuple[int, bytes, int, int, int, bytes]  # flags, key, seq, expires_ms, offset, raw
@@ -114,11 +113,11 @@ class Scan:
             window_size = len(window)
             while here + MIN_ENTRY_SIZE <= window_size and not batch:
                 flags, key_size, value_size, seq, _ = unpack(window, here)
-                end = here + key_size + value_size + 27  # OVERHEAD
+                end = here + key_size + value_size + OVERHEAD
                 if flags != PUT or end > window_size or seq != expected:
                     break
                 if end - here == alike:
-                    run = _run(window, here, alike, key_size, seq, seed)
+                    run = cut_entries(window, here, alike, key_size, seq, seed)
                     if run is not None:
                         keys, raws = run
                         seqs = range(seq, seq + len(keys))
@@ -136,7 +135,7 @@ class Scan:
                 at = base + end
                 self.end, self.last_seq = at, seq
                 self.entries += 1
-                yield PUT, raw[23 : 23 + key_size], seq, 0, base + here, raw
+                yield PUT, raw[ENTRY_SIZE : ENTRY_SIZE + key_size], seq, 0, base + here, raw
                 here = end
             if at >= stop:
                 break
@@ -198,28 +197,6 @@ class Scan:
     def corruption(self, path: str, remark: str) -> CorruptionError:
         """Return the error for a scan that stopped where it should not have; the remark says why not there."""
         return CorruptionError(path, self.end, f"{self.damage or 'zeros'}{remark}")
-
-
-def _run(window: bytes, here: int, size: int, key_size: int, seq: int, seed: int) -> tuple[Any, list[bytes]] | None:
-    """Return keys and raw bytes of the next entries if they are alike, in turn and pass their checks, else None.
-
-    One call of C for each column: 0.68 µs an entry, its position in a hint included, instead of 0.89.
-    """
-    count = min(_RUN, (len(window) - here) // size)
-    end = here + count * size
-    # A look at the last of them keeps the price down where sizes change now and then.
-    if count < 8 or window[end - size : end - size + 7] != window[here : here + 7]:
-        return None
-    heads, seqs, keys = zip(*_layout(key_size, size).iter_unpack(memoryview(window)[here:end]), strict=True)
-    if heads.count(heads[0]) != count or seqs != tuple(range(seq, seq + count)):
-        return None
-    raws = [window[at : at + size] for at in range(here, end, size)]
-    return (keys, raws) if set(map(checksum, raws, repeat(seed))) == {RESIDUE} else None
-
-
-@lru_cache(maxsize=256)
-def _layout(key_size: int, size: int) -> Struct:
-    return Struct(f"<7sQ8x{key_size}s{size - 23 - key_size}x")  # flags and sizes, seq, key
 
 
 def is_whole(read: Read, offset: int, size: int, seed: int) -> bool:

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, compress, repeat
-from operator import add
+from itertools import accumulate, compress
 
 from ..._lean import NamedTuple
-from ..codec.checksum import CRC, checksum
-from ..codec.entry import CLEAR, CONTINUES, ENTRY, OVERHEAD, PUT, TOMBSTONE, encode_entry, entry_size, pack_position
+from ..codec.entry import CLEAR, CONTINUES, OVERHEAD, PUT, TOMBSTONE, encode_entry, entry_size, pack_position
+from ..codec.runs import locate_run, pack_run, sizes_of_run
 from ..log.segment import Writer
 
 TYPE_CHECKING = False
@@ -27,9 +26,6 @@ __all__ = ["Bulk", "Operation", "Pending", "PendingBulk", "pending_bulk_of", "pe
 
 _JOIN_BELOW: Final = 64 * 1024
 _PART_SIZE: Final = 1024 * 1024  # of a large batch; what is larger is not copied
-
-_pack_entry = ENTRY.pack
-_pack_crc = CRC.pack
 
 
 class Operation(NamedTuple):
@@ -135,7 +131,7 @@ def pending_bulk_of(bulk: Bulk, writer: Writer, seq: int, now_ms: int, tombstone
         flags = [(TOMBSTONE if value is None else PUT) | CONTINUES for value in given]
         tombstones += OVERHEAD * len(gone) + sum(map(len, gone))
     flags[-1] ^= CONTINUES
-    sizes = list(map(add, map(add, map(len, keys), map(len, values)), repeat(OVERHEAD)))
+    sizes = sizes_of_run(keys, values)
     offsets = list(accumulate(sizes, initial=writer.end))
     parts: list[bytes] = []
     at = 0
@@ -144,21 +140,10 @@ def pending_bulk_of(bulk: Bulk, writer: Writer, seq: int, now_ms: int, tombstone
         if stop == at + 1:  # perhaps a large one
             parts += encode_entry(flags[at], keys[at], values[at], seq + stop, now_ms, 0, writer.seed)
         else:
-            parts.append(_joined(flags[at:stop], keys[at:stop], values[at:stop], seq + at + 1, now_ms, writer.seed))
+            parts.append(pack_run(flags[at:stop], keys[at:stop], values[at:stop], seq + at + 1, now_ms, writer.seed))
         at = stop
-    base = writer.base
-    locations = [
-        base | offset << 13 | (size if size <= 8191 else 0)
-        for offset, size in zip(offsets, sizes, strict=False)  # one offset more: the end
-    ]
+    locations = locate_run(writer.base, offsets, sizes)
     if gone:
         is_put = [value is not None for value in given]
         keys, locations = list(compress(keys, is_put)), list(compress(locations, is_put))
     return PendingBulk(writer, writer.end, parts, keys, locations, gone, seq + count, offsets[-1], tombstones)
-
-
-def _joined(flags: list[int], keys: list[bytes], values: list[bytes], seq: int, now_ms: int, seed: int) -> bytes:
-    seqs = range(seq, seq + len(keys))
-    heads = map(_pack_entry, flags, map(len, keys), map(len, values), seqs, repeat(now_ms))
-    bodies = list(map(b"".join, zip(heads, keys, values, strict=True)))
-    return b"".join(map(add, bodies, map(_pack_crc, map(checksum, bodies, repeat(seed)))))

@@ -1,0 +1,118 @@
+"""Runs: neighbouring entries packed, cut and located by calls of C for all of them, not by bytecode for each. No I/O.
+
+A run whose entries are not alike, not in order or not sound is not cut: the answer is None. The caller then reads the
+entries one by one, so that the error names the damaged one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import repeat
+from operator import add, itemgetter
+from struct import Struct
+
+from .checksum import CRC, CRC_SIZE, RESIDUE, checksum
+from .entry import CONTINUES, ENTRY, ENTRY_SIZE, OVERHEAD, PUT
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+__all__ = ["Pairs", "cut_entries", "cut_pairs", "locate_run", "pack_run", "sizes_of_run"]
+
+Pairs = list[tuple[bytes, bytes]]
+
+_ENTRIES: Final = 64  # that `cut_entries` checks together, in 20 µs
+_FEW: Final = 8  # that are read one by one as fast
+_HEAD: Final = 7  # bytes of flags and lengths, equal in entries that are alike
+_FIRST_BYTES: Final = {PUT, PUT | CONTINUES}
+
+_first = itemgetter(0)
+_pack_entry = ENTRY.pack
+_pack_crc = CRC.pack
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def sizes_of_run(keys: Iterable[bytes], values: Iterable[bytes]) -> list[int]:
+    """Return the bytes that each entry of a run without expiry takes on disk."""
+    return list(map(add, map(add, map(len, keys), map(len, values)), repeat(OVERHEAD)))
+
+
+def locate_run(base: int, offsets: Iterable[int], sizes: Iterable[int]) -> list[int]:
+    """Return the location of each entry of a run in the segment whose locations begin at ``base``."""
+    return [
+        base | offset << 13 | (size if size <= 8191 else 0)  # OFFSET_SHIFT, SIZE_MASK
+        for offset, size in zip(offsets, sizes, strict=False)  # the offsets may end with that of the next entry
+    ]
+
+
+def pack_run(flags: list[int], keys: list[bytes], values: list[bytes], seq: int, now_ms: int, seed: int) -> bytes:
+    """Encode a run of entries without expiry whose first has the seq ``seq``: 0.5 µs an entry instead of 1.9."""
+    seqs = range(seq, seq + len(keys))
+    heads = map(_pack_entry, flags, map(len, keys), map(len, values), seqs, repeat(now_ms))
+    bodies = list(map(b"".join, zip(heads, keys, values, strict=True)))
+    return b"".join(map(add, bodies, map(_pack_crc, map(checksum, bodies, repeat(seed)))))
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def cut_entries(
+    window: bytes, here: int, size: int, key_size: int, seq: int, seed: int
+) -> tuple[Any, list[bytes]] | None:
+    """Return keys and raw bytes of the next entries of one size, each checked, that follow each other from ``seq`` on.
+
+    None if they are not alike, not in turn, or if one fails its check. One call of C for each column: 0.68 µs an
+    entry, its position in a hint included, instead of 0.89.
+    """
+    count = min(_ENTRIES, (len(window) - here) // size)
+    end = here + count * size
+    # A look at the last of them keeps the price down where sizes change now and then.
+    if count < _FEW or window[end - size : end - size + _HEAD] != window[here : here + _HEAD]:
+        return None
+    heads, seqs, keys = zip(*_heads_and_keys(key_size, size).iter_unpack(memoryview(window)[here:end]), strict=True)
+    if heads.count(heads[0]) != count or seqs != tuple(range(seq, seq + count)):
+        return None
+    raws = [window[at : at + size] for at in range(here, end, size)]
+    return (keys, raws) if set(map(checksum, raws, repeat(seed))) == {RESIDUE} else None
+
+
+def cut_pairs(piece: bytes, wanted: list[bytes], size: int, seed: int, *, trusting: bool) -> Pairs | None:
+    """Return keys and values of a run of puts of one size and without expiry, None if that is not what it is.
+
+    ``wanted``: the keys that it must hold, in this order, all of one length. Each entry is checked unless ``trusting``.
+    """
+    count, key_size = len(wanted), len(wanted[0])
+    if len(piece) != count * size:
+        return None
+    pairs: Pairs = list(_keys_and_values(key_size, size).iter_unpack(piece))
+    if (
+        not _FIRST_BYTES.issuperset(piece[::size])
+        or piece[1::size] != bytes((key_size & 0xFF,)) * count
+        or piece[2::size] != bytes((key_size >> 8,)) * count
+        or list(map(_first, pairs)) != wanted
+    ):
+        return None
+    if not trusting:
+        raws = map(_first, _entries(size).iter_unpack(piece))
+        if set(map(checksum, raws, repeat(seed))) != {RESIDUE}:
+            return None
+    return pairs
+
+
+@lru_cache(maxsize=256)
+def _heads_and_keys(key_size: int, size: int) -> Struct:
+    return Struct(f"<{_HEAD}sQ8x{key_size}s{size - ENTRY_SIZE - key_size}x")  # flags and lengths, seq, key
+
+
+@lru_cache(maxsize=256)
+def _keys_and_values(key_size: int, size: int) -> Struct:
+    return Struct(f"{ENTRY_SIZE}x{key_size}s{size - OVERHEAD - key_size}s{CRC_SIZE}x")
+
+
+@lru_cache(maxsize=256)
+def _entries(size: int) -> Struct:
+    return Struct(f"{size}s")
