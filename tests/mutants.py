@@ -870,21 +870,21 @@ MUTANTS = [
     ),
     _mutant(
         "a repair keeps half of an unfinished batch",
-        "engine/integrity/repair",
+        "engine/integrity/walk",
         "                if entry[2] <= min(durable, known.highest):\n",
         "                if True:\n",
         "tests/test_repair.py",
     ),
     _mutant(
         "a repair takes damage below the published length for a torn tail",
-        "engine/integrity/repair",
+        "engine/integrity/walk",
         "        if scan.end < self._known.durable_end or last < self.durable_seq:\n",
         "        if last < self.durable_seq:\n",
         "tests/test_repair.py",
     ),
     _mutant(
         "a repair takes damage below a sync mark for a torn tail",
-        "engine/integrity/repair",
+        "engine/integrity/walk",
         "            self.durable_seq = max(self.durable_seq, self._resync.highest_mark())\n",
         "            pass\n",
         "tests/test_repair.py",
@@ -898,7 +898,7 @@ MUTANTS = [
     ),
     _mutant(
         "without a manifest a repair shows the rest of a batch whose beginning is lost",
-        "engine/integrity/repair",
+        "engine/integrity/walk",
         "                if doubtful and seq > durable:\n",
         "                if False:\n",
         "tests/test_repair.py",

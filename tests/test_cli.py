@@ -992,6 +992,7 @@ def test_a_one_shot_command_brings_little(path):
                 "tempfile",
                 "traceback",
                 "bytekv.engine.integrity.repair",
+                "bytekv.engine.integrity.verify",
                 "bytekv.transfer.json_lines",
                 "rich",
             }

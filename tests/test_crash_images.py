@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from bytekv.contract.reports import Report
-from bytekv.engine.integrity import repair as check
+from bytekv.engine.integrity.repair import repair_directory
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files
 from tests import harness
@@ -178,7 +178,7 @@ def repair(path: Path, files: Files) -> Report:
     directory = Directory(str(path), files)
     directory.acquire()
     try:
-        return check.salvage(directory, SHAPES[0][2])
+        return repair_directory(directory, SHAPES[0][2])
     finally:
         directory.release()
 

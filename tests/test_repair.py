@@ -12,7 +12,7 @@ import pytest
 import bytekv
 from bytekv.engine.codec.checksum import seed_of
 from bytekv.engine.codec.manifest import OUTPUT, SEGMENT_HEADER_SIZE
-from bytekv.engine.integrity import repair as check
+from bytekv.engine.integrity.repair import repair_directory
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.scan import Scan
 from bytekv.errors import StoreIOError
@@ -721,7 +721,7 @@ def test_a_repair_that_fails_leaves_everything_as_it_was(path: Path, error: type
         directory = Directory(str(path), Unlucky(number, error(errno.ENOSPC, "full")))
         directory.acquire()
         try:
-            check.salvage(directory, 400)
+            repair_directory(directory, 400)
             break
         except error:
             assert names_and_bytes(path) == before

@@ -43,7 +43,7 @@ from bytekv.engine.codec.entry import (
     measure_entry,
 )
 from bytekv.engine.codec.manifest import ACTIVE, LOG, SEGMENT_HEADER_SIZE, decode_manifest, decode_segment_header
-from bytekv.engine.integrity import repair as check
+from bytekv.engine.integrity.repair import repair_directory
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files
 from bytekv.errors import BytekvError, DiskFullError, StoreFailedError, StoreIOError
@@ -531,7 +531,7 @@ def repair(path: Path, files: Files, limit: int = LIMIT) -> Report:
     directory.find(lost_manifest_allowed=True)
     directory.acquire()
     try:
-        return check.salvage(directory, limit)
+        return repair_directory(directory, limit)
     finally:
         directory.release()
 

@@ -22,7 +22,7 @@ import pytest
 import bytekv
 from bytekv import dbm
 from bytekv.engine import recovery
-from bytekv.engine.integrity import repair as check
+from bytekv.engine.integrity.repair import repair_directory
 from bytekv.engine.log import directory, files
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files
@@ -828,14 +828,14 @@ def test_the_names_are_looked_up_in_the_directory_and_nowhere_else(path: Path) -
         damage(segment_files(path)[0], 90)
         home = Directory(str(path), strict)
         home.acquire()
-        assert check.salvage(home, 2000).quarantined
+        assert repair_directory(home, 2000).quarantined
         home.release()
         for name in os.listdir(path):
             if name == "MANIFEST":
                 (path / name).unlink()
         home = Directory(str(path), strict)
         home.acquire()
-        check.salvage(home, 2000)
+        repair_directory(home, 2000)
         home.release()
         open_store(path, files=strict).close()
     assert {name for name, _ in seen} >= {"open", "open_new", "unlink", "replace", "link", "list", "sync_directory"}

@@ -49,7 +49,7 @@ def open_directory(path: str, flag: Flag, options: Options, files: Files, wake: 
         else:
             directory.find_or_make(lost_manifest_allowed=options.recover == "salvage")
         if flag == "r":
-            with translated("bytekv.follower"):
+            with translated("bytekv.engine.replication.follower"):
                 from .replication.follower import try_again
 
             tries = _Tries(directory, options, wake)
@@ -57,7 +57,7 @@ def open_directory(path: str, flag: Flag, options: Options, files: Files, wake: 
         directory.acquire()
         if flag == "n" or (flag == "c" and directory.find_or_make(lost_manifest_allowed=True)):
             directory.create(_fresh_manifest(directory))
-        return _recover_or_salvage(directory, options, wake)
+        return _recover_or_repair(directory, options, wake)
     except BaseException:
         directory.release()
         raise
@@ -89,17 +89,17 @@ def _fresh_manifest(directory: Directory) -> Manifest:
     return Manifest(directory.files.random(16), next_id, 0, 1)
 
 
-def _recover_or_salvage(directory: Directory, options: Options, wake: Callable[[], bool]) -> Opened:
+def _recover_or_repair(directory: Directory, options: Options, wake: Callable[[], bool]) -> Opened:
     try:
         return _recover(directory, options, wake, readonly=False)
     except CorruptionError as error:
         if options.recover != "salvage":
             raise
-        with translated("bytekv.check"):
-            from .integrity import repair as check
+        with translated("bytekv.engine.integrity.repair"):
+            from .integrity.repair import repair_directory
 
         log.warning("%s is damaged and will be salvaged: %s", directory.path, str(error))
-        report = check.salvage(directory, options.segment_size_bytes)
+        report = repair_directory(directory, options.segment_size_bytes)
         opened = _recover(directory, options, wake, readonly=False)
         opened.recovery.salvaged = report
         return opened

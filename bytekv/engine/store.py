@@ -138,7 +138,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._changes: ChangeLog | None = None  # made when it is asked for
             follower = None
             if self._readonly:
-                with translated("bytekv.follower"):
+                with translated("bytekv.engine.replication.follower"):
                     from .replication.follower import Follower
 
                 follower = Follower(commit)
@@ -543,7 +543,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self._check_open()
         changes = self._changes
         if changes is None:
-            with translated("bytekv.changes"):
+            with translated("bytekv.engine.replication.feed"):
                 from .replication.feed import ChangeLog
 
             changes = self._changes = ChangeLog(self._commit)
@@ -638,15 +638,15 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             return report
 
     def _verify(self, progress: Callable[[Progress], object] | None) -> Report:
-        with translated("bytekv.check"):
-            from .integrity import repair as check
+        with translated("bytekv.engine.integrity.verify"):
+            from .integrity.verify import verify
 
         commit = self._commit
         with commit.sync_lock, commit.lock, commit:
             if commit.has_waiting:
                 commit.sync_what_waits()  # it is in the files and not yet in the keydir
             commit.count_if_due()
-            return check.verify(self._segments, self._keydir, progress)
+            return verify(self._segments, self._keydir, progress)
 
     def backup(
         self, dest: str | os.PathLike[str], *, progress: Callable[[Progress], object] | None = None
@@ -685,7 +685,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             source.release()
 
     def _back_up(self, source: Directory, path: str, progress: Callable[[Progress], object] | None) -> BackupReport:
-        with translated("bytekv.backup"):
+        with translated("bytekv.engine.replication.backup"):
             from .replication.backup import back_up, moment_of
 
         while True:
@@ -901,14 +901,14 @@ def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], objec
     >>> bytekv.repair(path).ok
     True
     """
-    with translated("bytekv.check"):
-        from .integrity import repair as check
+    with translated("bytekv.engine.integrity.repair"):
+        from .integrity.repair import repair_directory
 
     directory = Directory(os.path.abspath(os.fsdecode(path)), Files())
     try:
         directory.find(lost_manifest_allowed=True)
         directory.acquire()
-        return check.salvage(directory, Options().segment_size_bytes, progress)
+        return repair_directory(directory, Options().segment_size_bytes, progress)
     finally:
         directory.release()
 

@@ -1,11 +1,11 @@
-"""What lies in the bytes of one segment file, whatever they are: for a person who wants to see, or has to.
+"""Inspection: what lies in the bytes of one segment file, whatever they are, for a person to see.
 
-Unlike a scan this goes on behind damage and takes nothing for granted: not the header, not a length, not that the
-file was written by bytekv. It knows the format from `codec` and no other file: without the manifest it cannot say
+Unlike a scan this goes on after damage and takes nothing for granted: not the header, not a length, not that the
+file was written by bytekv. It knows the format from `codec` and reads no other file. Without the manifest it cannot say
 whether a segment is sealed, so what is missing at the end is called a tail and not damage.
 
 A hostile file costs time in proportion to its size, and memory for one entry that fits into it: lengths are compared
-with what is there before anything is read, checksums are computed piece by piece, and the search behind damage,
+with what is there before anything is read, checksums are computed piece by piece, and the search after damage,
 which a file could make try a long stretch at every byte, has a budget.
 """
 
@@ -43,7 +43,7 @@ __all__ = ["Found", "Header", "Inspection"]
 
 _KINDS: Final = {PUT: "put", TOMBSTONE: "delete", CLEAR: "clear", SYNC_MARK: "sync mark"}
 _PIECE: Final = 1 << 20
-_BUDGET: Final = 16  # times the size of the file, for the search behind damage
+_BUDGET: Final = 16  # times the size of the file, for the search after damage
 
 
 class Header(NamedTuple):
@@ -65,7 +65,7 @@ class Found(NamedTuple):
     """One thing in a segment, from ``offset`` on.
 
     ``kind``: "put", "delete", "clear" and "sync mark" are entries; "zeros" is room that was reserved and not
-    written; "damage" holds no entry though one follows; "tail" is what is left behind the last whole entry.
+    written; "damage" holds no entry though one follows; "tail" is what is left after the last whole entry.
     """
 
     offset: int

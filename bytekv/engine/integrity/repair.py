@@ -1,35 +1,28 @@
-"""Prove that a store is what it claims to be (`verify`), and save what can be saved if it is not (`salvage`).
+"""Repair: recover the undamaged entries of a damaged store.
 
-Both read everything with ``pread``, so that a failing disk raises instead of killing the process.
+Everything is read with ``pread``, so that a failing disk raises instead of killing the process.
 
-Salvage keeps every whole entry of what was durable: of a damaged segment it writes a new one with the newest
+A repair keeps every whole entry of what was durable: of a damaged segment it writes a new one with the newest
 entry of each key and moves the damaged file into quarantine/; a segment that is whole is not touched. Without a
 manifest nothing says in which order segments count, but every entry has its seq: the newest of each key, whatever
-file it is in, goes into new segments. docs/how-to/recover.md promises what is kept and what cannot be; `_Walk`
+file it is in, goes into new segments. docs/how-to/recover.md promises what is kept and what cannot be; `Walk`
 decides it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 from ..._lean import NamedTuple
 from ...contract.reports import Damage, Progress, Report
 from ...errors import BytekvError, CorruptionError, LimitError, StoreNotFoundError
-from ..codec.checksum import CRC_SIZE, seed_of
+from ..codec.checksum import seed_of
 from ..codec.entry import (
     CLEAR,
-    CONTINUES,
-    ENTRY,
-    FIXED_SIZE,
     KIND,
-    MIN_ENTRY_SIZE,
-    SIZE_MASK,
-    SYNC_MARK,
     decode_entry,
     is_zero,
-    measure_entry,
 )
 from ..codec.manifest import (
     ACTIVE,
@@ -45,257 +38,22 @@ from ..codec.manifest import (
     another_history,
     read_damaged_segment_header,
 )
-from ..index.keydir import Keydir
 from ..log.builder import SegmentBuilder
 from ..log.directory import Directory
 from ..log.resync import Resync
-from ..log.scan import Read, Scan, Scanned, header_of, open_segment, scan_segment
-from ..log.segment_manager import SegmentManager
-from ..log.summary import hint_of
+from ..log.scan import Scanned, header_of, open_segment
+from .walk import Known, Walk, all_durable, pieces
 
-__all__ = ["salvage", "verify"]
-
-_SEQS_AHEAD = 1 << 40  # how far a seq may lie above what is known, where nothing bounds it
-_COPY = 1 << 20
+__all__ = ["repair_directory"]
 
 
-# --- reading past damage -----------------------------------------------------------------------
+# --- repair ------------------------------------------------------------------------------------
 
 
-class _Known(NamedTuple):
-    """What is known of a segment beside its entries."""
-
-    is_log: bool  # seqs follow each other without a gap
-    stop: int  # no entry goes beyond this offset
-    lowest: int  # every seq is above this,
-    highest: int  # and none above that
-    durable_end: int  # what lies before this offset was durable,
-    durable_seq: int  # and so was every operation up to this one
-    reached_seq: int = 0  # the operation up to which a log goes at least
-    begins: bool = True  # the first operation of a log is the one after ``lowest``
-    is_last: bool = False  # nothing says where this log ends but its own entries
-
-
-class _Walk:
-    """Every entry of a segment that counts, read past damage; iterating adds to the report what does not count.
-
-    An operation of which it is known that it was durable counts wherever in the segment it is found, and so does each
-    entry of such a batch. One of which that is not known counts as a whole or not at all, and only if no crash can
-    have torn it: an unfinished write is no damage, and what comes after it does not count.
-    """
-
-    def __init__(self, directory: Directory, descriptor: int, path: str, salt: int, known: _Known, report: Report):
-        files = directory.files
-
-        def read(size: int, offset: int) -> bytes:
-            return files.read(descriptor, size, offset, path)
-
-        self._read, self._path, self._known, self._report = read, path, known, report
-        self._seed = seed_of(salt)
-        self._resync = Resync(read, SEGMENT_HEADER_SIZE, known.stop, self._seed)
-        self._nothing_durable_follows = False
-        self._damaged = 0
-        self._highest = known.lowest  # seq found so far
-        #: What is known to have been durable: by the manifest or the order of segments, or by a sync mark.
-        self.durable_seq = known.durable_seq
-        if known.durable_end < known.stop:
-            self.durable_seq = max(self.durable_seq, self._resync.highest_mark())
-
-    def _tell(self, offset: int, reason: str, key: bytes | None = None) -> None:
-        self._damaged += 1
-        self._report.damage.append(Damage(self._path, offset, reason, key))
-
-    def __iter__(self) -> Iterator[Scanned]:
-        known, durable = self._known, self.durable_seq
-        at, before = SEGMENT_HEADER_SIZE, known.lowest
-        doubtful = False  # whether the next operation may be the rest of a batch whose beginning is lost
-        if not known.begins:
-            at, before, doubtful = self._next_run(SEGMENT_HEADER_SIZE, SEGMENT_HEADER_SIZE)
-        last = known.lowest
-        while True:
-            scan = Scan(self._read, at, known.stop, self._seed, before if known.is_log else None)
-            told = False
-            for entry in scan:
-                flags, whose, seq, _, offset, _ = entry
-                if seq > known.highest:
-                    if known.durable_end >= known.stop or known.is_last:
-                        self._tell(offset, f"entry has seq {seq}, no more than {known.highest} was written", whose)
-                    continue
-                if doubtful and seq > durable:
-                    if not told:
-                        self._tell(offset, "may be the rest of a batch whose beginning is lost", whose)
-                    told = True
-                else:
-                    self._report.entries += 1
-                    self._highest = max(self._highest, seq)
-                    yield entry
-                doubtful = doubtful and bool(flags & CONTINUES)
-            end = scan.end
-            for entry in scan.unfinished:
-                end = entry[4] + len(entry[5])
-                if entry[2] <= min(durable, known.highest):
-                    self._report.entries += 1
-                    yield entry
-            if scan.entries:
-                last = scan.last_seq
-            if scan.end >= known.stop:
-                if last < known.reached_seq and not self._damaged and known.stop >= known.durable_end:
-                    self._tell(scan.end, f"ends at seq {last}, but was written up to {known.reached_seq}")
-                return
-            if self._is_legal_end(scan, last):
-                is_over = not known.is_last or self._following(end) is None
-                if is_over:
-                    if (self._damaged or known.is_last) and not self._is_zero(scan.end):
-                        self._tell(scan.end, "an unfinished write at the end of the log")
-                    return
-            following = self._following(end)
-            key = _key_at(self._read, end, known.stop, following)
-            self._tell(end, scan.damage or "zeros in data that was durable", key)
-            if scan.unfinished and scan.unfinished[0][2] > durable:
-                self._tell(scan.end, "batch of which an entry is lost", scan.unfinished[0][1])
-            if following is None:
-                return
-            at, before, doubtful = self._next_run(end, following)
-
-    def _is_legal_end(self, scan: Scan, last: int) -> bool:
-        """Tell whether a crash alone may have ended the log here."""
-        if scan.end < self._known.durable_end or last < self.durable_seq:
-            return False
-        if self._damaged and not self._nothing_durable_follows:  # blocks may have changed places
-            seqs = range(self._known.lowest + 1, self.durable_seq + 1)
-            self._nothing_durable_follows = self._resync.find_entry(scan.end, seqs, marks=False) is None
-            return self._nothing_durable_follows
-        return True
-
-    def _following(self, start: int) -> int | None:
-        """Return the offset of the next whole entry or sync mark."""
-        known = self._known
-        high = min(known.highest, max(self._highest, known.lowest) + _SEQS_AHEAD)
-        return self._resync.find_entry(start, range(known.lowest + 1, high + 1))
-
-    def _next_run(self, damaged: int, following: int) -> tuple[int, int, bool]:
-        """Return where to go on after a damaged place, the seq before, and whether the next operation is in doubt."""
-        head = self._read(ENTRY.size, damaged)
-        # A crash tears an entry but does not alter what it has written of it.
-        size = measure_entry(head)
-        doubtful = not size or size != following - damaged or bool(head[0] & CONTINUES)
-        while True:
-            head = self._read(ENTRY.size, following)
-            if len(head) < ENTRY.size or head[0] != SYNC_MARK or not self._resync.is_whole(following):
-                break
-            following, doubtful = following + MIN_ENTRY_SIZE, False  # a mark stands between operations
-        seq = ENTRY.unpack(head)[3] if len(head) == ENTRY.size else 0
-        return following, max(seq - 1, 0), doubtful and seq > self.durable_seq + 1
-
-    def last_durable(self) -> int:
-        """Return the seq up to which everything was durable, as far as that can be believed."""
-        return self.durable_seq if self.durable_seq <= self._highest + _SEQS_AHEAD else 0
-
-    def _is_zero(self, offset: int) -> bool:
-        return all(map(is_zero, _pieces(self._read, offset, self._known.stop)))
-
-
-def _key_at(read: Read, offset: int, stop: int, following: int | None) -> bytes | None:
-    """Return the key of a damaged entry if its lengths lead exactly to the next whole one, so that they hold."""
-    head = read(min(ENTRY.size, stop - offset), offset)
-    size = measure_entry(head)
-    if not size or offset + size != (stop if following is None else following):
-        return None
-    fixed, key_size = FIXED_SIZE[head[0]], int.from_bytes(head[1:3], "little")
-    return read(key_size, offset + fixed) if fixed + CRC_SIZE < size else None
-
-
-def _pieces(read: Read, start: int, stop: int) -> Iterator[bytes]:
-    return (read(min(_COPY, stop - offset), offset) for offset in range(start, stop, _COPY))
-
-
-# --- verify ------------------------------------------------------------------------------------
-
-
-def verify(segments: SegmentManager, keydir: Keydir, progress: Callable[[Progress], object] | None) -> Report:
-    """Read every segment from the medium and compare it with what is in memory. No writer may be at work.
-
-    Besides each entry's CRC it checks the invariants: a second keydir made from the files alone holds
-    the same keys at the same places, and the count of dead bytes is right.
-    """
-    report = Report()
-    directory, uuid = segments.directory, segments.manifest.store_uuid
-    lengths = segments.lengths()
-    total = sum(lengths.values())
-    fresh = Keydir()
-    for row in segments.manifest.segments:
-        length = lengths[row.segment_id]
-        path = directory.segment_path(row.segment_id)
-        try:
-            descriptor, header = header_of(directory, row, uuid, for_writing=False)
-            try:
-                scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, length, header.previous_seq)
-                hint = hint_of(scan)
-                if scan.end == length:
-                    report.entries += scan.entries
-                    fresh.load(row.segment_id, hint, length - SEGMENT_HEADER_SIZE, segments.entry_size)
-                else:
-                    known = _all_durable(header, length, MAX_NUMBER)
-                    for _ in _Walk(directory, descriptor, path, header.salt, known, report):
-                        pass  # once more, past the damage, for the report
-            finally:
-                directory.files.close(descriptor)
-        except CorruptionError as error:
-            if directory.files.exists(path) or not _verify_open_view(segments, row, fresh, report):
-                report.damage.append(Damage(error.path, error.offset, error.reason))
-        except BytekvError as error:
-            report.damage.append(Damage(path, 0, str(error)))
-        report.segments += 1
-        report.checked_bytes += length
-        if progress is not None:
-            progress(Progress(report.checked_bytes, total))
-    report.keys = len(keydir)
-    if report.ok:
-        _compare(fresh, segments, keydir, report)
-    return report
-
-
-def _verify_open_view(segments: SegmentManager, row: SegmentRow, fresh: Keydir, report: Report) -> bool:
-    """Check a segment that the writer has compacted away beside this reader, through the reader's open view."""
-    reader = segments.readers.get(row.segment_id)
-    if reader is None:
-        return False
-    view, seed = reader
-    scan = Scan(lambda size, at: view[at : at + size], SEGMENT_HEADER_SIZE, row.length, seed, None)
-    fresh.load(row.segment_id, hint_of(scan), row.length - SEGMENT_HEADER_SIZE, segments.entry_size)
-    report.entries += scan.entries
-    return scan.end == row.length
-
-
-def _compare(fresh: Keydir, segments: SegmentManager, keydir: Keydir, report: Report) -> None:
-    path = segments.directory.path
-    in_memory = {**keydir.expired, **keydir.locations}
-    for key in fresh.expires.keys() - in_memory.keys():
-        if fresh.expires[key] + keydir.grace_ms <= keydir.latest_ms:  # expired for so long that it was forgotten
-            location = fresh.locations[key]
-            fresh.remove(key, location & SIZE_MASK or segments.entry_size(location))
-    if fresh.locations != in_memory:
-        different = [
-            key for key in fresh.locations.keys() | in_memory.keys() if fresh.locations.get(key) != in_memory.get(key)
-        ]
-        report.damage.append(
-            Damage(path, 0, f"{len(different)} keys differ between memory and disk, {min(different)!r} first")
-        )
-    for segment, size in segments.lengths_of_entries().items():
-        counted, found = keydir.gone_bytes(segment), fresh.gone_bytes(segment)
-        if counted != found or not 0 <= counted <= size:
-            report.damage.append(
-                Damage(segments.directory.segment_path(segment), 0, f"{counted} bytes counted as dead, {found} are")
-            )
-
-
-# --- salvage -----------------------------------------------------------------------------------
-
-
-def salvage(
+def repair_directory(
     directory: Directory, segment_size_bytes: int, progress: Callable[[Progress], object] | None = None
 ) -> Report:
-    """Make a damaged store whole again, keeping every undamaged entry. Under the lock.
+    """Make a damaged store whole again, keeping every undamaged entry. Under the store's file lock.
 
     Order: (1) the replacements durable; (2) everything that goes in quarantine/, durable; (3) the manifest;
     (4) what it no longer lists is removed. Killed, it starts again from the same files; an error before (3)
@@ -308,9 +66,9 @@ def salvage(
             manifest = directory.load(for_writing=True)
         except CorruptionError as error:  # and nothing else: what cannot be read for a moment is not lost
             report.damage.append(Damage(error.path, error.offset, error.reason))
-            _salvage_without_manifest(new, progress)
+            _repair_without_manifest(new, progress)
         else:
-            _salvage_listed(new, manifest, progress)
+            _repair_listed(new, manifest, progress)
     except BaseException:
         new.undo()
         raise
@@ -351,7 +109,7 @@ class _Newest:
 
 
 class _Replacements:
-    """What a repair makes before it publishes: segments in place of damaged ones, and what goes in quarantine."""
+    """What a repair makes before it publishes: replacements of damaged segments, and files in quarantine."""
 
     def __init__(self, directory: Directory, limit: int, report: Report) -> None:
         self.directory, self.report = directory, report
@@ -457,15 +215,7 @@ class _Replacements:
             return True  # perhaps; the next open knows what to sweep
 
 
-def _all_durable(header: SegmentHeader, length: int, highest: int, reached: int = 0) -> _Known:
-    """Return what is known of a segment in which everything up to its length counts."""
-    is_log = header.kind == LOG
-    # Outputs of one compaction, or of one repair, share out the seqs of all of them.
-    lowest = header.previous_seq if is_log else 0
-    return _Known(is_log, length, lowest, highest, length, MAX_NUMBER, reached if is_log else 0)
-
-
-def _salvage_listed(new: _Replacements, manifest: Manifest, progress: Callable[[Progress], object] | None) -> None:
+def _repair_listed(new: _Replacements, manifest: Manifest, progress: Callable[[Progress], object] | None) -> None:
     directory, report = new.directory, new.report
     new.begin(manifest.store_uuid, manifest.next_id)
     rows: list[SegmentRow] = []
@@ -524,7 +274,7 @@ def _read_listed(directory: Directory, manifest: Manifest, number: int, newest: 
         if header is not None and header.kind == LOG and number:
             _check_order(manifest.segments[number - 1], header, path, report)
         known = _known_of_listed(manifest, number, header, size)
-        walk = _Walk(directory, descriptor, path, row.salt, known, report)
+        walk = Walk(directory, descriptor, path, row.salt, known, report)
         for entry in walk:
             newest.add(entry, row.segment_id)
         return walk.last_durable()
@@ -532,7 +282,7 @@ def _read_listed(directory: Directory, manifest: Manifest, number: int, newest: 
         files.close(descriptor)
 
 
-def _known_of_listed(manifest: Manifest, number: int, header: SegmentHeader | None, size: int) -> _Known:
+def _known_of_listed(manifest: Manifest, number: int, header: SegmentHeader | None, size: int) -> Known:
     """Return what manifest and header, which may be damaged, say of a segment whose file has this size."""
     row = manifest.segments[number]
     is_active = row.state == ACTIVE
@@ -543,7 +293,7 @@ def _known_of_listed(manifest: Manifest, number: int, header: SegmentHeader | No
     # With an active segment, opening wants the log to reach the manifest's last seq.
     reached = max(row.last_seq, manifest.last_seq if is_active else 0) if is_log else 0
     is_torn = is_active and size > row.length
-    return _Known(
+    return Known(
         is_log=is_log,
         stop=size if is_torn else min(size, row.length),
         lowest=lowest,
@@ -574,7 +324,7 @@ def _possible_size(path: str, size: int, report: Report) -> int:
 
 
 class _File(NamedTuple):
-    """A segment file of which no manifest tells anything."""
+    """A segment file that no manifest describes."""
 
     segment_id: int
     size: int
@@ -588,7 +338,7 @@ class _File(NamedTuple):
         return self.header.kind != OUTPUT
 
 
-def _salvage_without_manifest(new: _Replacements, progress: Callable[[Progress], object] | None) -> None:
+def _repair_without_manifest(new: _Replacements, progress: Callable[[Progress], object] | None) -> None:
     """Rebuild a store whose manifest is lost: the newest entry of each key, by seq, goes into new segments."""
     directory, report, files = new.directory, new.report, new.directory.files
     ids = directory.segments_on_disk()
@@ -605,7 +355,7 @@ def _salvage_without_manifest(new: _Replacements, progress: Callable[[Progress],
             known = _known_of_file(file, logs)
             descriptor = files.open(path)
             try:
-                walk = _Walk(directory, descriptor, path, file.header.salt, known, report)
+                walk = Walk(directory, descriptor, path, file.header.salt, known, report)
                 for entry in walk:
                     newest.add(entry, segment_id)
             finally:
@@ -659,7 +409,7 @@ def _file_of(directory: Directory, segment_id: int, uuid: bytes, report: Report)
         def read(count: int, at: int) -> bytes:
             return files.read(descriptor, count, at, path)
 
-        is_empty = all(map(is_zero, _pieces(read, SEGMENT_HEADER_SIZE, size)))
+        is_empty = all(map(is_zero, pieces(read, SEGMENT_HEADER_SIZE, size)))
         if is_sound and not header.previous_id and not is_empty:
             resync = Resync(read, SEGMENT_HEADER_SIZE, size, seed_of(header.salt))
             is_empty = resync.find_entry(SEGMENT_HEADER_SIZE, range(1, MAX_NUMBER + 1)) is None
@@ -676,7 +426,7 @@ def _is_alike(ours: bytes, theirs: bytes) -> bool:
     return 2 * sum(1 for one, other in zip(ours, theirs, strict=False) if one == other) > len(theirs)
 
 
-def _known_of_file(file: _File, logs: list[_File]) -> _Known:
+def _known_of_file(file: _File, logs: list[_File]) -> Known:
     """Return what the headers of a segment and of the logs, by id, say of it.
 
     A log is sealed, and all of it durable, before the next one gets its first entry. So only the newest with entries
@@ -685,12 +435,12 @@ def _known_of_file(file: _File, logs: list[_File]) -> _Known:
     """
     header, size = file.header, file.size
     if file.is_sound and not file.is_log:
-        return _all_durable(header, size, MAX_NUMBER)
+        return all_durable(header, size, MAX_NUMBER)
     later = [log.header for log in logs if log.segment_id > file.segment_id and log.is_sound and not log.is_empty]
     bound = min((log.previous_seq for log in later), default=MAX_NUMBER)
     is_next = bool(later) and later[0].previous_id == file.segment_id
     is_last = not file.is_cut and all(log.is_empty or log.segment_id <= file.segment_id for log in logs)
-    return _Known(
+    return Known(
         is_log=file.is_log and file.is_sound,
         stop=size,
         lowest=header.previous_seq if file.is_sound else 0,

@@ -1,6 +1,6 @@
 """A segment that is written as a whole: copies of entries from other segments, then sealed.
 
-What a compaction and a salvage write. Until a manifest names it nobody reads it; `discard` removes it.
+What a compaction and a repair write. Until a manifest names it nobody reads it; `discard` removes it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _packed(numbers: list[int]) -> Sequence[int]:
 
 
 class SegmentBuilder:
-    """One segment that a compaction or a salvage writes: copies of entries, then sealed."""
+    """One segment that a compaction or a repair writes: copies of entries, then sealed."""
 
     def __init__(self, directory: Directory, uuid: bytes, segment_id: int, previous: tuple[int, int]) -> None:
         self._directory = directory

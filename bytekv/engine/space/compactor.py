@@ -16,7 +16,6 @@ import errno
 from collections.abc import Callable
 
 from ... import log
-from ...contract.reports import Compaction
 from ...errors import BytekvError, DiskFullError, StoreFailedError, is_about
 from ..codec.entry import SIZE_MASK
 from ..codec.manifest import SEGMENT_HEADER_SIZE
@@ -62,9 +61,7 @@ class Compactor:
         """Return how many bytes of victims have been read, ever: what a limit of the rate is about."""
         return self._read_bytes + (self._copier.read_bytes if self._copier is not None else 0)
 
-    def run(
-        self, victims: list[int], pause: Pause, advance: Callable[[int], None], *, in_order: bool = False
-    ) -> Compaction:
+    def run(self, victims: list[int], pause: Pause, advance: Callable[[int], None], *, in_order: bool = False) -> None:
         """Replace one run of victims; ``advance`` is told the bytes read, ``pause`` is called between slices.
 
         ``in_order``: copy in the order of the keys, so that a scan reads one piece of file after the other.
@@ -75,15 +72,16 @@ class Compactor:
         """
         try:
             self._finish(pause)
-            result = self._replace(victims, pause, advance, in_order)
+            before, after = self._replace(victims, pause, advance, in_order)
             self._finish(pause)
-            log.debug("compacted segments %s: %d bytes became %d", victims, result.bytes_before, result.bytes_after)
+            log.debug("compacted segments %s: %d bytes became %d", victims, before, after)
         except StoreFailedError as error:
             self._poison(error)
             raise
-        return result
 
-    def _replace(self, victims: list[int], pause: Pause, advance: Callable[[int], None], in_order: bool) -> Compaction:
+    def _replace(
+        self, victims: list[int], pause: Pause, advance: Callable[[int], None], in_order: bool
+    ) -> tuple[int, int]:
         committer, segments = self._committer, self._segments
         committer.purge(pause)
         with committer.lock, committer:
@@ -126,7 +124,7 @@ class Compactor:
                 segments.settle()
                 self._forget_unpublished(job)
                 raise
-        return Compaction(len(victims), len(new_rows), run.length, sum(row.length for row in new_rows))
+        return run.length, sum(row.length for row in new_rows)
 
     def _run_of(self, victims: list[int]) -> Run:
         rows = self._segments.manifest.segments
