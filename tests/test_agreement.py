@@ -260,7 +260,7 @@ def test_a_scan_while_keys_are_pointed_at_their_copies(
             begun.set()
             moving.here.wait()
             for segment_id, *_ in db._segments.manifest.segments:
-                db._segments.view(segment_id)
+                db._segments.open.get(segment_id)
 
         db._reader._locations = _Looks(moving, move_some, 1, before=True)
         thread.start()

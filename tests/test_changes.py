@@ -400,7 +400,7 @@ def test_a_feed_that_begins_anew_keeps_its_segments(path: Path) -> None:
             writer[b"%d" % (number % 7)] = b"x" * 100
         files = _Vanishing(lambda: writer.put("more", "y" * 100))
         with open_store(path, "r", files=files) as reader:
-            reader._segments.readers.clear()  # as if too many had been open
+            reader._segments.open.table.clear()  # as if too many had been open
             files.missing, files.times = str(segment_files(path)[0]), 1
             with pytest.raises(StoreIOError):
                 reader.changes()

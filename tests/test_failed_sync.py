@@ -582,7 +582,7 @@ def test_a_failed_sync_while_an_interrupted_compaction_is_finished(path: Path) -
     content = dict(store)
 
     def interrupt() -> None:
-        if store._segments.retiring:  # it is published, and keys are being pointed at the copies
+        if store._segments.obsolete.zombies:  # it is published, and keys are being pointed at the copies
             raise KeyboardInterrupt
 
     victims = [row.segment_id for row in store._segments.sealed()]

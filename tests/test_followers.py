@@ -735,7 +735,7 @@ def test_a_whole_segment_that_a_power_cut_took_back_is_said(path: Path, written_
         writer[b"%d" % number] = "lost"
     reader = open_store(path, "r")
     if not is_open:
-        reader._segments.readers.clear()  # as if too many had been open
+        reader._segments.open.table.clear()  # as if too many had been open
     crash(writer)
     (segment,) = segment_files(path)
     content = segment.read_bytes()

@@ -100,7 +100,7 @@ def test_ten_thousand_that_are_kept_end_with_the_store(filled: Store, path: Path
     pinned = unlisted(filled, path)
     assert len(pinned) > 20
     assert stats.pinned_bytes == sum(file.stat().st_size for file in pinned)
-    assert len(descriptors_of(path)) <= filled._segments.max_open + 3
+    assert len(descriptors_of(path)) <= filled._segments.open.most + 3
     filled.close()
     assert descriptors_of(path) == []
     assert mappings_of(path) == 0
@@ -122,7 +122,7 @@ def test_ten_thousand_that_are_forgotten_let_go_by_themselves(filled: Store, pat
     stats = filled.stats()
     assert (stats.open_views, stats.pinned_bytes) == (0, 0)
     assert unlisted(filled, path) == []
-    assert len(filled._keydir.views) == len(filled._segments._pins) == 0
+    assert len(filled._keydir.views) == len(filled._segments.obsolete._pins) == 0
 
 
 def test_those_in_cycles_let_go_when_they_are_collected(filled: Store, path: Path) -> None:

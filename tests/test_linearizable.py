@@ -766,7 +766,9 @@ def half_moved(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[St
 
         with pytest.raises(Interruption):
             db._maintenance.compactor.run([row.segment_id for row in db._segments.sealed()], strike, lambda _: None)
-        waiting = [key for key, location in db._keydir.locations.items() if location >> 44 in db._segments.retiring]
+        waiting = [
+            key for key, location in db._keydir.locations.items() if location >> 44 in db._segments.obsolete.zombies
+        ]
         assert len(waiting) > 5
         assert db[waiting[0]]
         yield db, files, waiting[-1]
@@ -788,7 +790,7 @@ def test_a_segment_that_was_removed_while_it_was_opened(half_moved: tuple[Store,
     files.after = lambda: db._maintenance.compactor.finish(lambda: None)
     assert db[key] == key.lstrip(b"0") * 30
     assert files.after is None
-    assert set(db._segments.readers) <= {row.segment_id for row in db._segments.manifest.segments}
+    assert set(db._segments.open.table) <= {row.segment_id for row in db._segments.manifest.segments}
 
 
 def test_a_segment_that_turned_from_listed_to_retiring_between_two_looks(path: Path) -> None:
@@ -799,7 +801,7 @@ def test_a_segment_that_turned_from_listed_to_retiring_between_two_looks(path: P
             db[b"%02d" % number] = b"%d" % number * 30
         segments, whole = db._segments, db._segments.manifest
         first = whole.segments[0]
-        assert first.segment_id not in segments.readers
+        assert first.segment_id not in segments.open.table
 
         class Late(dict[int, Any]):
             def get(self, key: int, default: Any = None) -> Any:
@@ -808,12 +810,12 @@ def test_a_segment_that_turned_from_listed_to_retiring_between_two_looks(path: P
                 segments.manifest = whole._replace(segments=whole.segments[1:])
                 return found
 
-        segments.retiring = Late()
+        segments.obsolete.zombies = Late()
         try:
-            view, _ = segments.view(first.segment_id)
+            view, _ = segments.open.get(first.segment_id)
             assert view[0:1]
         finally:
-            segments.retiring, segments.manifest = {}, whole
+            segments.obsolete.zombies, segments.manifest = {}, whole
 
 
 class _DuringPut(dict[bytes, int]):

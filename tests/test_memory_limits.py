@@ -58,7 +58,7 @@ class Tight(FakeFiles):
         self.store: Any = None
 
     def map(self, descriptor: int, size: int, path: str, *, write: bool = False) -> Any:
-        if self.store is not None and len(self.store._segments.readers) >= self.most:
+        if self.store is not None and len(self.store._segments.open.table) >= self.most:
             raise StoreIOError(errno.ENOMEM, "Cannot allocate memory", path)
         return super().map(descriptor, size, path, write=write)
 
@@ -70,7 +70,7 @@ def test_a_write_lets_sealed_segments_go(path: Path, how: str) -> None:
         for number in range(100):
             db[b"%d" % number] = bytes(10_000)
         assert len(dict(db)) == 100
-        files.store, files.most = db, len(db._segments.readers) - 2
+        files.store, files.most = db, len(db._segments.open.table) - 2
         if how == "put":
             for number in range(20):
                 db[b"%d" % number] = bytes(10_000)
@@ -78,7 +78,7 @@ def test_a_write_lets_sealed_segments_go(path: Path, how: str) -> None:
             db.update({b"%d" % number: bytes(10_000) for number in range(20)})
         else:
             db[b"large"] = bytes(300_000)
-        assert len(db._segments.readers) < files.most + 2
+        assert len(db._segments.open.table) < files.most + 2
         files.most = 0
         with pytest.raises(StoreIOError) as caught:  # nothing that could be let go would help
             db[b"too large"] = bytes(3 * MIB)

@@ -119,8 +119,8 @@ def _recover(
         if readonly:
             committer.only_read(report.durable_seq, partial(ReadOnlyError, f"{directory.path}: opened with flag 'r'"))
             # Opened now, so that a compaction of the writer cannot take them away later.
-            for row in segments.manifest.segments[: segments.max_open]:
-                segments.view(row.segment_id)
+            for row in segments.manifest.segments[: segments.open.most]:
+                segments.open.get(row.segment_id)
     except BaseException:
         segments.drop()
         raise

@@ -64,7 +64,7 @@ class Reader:
         self.ordering: Any = threading.RLock()  # taken before the store's lock, never inside of it
         self._trusting = not options.verify_reads
         self._locations: Any = committer.keydir.locations
-        self._readers: Any = committer.segments.readers
+        self._readers: Any = committer.segments.open.table
 
     def shut(self, refuse: Callable[[], BytekvError]) -> Any:
         """Have every read raise from now on, those that are under way included; return what does so."""
@@ -114,7 +114,7 @@ class Reader:
 
     def read(self, key: bytes, location: int) -> Entry:
         """Return the entry at a location, checked, and checked to be the key's; KeyError if it was retired."""
-        raw, seed, segment_id, offset = self._segments.raw(location)
+        raw, seed, segment_id, offset = self._segments.open.raw(location)
         path = self._segments.directory.segment_path(segment_id)
         found = decode_entry(raw, seed, path, offset)
         if found.key != key:
@@ -171,10 +171,10 @@ class Reader:
     def release(self) -> None:
         """Remove the files that nobody can need any more."""
         # From a finaliser in the middle of this thread's own write it is left to the next call.
-        if not self._committer.is_entered and self._segments.has_pinned:
+        if not self._committer.is_entered and self._segments.obsolete.has_replaced:
             with self._committer.lock, self._committer:
-                free = self._segments.release(self._keydir.noted_segments())
-            self._segments.remove(free)
+                free = self._segments.reap(self._keydir.noted_segments())
+            self._segments.obsolete.remove(free)
 
     def find_in(self, view: ReadView, key: bytes) -> Entry | None:
         """Return the checked entry that a key had at the moment of a view, None if there was none."""

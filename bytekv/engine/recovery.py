@@ -137,7 +137,7 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool, kept: K
             directory.files.close(descriptor)
         start = SEGMENT_HEADER_SIZE
         for hint in hints:
-            keydir.load(row.segment_id, hint, hint.length - start, segments.entry_size)
+            keydir.load(row.segment_id, hint, hint.length - start, segments.open.entry_size)
             start = hint.length
         last_seq = row.last_seq if row.state == SEALED else hints[-1].last_seq
     if manifest.segments and manifest.segments[-1].state == ACTIVE and last_seq < manifest.last_seq:
@@ -273,7 +273,7 @@ class _Torn:
 def _seal(segments: SegmentManager, torn: _Torn, last_seq: int, *, readonly: bool) -> None:
     """Make the recovered segment a sealed one, in memory and, for a writer, on disk."""
     manifest = segments.manifest
-    segments.readers.pop(torn.row.segment_id, None)  # loading may have opened it as long as the old row says
+    segments.open.table.pop(torn.row.segment_id, None)  # loading may have opened it as long as the old row says
     row = torn.row._replace(length=torn.hint.length, last_seq=last_seq, state=SEALED)
     empty = row.length == SEGMENT_HEADER_SIZE
     rows = manifest.segments[:-1] if empty else (*manifest.segments[:-1], row)

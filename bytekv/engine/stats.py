@@ -25,7 +25,7 @@ def stats_of(keys: int, committer: Committer, maintenance: Maintenance) -> Stats
             SegmentStats(segment, length, dead.get(segment, 0), keydir.hiding_bytes(segment))
             for segment, length in lengths.items()
         )
-        pinned_bytes = segments.pinned_bytes
+        pinned_bytes = segments.obsolete.pinned_bytes
     total = sum(row.length_bytes for row in rows)
     gone = sum(row.dead_bytes + row.tombstone_bytes for row in rows)
     return Stats(
@@ -35,7 +35,7 @@ def stats_of(keys: int, committer: Committer, maintenance: Maintenance) -> Stats
         total,
         total - gone,
         gone,
-        len(segments.readers),
+        len(segments.open.table),
         maintenance.compactions,
         maintenance.background_error,
         len(keydir.views),

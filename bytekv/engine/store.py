@@ -134,7 +134,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._directory = opened.directory
             self._segments, self._keydir = commit.segments, commit.keydir
             self._locations: Any = self._keydir.locations
-            self._readers: Any = self._segments.readers
+            self._readers: Any = self._segments.open.table
             self._changes: ChangeLog | None = None  # made when it is asked for
             follower = None
             if self._readonly:
@@ -809,8 +809,8 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def _shut(self, commit: Committer) -> None:
         try:
             self._write_clean_end(commit)
-            self._segments.forget_pins()  # iterators and snapshots end with the store
-            self._segments.remove(self._segments.release(()))
+            self._segments.obsolete.forget_pins()  # iterators and snapshots end with the store
+            self._segments.obsolete.remove(self._segments.reap(()))
         finally:
             refuse = partial(StoreClosedError, f"{self._path}: this store was closed")
             commit.refusal = self._maintenance.refusal = refuse

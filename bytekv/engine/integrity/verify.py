@@ -47,7 +47,7 @@ def verify(segments: SegmentManager, keydir: Keydir, progress: Callable[[Progres
                 hint = hint_of(scan)
                 if scan.end == length:
                     report.entries += scan.entries
-                    fresh.load(row.segment_id, hint, length - SEGMENT_HEADER_SIZE, segments.entry_size)
+                    fresh.load(row.segment_id, hint, length - SEGMENT_HEADER_SIZE, segments.open.entry_size)
                 else:
                     known = all_durable(header, length, MAX_NUMBER)
                     for _ in Walk(directory, descriptor, path, header.salt, known, report):
@@ -71,12 +71,12 @@ def verify(segments: SegmentManager, keydir: Keydir, progress: Callable[[Progres
 
 def _verify_open_view(segments: SegmentManager, row: SegmentRow, fresh: Keydir, report: Report) -> bool:
     """Check a segment that the writer has compacted away beside this reader, through the reader's open view."""
-    reader = segments.readers.get(row.segment_id)
+    reader = segments.open.table.get(row.segment_id)
     if reader is None:
         return False
     view, seed = reader
     scan = Scan(lambda size, at: view[at : at + size], SEGMENT_HEADER_SIZE, row.length, seed, None)
-    fresh.load(row.segment_id, hint_of(scan), row.length - SEGMENT_HEADER_SIZE, segments.entry_size)
+    fresh.load(row.segment_id, hint_of(scan), row.length - SEGMENT_HEADER_SIZE, segments.open.entry_size)
     report.entries += scan.entries
     return scan.end == row.length
 
@@ -87,7 +87,7 @@ def _compare(fresh: Keydir, segments: SegmentManager, keydir: Keydir, report: Re
     for key in fresh.expires.keys() - in_memory.keys():
         if fresh.expires[key] + keydir.grace_ms <= keydir.latest_ms:  # expired for so long that it was forgotten
             location = fresh.locations[key]
-            fresh.remove(key, location & SIZE_MASK or segments.entry_size(location))
+            fresh.remove(key, location & SIZE_MASK or segments.open.entry_size(location))
     if fresh.locations != in_memory:
         different = [
             key for key in fresh.locations.keys() | in_memory.keys() if fresh.locations.get(key) != in_memory.get(key)

@@ -249,7 +249,7 @@ class Writer:
             return self._files.read(self._descriptor, len(piece), offset, self.path) != piece
         return True
 
-    def view(self) -> SegmentFile:
+    def readable(self) -> SegmentFile:
         """Return what readers slice: the mapping, or a reader of the file."""
         if self.map is not None:
             return self.map

@@ -1,18 +1,15 @@
-"""The set of segments: which there are, in which order, which is active, which are open.
+"""Segment manager: the set of segments, in which order, and which is active.
 
 Owns the manifest, and therefore the only places where the set changes: roll (a new active segment),
-replace (a compaction's outputs for its victims), seal (recovery, close). It does not know keys.
+replace (a compaction's outputs for its victims), seal (recovery, close). It does not know keys. Which
+files are open is the secret of `open_segments`, when a replaced one may be removed that of `obsolete`.
 
-`readers` is the table that the hot path in `Store` reads without a lock: segment id to (view, CRC
-seed). Entries appear when first needed and are dropped, oldest first, when too many files are open;
-a view in a reader's hands stays valid. A reader that finds no entry comes here for a new one.
+The set is one immutable tuple, the manifest's rows: each change makes a new one, and who needs one
+moment (a backup, a feed) holds the tuple of that moment by a `Pin`.
 """
 
 from __future__ import annotations
 
-import errno
-import itertools
-import weakref
 from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 
@@ -21,15 +18,11 @@ from ...errors import (
     CorruptionError,
     DiskFullError,
     LimitError,
-    StoreClosedError,
     StoreFailedError,
     StoreIOError,
-    StoreNotFoundError,
     SystemErrors,
 )
 from ...options import Options
-from ..codec.checksum import seed_of
-from ..codec.entry import Entry, decode_entry, measure_entry, unpack_location
 from ..codec.manifest import (
     ACTIVE,
     BACKUP,
@@ -42,33 +35,16 @@ from ..codec.manifest import (
     another_history,
 )
 from .directory import Directory
-from .open_segments import PreadFile, SegmentFile
+from .obsolete import Obsolete, Pin
+from .open_segments import OpenSegments, SegmentFile, reaches
 from .segment import Writer, header_for
 from .sizes import Sizes, sizes_of
 
-__all__ = ["Pin", "SegmentManager"]
-
-
-class Pin:
-    """The segments of one moment, whose files stay until this is closed or dropped."""
-
-    __slots__ = ("__weakref__", "_release", "is_call", "lengths", "rows")
-
-    def __init__(
-        self, rows: tuple[SegmentRow, ...], lengths: list[int], release: Callable[[Pin], None], is_call: bool
-    ) -> None:
-        self.is_call = is_call  # of a call that is under way, and ends by itself
-        self.rows = rows
-        self.lengths = lengths  # of each; the active segment is longer than its row says
-        self._release = release
-
-    def close(self) -> None:
-        """Let the files go; again does nothing."""
-        self._release(self)
+__all__ = ["SegmentManager"]
 
 
 class SegmentManager:
-    """Hold the segments of one open store. Changes need the store's lock; `read` and `view` do not."""
+    """Hold the segments of one open store. Changes need the store's lock; reading does not."""
 
     def __init__(
         self, directory: Directory, manifest: Manifest, options: Options, *, mapped: bool, readonly: bool = False
@@ -76,26 +52,16 @@ class SegmentManager:
         self.directory = directory
         self.manifest = manifest
         self.mapped = mapped
-        self._readonly = readonly
         #: Preallocate, with blocks kept back for deletes, even where `pwrite` fills them.
         self._reserves = directory.files.maps_safely(directory.folder)
         self.writer: Writer | None = None
         self.prepared: Writer | None = None  # what `roll` will begin: made beforehand, durable, listed nowhere
-        self.readers: dict[int, tuple[SegmentFile, int]] = {}
-        self.retiring: dict[int, SegmentRow] = {}
-        self._retired: list[int] = []  # listed no more, and no key points there; the files are still there
-        self._pins: dict[int, weakref.ref[Pin]] = {}
-        self._pin_numbers = itertools.count()
+        self.obsolete = Obsolete(directory, readonly=readonly)
         self.hinted: dict[int, int] = {}  # segment -> how many of its bytes a hint file speaks for, or was tried to
         self.publishing: Manifest | None = None  # set while a manifest is being replaced
         self.changing: tuple[Writer | None, Writer | None] | None = None  # (old, new) likewise
         self.sizes = sizes_of(0, options)  # until the committer has measured
-        limit = options.max_open_segments
-        if limit is None:
-            # Half of what the process may have: the other half is the application's. Each open segment
-            # is one descriptor, held by the mapping (Python duplicates it) or by the view.
-            limit = max(4, min(4096, directory.files.open_file_limit() // 2 - 8))
-        self.max_open = limit
+        self.open = OpenSegments(directory, self, mapped=mapped, most=options.max_open_segments)
 
     # --- what there is -------------------------------------------------------------------------
 
@@ -111,7 +77,7 @@ class SegmentManager:
 
         What is dead there is not asked: while keys are moved, the counts may be wrong.
         """
-        return {*self.lengths(), *self.retiring}.difference(self._retired)
+        return {*self.lengths(), *self.obsolete.zombies}.difference(self.obsolete.replaced)
 
     def lengths_of_entries(self) -> dict[int, int]:
         """Return the bytes of entries in each segment, the header not counted."""
@@ -129,114 +95,30 @@ class SegmentManager:
 
     # --- reading -------------------------------------------------------------------------------
 
-    def view(self, segment_id: int) -> tuple[SegmentFile, int]:
-        """Return the view and the seed of a segment, opening it if need be; KeyError if it was retired."""
-        found = self.readers.get(segment_id)
-        if found is not None:
-            return found
-        return self._open(segment_id)
-
-    def _open(self, segment_id: int) -> tuple[SegmentFile, int]:
-        row = self._row(segment_id)
-        if row is None:
-            raise KeyError(segment_id)
-        while True:
-            try:
-                found = self._view(row), seed_of(row.salt)
-                break
-            except StoreIOError as error:
-                if error.errno == errno.ENOENT and self._row(segment_id) is None:
-                    raise KeyError(segment_id) from error  # retired since the row was found
-                if not self.let_go_for(error):
-                    raise
-        # Somebody else may have been at it meanwhile. No lock keeps threads apart here, for a signal handler that waits
-        # for the store's would keep it from the thread that holds that one.
-        self._evict(self.max_open - 1)  # not before: for a reader that is in vain if the file is gone from the disk
-        found = self.readers.setdefault(segment_id, found)
-        if self._row(segment_id) is None:  # asked after: `release` takes the row away before it looks here
-            self.readers.pop(segment_id, None)
-        return found
-
-    def _row(self, segment_id: int) -> SegmentRow | None:
-        # In this order: `replace_run` makes a segment a retiring one before it takes it off the list.
+    def row_of(self, segment_id: int) -> SegmentRow | None:
+        """Return the row of a segment into which a key or a view may point, None if it is gone. Without the lock."""
+        # In this order: `replace_run` makes a segment a zombie before it takes it off the list.
         listed = (row for row in self.manifest.segments if row.segment_id == segment_id)
-        return next(listed, None) or self.retiring.get(segment_id)
+        return next(listed, None) or self.obsolete.zombies.get(segment_id)
 
-    def open_view(self, descriptor: int, segment_id: int, size: int) -> SegmentFile:
-        """Return a view of the first ``size`` bytes of an open segment; the descriptor stays the caller's."""
-        path, files = self.directory.segment_path(segment_id), self.directory.files
-        if self.mapped:
-            return files.map(descriptor, size, path)
-        return PreadFile(files.duplicate(descriptor, path), path, files)
+    def is_zombie(self, segment_id: int) -> bool:
+        """Tell whether a segment was replaced, so that its file may be gone from the disk."""
+        return segment_id in self.obsolete.zombies
 
-    @staticmethod
-    def reaches(view: SegmentFile, length: int) -> bool:
-        """Tell whether a view shows the first ``length`` bytes of its segment as that is now.
+    @property
+    def active_id(self) -> int:
+        """Return the id of the active segment, 0 if there is none."""
+        writer = self.writer
+        return 0 if writer is None else writer.header.segment_id
 
-        A file grows under its view; one that has been replaced under its name does not.
-        """
-        try:
-            return (view.size() if isinstance(view, PreadFile) else len(view)) >= length
-        except BytekvError:
-            return False
-
-    def _view(self, row: SegmentRow) -> SegmentFile:
-        path, files = self.directory.segment_path(row.segment_id), self.directory.files
-        try:
-            descriptor = files.open(path)
-        except StoreNotFoundError as error:
-            self.directory.check_there()
-            raise StoreIOError(
-                errno.ENOENT,
-                "was compacted away by the writer, and this reader had more segments than it may hold open "
-                "(max_open_segments); close snapshots and scans, refresh() and look again",
-                path,
-            ) from error
-        try:
-            return self.open_view(descriptor, row.segment_id, row.length)
-        finally:
-            files.close(descriptor)
-
-    def let_go_for(self, error: StoreIOError) -> bool:
-        """Give back what another way can do without: blocks, descriptors, address space; False if that is no help.
+    def give_back_for(self, error: StoreIOError) -> bool:
+        """Give back what another write can do without: blocks, descriptors, address space; False if that is no help.
 
         Of a full disk, the file that was made for the next roll. Else half of what is open for reading.
-
-        The application has taken them, or may have no more: do with fewer, down to the one that is needed.
         """
         if isinstance(error, DiskFullError):
             return self.discard_prepared()
-        return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM) and self._evict(len(self.readers) // 2)
-
-    def _evict(self, keep: int) -> bool:
-        """Drop the segments that have been open longest until ``keep`` are left; False if none was dropped."""
-        active = self.writer.header.segment_id if self.writer is not None else 0
-        # Replaced in place: the hot path holds this very dict. Those that may be gone from the disk come last.
-        sealed = sorted(
-            (segment_id for segment_id in list(self.readers) if segment_id != active), key=self.retiring.__contains__
-        )
-        dropped = sealed[: max(0, len(self.readers) - keep)]
-        for segment_id in dropped:
-            self.readers.pop(segment_id, None)
-        return bool(dropped)
-
-    def raw(self, location: int) -> tuple[bytes, int, int, int]:
-        """Return the unchecked bytes of an entry with its seed, segment id and offset; KeyError if retired."""
-        segment_id, offset, size = unpack_location(location)
-        view, seed = self.view(segment_id)
-        if not size:
-            size = measure_entry(view[offset : offset + 7])
-        return view[offset : offset + size], seed, segment_id, offset
-
-    def read(self, location: int) -> Entry:
-        """Return the entry at a location, checked; KeyError if its segment was retired meanwhile."""
-        raw, seed, segment_id, offset = self.raw(location)
-        return decode_entry(raw, seed, self.directory.segment_path(segment_id), offset)
-
-    def entry_size(self, location: int) -> int:
-        """Return the bytes that the entry at a location takes."""
-        segment_id, offset, size = unpack_location(location)
-        return size or measure_entry(self.view(segment_id)[0][offset : offset + 7])
+        return self.open.give_back_for(error)
 
     # --- changing the set ----------------------------------------------------------------------
     # Each change is one new manifest. Whatever it names is durable before, whatever it no longer
@@ -291,9 +173,9 @@ class SegmentManager:
         writer = self.writer
         if writer is None or (writer.map is None and self.mapped):
             return  # nothing appended yet: what it holds is read like a sealed segment
-        found = self.readers.get(writer.header.segment_id)
+        found = self.open.table.get(writer.header.segment_id)
         if found is None or (self.mapped and found[0] is not writer.map):
-            self.readers[writer.header.segment_id] = writer.view(), writer.seed
+            self.open.table[writer.header.segment_id] = writer.readable(), writer.seed
 
     def roll(self, last_seq: int) -> None:
         """Seal the active segment, if there is one, and begin the next.
@@ -382,7 +264,7 @@ class SegmentManager:
         self.writer = new
         self.show_writer()
         if old is not None:
-            self.readers.pop(old.header.segment_id, None)
+            self.open.forget(old.header.segment_id)
             # The descriptor closes with its last user: a sync of the same file may be under way.
             with suppress(*SystemErrors):  # sealed at its length all the same; the next open trims what is too long
                 old.trim()
@@ -421,7 +303,7 @@ class SegmentManager:
             self.manifest = self.publishing
         else:
             for row in self.manifest.segments:
-                self.retiring.pop(row.segment_id, None)
+                self.obsolete.zombies.pop(row.segment_id, None)
         self.publishing = None
         return found
 
@@ -454,91 +336,41 @@ class SegmentManager:
         if [row.segment_id for row in rows[first : first + len(victims)]] != victims:
             raise CorruptionError(self.directory.manifest_path, 0, f"segments {victims} are no contiguous run")
         # Until neither the keydir nor an open view points at them, readers may still ask for them.
-        self.retiring.update({row.segment_id: row for row in rows[first : first + len(victims)]})
+        self.obsolete.zombies.update({row.segment_id: row for row in rows[first : first + len(victims)]})
         self.publish([*rows[:first], *outputs, *rows[first + len(victims) :]])
 
-    def adopt(self, manifest: Manifest, views: dict[int, tuple[SegmentFile, int]], gone: Container[int]) -> None:
+    def adopt(self, manifest: Manifest, files: dict[int, tuple[SegmentFile, int]], gone: Container[int]) -> None:
         """See the set as another process has published it. For a follower; repeatable."""
-        self.retiring.update({row.segment_id: row for row in self.manifest.segments if row.segment_id in gone})
-        self.readers.update(views)
+        self.obsolete.zombies.update({row.segment_id: row for row in self.manifest.segments if row.segment_id in gone})
+        self.open.table.update(files)
         lengths = self.lengths()
         for row in manifest.segments:
             if lengths.get(row.segment_id) == row.length:
                 continue
-            found = self.readers.get(row.segment_id)
-            if found is not None and not self.reaches(found[0], row.length):
-                self.readers.pop(row.segment_id, None)
+            found = self.open.table.get(row.segment_id)
+            if found is not None and not reaches(found[0], row.length):
+                self.open.forget(row.segment_id)
         self.manifest = manifest
 
-    def retire(self, victims: list[int]) -> None:
-        """Have the files of victims removed as soon as no view and no pin needs them; no key points there any more."""
-        self._retired += (victim for victim in victims if victim not in self._retired)
-
-    def pin(self, release: Callable[[], None], *, is_call: bool) -> Pin:
-        """Keep the files of this moment; ``release`` is called when they are let go. Under the lock.
+    def pin(self, when_closed: Callable[[], None], *, is_call: bool) -> Pin:
+        """Keep the files of this moment; ``when_closed`` is called when they are no longer kept. Under the lock.
 
         ``is_call``: they are needed by a call that goes on to its end even if the store is closed meanwhile.
         """
-        pins, number = self._pins, next(self._pin_numbers)
-
-        def let_go(_: object) -> None:
-            if pins.pop(number, None) is not None:
-                release()
-
         lengths = self.lengths()
-        pin = Pin(self.manifest.segments, [lengths[row.segment_id] for row in self.manifest.segments], let_go, is_call)
-        pins[number] = weakref.ref(pin, let_go)  # one that leaks closes itself
-        return pin
+        rows = self.manifest.segments
+        return self.obsolete.pin(rows, [lengths[row.segment_id] for row in rows], when_closed, is_call=is_call)
 
-    def forget_pins(self) -> None:
-        """Let go of what iterators have pinned: the store is being closed."""
-        for number, reference in list(self._pins.items()):
-            pin = reference()
-            if pin is None or not pin.is_call:
-                self._pins.pop(number, None)
+    def reap(self, remembered: Container[int]) -> list[int]:
+        """Forget the zombies that neither a view has ``remembered`` nor a pin lists; return them, oldest first.
 
-    def release(self, noted: Container[int]) -> list[int]:
-        """Forget the retired segments that neither a view has ``noted`` nor a pin lists; return them, oldest first.
-
-        Their files may go now.
+        Their files may be removed now.
         """
-        pins = [pin for reference in list(self._pins.values()) if (pin := reference()) is not None]
-        pinned = {row.segment_id for pin in pins for row in pin.rows}
-        free = [segment_id for segment_id in self._retired if segment_id not in noted and segment_id not in pinned]
+        free = self.obsolete.reap(remembered)
         for segment_id in free:
-            self.retiring.pop(segment_id, None)
-            self.readers.pop(segment_id, None)
+            self.open.forget(segment_id)
             self.hinted.pop(segment_id, None)
         return free
-
-    def remove(self, free: list[int]) -> None:
-        """Remove files that `release` has returned; without the lock, for a large file takes milliseconds.
-
-        What cannot be removed now waits for the next call, and what a backup outlives its store with for the next open.
-        """
-        for segment_id in free:
-            try:
-                if not self._readonly:
-                    self.directory.remove_segments([segment_id])
-            except SystemErrors:
-                continue  # it is listed nowhere; at the latest the next open sweeps it
-            except StoreClosedError:
-                if not self.directory.folder.is_closed:
-                    raise  # of a signal handler's
-                return
-            with suppress(ValueError):  # another thread was at it, too
-                self._retired.remove(segment_id)
-
-    @property
-    def has_pinned(self) -> bool:
-        """Tell whether retired segments wait for a view to be closed."""
-        return bool(self._retired)
-
-    @property
-    def pinned_bytes(self) -> int:
-        """Return how many bytes of retired segments wait for a view to be closed."""
-        retired = set(self._retired)
-        return sum(row.length for victim, row in self.retiring.items() if victim in retired)
 
     def close(self, last_seq: int) -> None:
         """Write a clean end: the active segment synced, trimmed, and its length published.
@@ -568,5 +400,5 @@ class SegmentManager:
         if self.prepared is not None:
             self.prepared.close()
             self.prepared = None
-        self.readers.clear()
+        self.open.table.clear()
         self.manifest = self.manifest._replace(segments=())  # so that no late reader opens a file again

@@ -23,8 +23,8 @@ from ...contract.reports import BackupReport, Progress
 from ...errors import BytekvError, CorruptionError, NotAStoreError, StoreFailedError, StoreIOError
 from ..codec.manifest import BACKUP, HISTORY, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentRow
 from ..log.directory import Directory
+from ..log.obsolete import Pin
 from ..log.scan import header_of
-from ..log.segment_manager import Pin
 from ..write.commit import Committer
 
 TYPE_CHECKING = False

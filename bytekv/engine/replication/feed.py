@@ -16,9 +16,9 @@ from ...errors import BytekvError, ChangesLostError, LimitError
 from ..codec.checksum import CRC_SIZE, seed_of
 from ..codec.entry import CLEAR, CONTINUES, FIXED_SIZE, KIND, PUT
 from ..codec.manifest import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow, decode_segment_header
+from ..log.obsolete import Pin
 from ..log.open_segments import SegmentFile
 from ..log.scan import Scan
-from ..log.segment_manager import Pin
 from ..write.commit import Committer
 
 TYPE_CHECKING = False
@@ -67,7 +67,7 @@ class ChangeLog:
 
     def _view(self, segment_id: int, check_open: Callable[[], None]) -> SegmentFile:
         try:
-            return self._segments.view(segment_id)[0]
+            return self._segments.open.get(segment_id)[0]
         except KeyError:
             check_open()  # it was closed meanwhile
             raise

@@ -28,7 +28,7 @@ from ..codec.checksum import seed_of
 from ..codec.entry import SEGMENT_SHIFT, measure_entry, unpack_location
 from ..codec.hint import Hint
 from ..codec.manifest import LOG, OUTPUT, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentHeader, SegmentRow
-from ..log.open_segments import SegmentFile
+from ..log.open_segments import SegmentFile, reaches
 from ..log.resync import check_torn
 from ..log.scan import header_of, scan_segment, size_of
 from ..log.summary import hint_of, load_hint
@@ -130,7 +130,7 @@ class Follower:
         self._directory = committer.segments.directory
         self._end: _End | None = None
         for row in self._segments.manifest.segments[-1:]:
-            reader = self._segments.readers.get(row.segment_id)
+            reader = self._segments.open.table.get(row.segment_id)
             if reader is not None and reader[0].size() >= row.length:
                 content = reader[0][max(0, row.length - _END) : row.length]
                 self._end = _End(row.segment_id, row.length, content)
@@ -191,7 +191,7 @@ class Follower:
     def _has_lost_its_end(self, segment_id: int) -> bool:
         """Tell whether a segment that was active when it was last read is shorter now, or another one; False if it is
         not open any more, for then nobody knows."""
-        end, reader = self._end, self._segments.readers.get(segment_id)
+        end, reader = self._end, self._segments.open.table.get(segment_id)
         if end is None or end.segment_id != segment_id or reader is None:
             return False
         view, start = reader[0], end.offset - len(end.content)  # `adopt` keeps none that does not reach so far
@@ -276,14 +276,14 @@ class Follower:
     def _show(self, row: SegmentRow, descriptor: int, size: int, plan: _Plan) -> None:
         """Open a segment for reading now, so that a compaction of the writer cannot take it away later."""
         segments = self._segments
-        mine = segments.readers.get(row.segment_id)
-        if mine is not None and segments.reaches(mine[0], row.length):
+        mine = segments.open.table.get(row.segment_id)
+        if mine is not None and reaches(mine[0], row.length):
             return
-        if len(plan.views) < segments.max_open:
+        if len(plan.views) < segments.open.most:
             try:
-                view = segments.open_view(descriptor, row.segment_id, size)  # with room for what will be appended
+                view = segments.open.file_of(descriptor, row.segment_id, size)  # with room for what will be appended
             except StoreIOError:
-                view = segments.open_view(descriptor, row.segment_id, row.length)  # sealed and trimmed just now
+                view = segments.open.file_of(descriptor, row.segment_id, row.length)  # sealed and trimmed just now
             plan.views[row.segment_id] = view, seed_of(row.salt)
 
     # --- applying: in memory, under the lock, repeatable ---------------------------------------------
@@ -316,8 +316,8 @@ class Follower:
         if plan.gone:
             keydir.forget_segments(plan.gone)
             keydir.drop_segments(list(plan.gone))
-            segments.retire(sorted(plan.gone))
-            segments.remove(segments.release(keydir.noted_segments()))
+            segments.obsolete.replace(sorted(plan.gone))
+            segments.obsolete.remove(segments.reap(keydir.noted_segments()))
         self._end = plan.end
         committer.seq = plan.last_seq
         return is_counted
@@ -326,7 +326,7 @@ class Follower:
         """Return the bytes that an entry takes, 0 if that is not known: opening its segment might close one that is
         gone and still needed."""
         segment_id, offset, size = unpack_location(location)
-        reader = self._segments.readers.get(segment_id)
+        reader = self._segments.open.table.get(segment_id)
         if size or reader is None:
             return size
         try:

@@ -182,7 +182,7 @@ class Compactor:
             raise
         with committer.lock, committer:
             free = self._retire(job)
-        self._segments.remove(free)
+        self._segments.obsolete.remove(free)
         self._segments.directory.sync()
 
     def _forget_unpublished(self, job: _Job) -> bool:
@@ -224,7 +224,7 @@ class Compactor:
                 locations[key] = base | position
             elif not keydir.move(key, old, base | position):
                 keydir.count_dead(
-                    output.header.segment_id, position & SIZE_MASK or self._segments.entry_size(base | position)
+                    output.header.segment_id, position & SIZE_MASK or self._segments.open.entry_size(base | position)
                 )
         del keys[part], originals[part], positions[part]
 
@@ -235,7 +235,7 @@ class Compactor:
             keydir.open_segment(segment_id)
         if keydir.recounts != job.recounts:
             self._committer.count_again()  # somebody counted while half of the keys had been moved
-        self._segments.retire(job.victims)
+        self._segments.obsolete.replace(job.victims)
         self._segments.hinted.update(job.hinted)
         self._job = None
-        return self._segments.release(keydir.noted_segments())
+        return self._segments.reap(keydir.noted_segments())

@@ -237,7 +237,7 @@ class Copier:
     def _copy_key(self, key: bytes, location: int | None, victims: set[int]) -> None:
         if location is None or location >> SEGMENT_SHIFT not in victims:
             return
-        raw, seed, segment_id, offset = self._segments.raw(location)
+        raw, seed, segment_id, offset = self._segments.open.raw(location)
         flags, key_size = PREFIX.unpack_from(raw) if len(raw) >= MIN_ENTRY_SIZE else (0, 0)
         fixed = FIXED_SIZE[flags]
         if not fixed or raw[fixed : fixed + key_size] != key or checksum(raw, seed) != RESIDUE:

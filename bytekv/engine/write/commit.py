@@ -471,7 +471,7 @@ class Committer:
         return self.keydir.locate(key, now_ms)
 
     def _is_over(self, location: int, now_ms: int) -> bool:
-        expires_ms = self.segments.read(location).expires_ms
+        expires_ms = self.segments.open.read(location).expires_ms
         return 0 < expires_ms <= now_ms
 
     def append(self, operations: Sequence[Operation]) -> int:
@@ -714,7 +714,7 @@ class Committer:
         if size := location & SIZE_MASK:
             return size
         try:
-            return self.segments.entry_size(location)
+            return self.segments.open.entry_size(location)
         except (*SystemErrors, CorruptionError, KeyError):
             return 0  # only a count, and the entry itself says what is wrong when it is read
 
@@ -729,7 +729,7 @@ class Committer:
                 writer = self._room_for(size, only_deletes=only_deletes)
                 break
             except StoreIOError as error:
-                if not self.segments.let_go_for(error):  # what is open for reading, so that there is room to write
+                if not self.segments.give_back_for(error):  # what is open for reading, so that there is room to write
                     raise
         writer.open_room(fast=not self._always)
         if writer.end >= writer.limit * 5 // 8 and writer.base != self._asked_for and writer.limit >= _PREPARE_FROM:
