@@ -43,7 +43,7 @@ from ...errors import (
 )
 from ...options import Options
 from ..codec.checksum import CRC, checksum
-from ..codec.entry import ENTRY, OVERHEAD, PUT, SEGMENT_SHIFT, SIZE_MASK, SYNC_MARK, TOMBSTONE, encode_entry
+from ..codec.entry import ENTRY, OVERHEAD, PUT, SEGMENT_SHIFT, SIZE_MASK, SYNC_MARK, TOMBSTONE
 from ..index.keydir import PURGED_AT_ONCE, Keydir, Ordered, ordered
 from ..log.segment import Writer
 from ..log.segment_manager import SegmentManager
@@ -168,6 +168,9 @@ class Committer:
         mapping, no expiry anywhere, nobody waiting for a sync. 1.3 µs instead of 5. Everything else
         (`fast_end` is 0 in every mode but the plain one) goes the long way.
         """
+        if self._always:
+            check_sizes(key, value)
+            return self._put_durably(key, value)
         if self.pending is not None:
             self.settle()
         with self.lock:
@@ -215,14 +218,14 @@ class Committer:
                 raise
             self.pending = None
         check_sizes(key, value)
-        if self._always:
-            return self._put_durably(key, value)
         return self.apply([Operation(PUT, key, value)])
 
     def _put_durably(self, key: bytes, value: bytes) -> int:
         """Append one put and wait until it is durable and visible; `append` flattened: half of a durable put's time."""
-        self.check_write()
+        if self._lock_is_owned() or self._sync_lock_is_owned():
+            raise ReentryError(_REENTRY)
         try:
+            waiter: Waiter | None = None
             with self.lock:
                 self.enter()
                 writer = self.segments.writer
@@ -232,7 +235,7 @@ class Committer:
                 else:
                     seq, offset = self.seq + 1, writer.end
                     end = offset + size
-                    body = _pack_entry(1, len(key), len(value), seq, self._files.now_ms()) + key + value
+                    body = _pack_entry(1, len(key), len(value), seq, self._clock_ns() // 1000000) + key + value
                     entry = body + _pack_crc(checksum(body, writer.seed))
                     location = writer.base | offset << 13 | size
                     queue = self._unseen.queue
@@ -247,8 +250,16 @@ class Committer:
                     self._unseen.overlay[key] = seq, location
                     writer.end = end
                     self.seq = seq
+                is_joined = not (self.notes or self.wants_worker)  # a logging handler must not keep a leader
+                if is_joined:
+                    waiter = self._group.join(seq)
                 self.pending = None
-            self.acknowledge(seq)
+            if not is_joined:
+                self.acknowledge(seq)
+            elif waiter is None or self._is_left_alone(waiter):
+                self._lead(seq)
+            if self.durable_seq < seq:
+                self.make_durable(seq)
             return seq
         except BaseException:
             self.interrupted = True
@@ -920,18 +931,20 @@ class Committer:
                     with self.lock, self:
                         self.fail(error)
                     raise
-        finally:
+        except BaseException:
             with self.lock, self:
                 self._group.release(self.durable_seq, failed=self.failure is not None)
+            raise
 
     def _sync_unless_durable(self, seq: int) -> None:
-        """Sync and show what has been appended if that includes ``seq``. Under the lock of syncs."""
+        """Sync and show what was appended if that includes ``seq``, and wake who waits. Under the lock of syncs."""
         with self.lock, self:
-            self._group.lead()
             self.ready()
+            if seq <= self.durable_seq:
+                self._group.release(self.durable_seq, failed=False)
+                return
+            self._group.lead()
             writer, target, began = self.segments.writer, self.seq, self._files.monotonic()
-        if seq <= self.durable_seq:
-            return
         if writer is not None:
             writer.sync()  # an append from now on joins the next sync: target was read before
         with self.lock, self:
@@ -940,6 +953,7 @@ class Committer:
                 self._refuse_after_failure()
             self._became_durable(target, began)
             self._mark(target)
+            self._group.release(self.durable_seq, failed=False)
 
     def _became_durable(self, seq: int, began: float | None = None) -> None:
         """Note that everything up to ``seq`` is durable and show what waited for that. Under the lock.
@@ -948,13 +962,18 @@ class Committer:
         """
         unseen = self._unseen
         self._synced_seq = max(self._synced_seq, seq)
-        while unseen.queue and unseen.queue[0].seq <= seq:
-            change = unseen.queue[0]
+        queue = unseen.queue
+        is_all = bool(queue) and queue[-1].seq <= seq
+        while queue and queue[0].seq <= seq:
+            change = queue[0]
             if not self._show_put(change):
                 self._show(change)
-            unseen.remove_first()
-        if not unseen.queue:
-            unseen.overlay.clear()
+            if is_all:
+                queue.popleft()  # what writers find of it goes with all the rest
+            else:
+                unseen.remove_first()
+        if not queue:
+            unseen.forget_all()
         if self._uncounted:
             self._recount_what_is_shown()
         self.durable_seq = max(self.durable_seq, seq)
@@ -970,7 +989,8 @@ class Committer:
         writer = self.segments.writer
         if writer is None or self.failure is not None or not writer.reserve_holds(OVERHEAD):
             return  # no room here; the segment's seal vouches for it instead
-        mark = [b"".join(encode_entry(SYNC_MARK, b"", b"", seq, self._files.now_ms(), 0, writer.seed))]
+        body = _pack_entry(SYNC_MARK, 0, 0, seq, self._files.now_ms())
+        mark = [body + _pack_crc(checksum(body, writer.seed))]
         try:
             writer.write(writer.end, mark)
         except SystemErrors:
@@ -978,7 +998,7 @@ class Committer:
                 writer.take_back(writer.end, mark)
             return  # a full disk: without the mark damage is merely reported as a torn tail
         uncounted, self._uncounted = self._uncounted, True
-        self.keydir.count_dead(writer.header.segment_id, OVERHEAD)
+        self.keydir.count_dead(writer.base >> SEGMENT_SHIFT, OVERHEAD)
         writer.end += OVERHEAD
         self._uncounted = uncounted
 
