@@ -15,7 +15,7 @@ import pytest
 import bytekv
 from bytekv.contract.reports import Change
 from bytekv.engine.log.sizes import sizes_of
-from bytekv.engine.replication.feed import ChangeLog
+from bytekv.engine.replication.feed import ChangeFeed
 from bytekv.engine.store import Store
 from bytekv.errors import (
     ChangesLostError,
@@ -125,7 +125,7 @@ def test_asking_again_reads_only_what_came_since(path: Path) -> None:
         assert min(reads) >= end
         seq, end = change.seq, db._segments.writer.end  # type: ignore[union-attr]
     assert db._changes is not None
-    assert len(db._changes._places) <= 64
+    assert len(db._changes._positions) <= 64
     reads.clear()
     assert next(db.changes(0)).seq == 1
     assert min(reads) == 80
@@ -224,7 +224,7 @@ def test_feeds_may_end_in_the_middle_of_the_end_of_another(open_store: Callable[
 
     def look(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal passed
-        if frame.f_code is not ChangeLog._remember.__code__:
+        if frame.f_code is not ChangeFeed._remember.__code__:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

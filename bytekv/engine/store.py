@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from ..contract.transaction import Transaction
     from ..options import OpenOptions
     from .open import Flag
-    from .replication.feed import ChangeLog
+    from .replication.feed import ChangeFeed
 
     T = TypeVar("T")
 
@@ -135,7 +135,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._segments, self._keydir = commit.segments, commit.keydir
             self._locations: Any = self._keydir.locations
             self._readers: Any = self._segments.open.table
-            self._changes: ChangeLog | None = None  # made when it is asked for
+            self._changes: ChangeFeed | None = None  # made when it is asked for
             follower = None
             if self._readonly:
                 with translated("bytekv.engine.replication.follower"):
@@ -544,9 +544,9 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         changes = self._changes
         if changes is None:
             with translated("bytekv.engine.replication.feed"):
-                from .replication.feed import ChangeLog
+                from .replication.feed import ChangeFeed
 
-            changes = self._changes = ChangeLog(self._commit)
+            changes = self._changes = ChangeFeed(self._commit)
         return changes.feed(since_seq, self._reader.release, self._check_open)
 
     def batch(self) -> Batch:

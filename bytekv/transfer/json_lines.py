@@ -63,7 +63,7 @@ class DuplicateError(ValueError):
 
 
 def encode_line(key: bytes, value: bytes | None, expires: float | None = None, **more: object) -> bytes:
-    """Return one entry as a line, without a value if that is None, with ``more`` fields behind.
+    """Return one entry as a line, without a value if that is None, followed by ``more`` fields.
 
     >>> encode_line(b"colour", b"blue")
     b'{"key": "colour", "value": "blue"}\\n'

@@ -161,7 +161,7 @@ class Walk:
             head = self._read(ENTRY.size, following)
             if len(head) < ENTRY.size or head[0] != SYNC_MARK or not self._resync.is_whole(following):
                 break
-            following, doubtful = following + MIN_ENTRY_SIZE, False  # a mark stands between operations
+            following, doubtful = following + MIN_ENTRY_SIZE, False  # a mark lies between operations
         seq = ENTRY.unpack(head)[3] if len(head) == ENTRY.size else 0
         return following, max(seq - 1, 0), doubtful and seq > self.durable_seq + 1
 

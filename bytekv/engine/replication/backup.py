@@ -1,4 +1,4 @@
-"""A copy of one moment of a store, made while its writer goes on; the next one into the same place takes what is new.
+"""Backup: a copy of one moment of a store, made while its writer goes on; the next one takes only what is new.
 
 Sealed segments never change, so where the file system allows it the backup's are the store's own files under
 a second name (hard links): no bytes are copied and no space is taken until the store drops its own name. The
@@ -163,8 +163,8 @@ def _is_whole(target: Directory, row: SegmentRow, uuid: bytes) -> bool:
 def _link(source: Directory, target: Directory, row: SegmentRow) -> bool:
     """Give a sealed segment a second name in the target; False where the file system does not do that.
 
-    And where the file has more bytes, a torn tail that could not be cut off: what was set aside of it stays behind, and
-    nothing here would tell a repair that it does not count. Or fewer, which is said by who copies it.
+    False, too, where the file has more bytes, a torn tail that could not be cut off: what was set aside of it stays in
+    the store, and nothing in the backup would tell a repair that it does not count. Or fewer, which `_copy` reports.
     """
     files, temporary, path = target.files, target.segment_new_path, source.segment_path(row.segment_id)
     descriptor = files.open(path)

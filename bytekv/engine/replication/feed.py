@@ -1,4 +1,4 @@
-"""The log as a feed: every operation above a seq, in order, as far back as compaction has kept it.
+"""Change feed: every operation of the log above a seq, in order, as far back as compaction has kept it.
 
 A log segment holds its operations without a gap. A compaction keeps only the newest entry of each key, so
 what it has rewritten is no feed any more: a feed begins above the last seq of the newest output, or says
@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["ChangeLog"]
+__all__ = ["ChangeFeed"]
 
 _REMEMBERED: Final = 64
 
@@ -38,13 +38,13 @@ class _Part(NamedTuple):
     stop: int
 
 
-class ChangeLog:
-    """Read the operations of one store in order."""
+class ChangeFeed:
+    """Read the operations of one store in order; remember where feeds ended."""
 
     def __init__(self, committer: Committer) -> None:
         self._committer = committer
         self._segments = committer.segments
-        self._places: dict[int, tuple[int, int]] = {}  # seq -> segment and offset behind its entry
+        self._positions: dict[int, tuple[int, int]] = {}  # seq -> segment and offset after its entry
 
     def feed(self, since_seq: int, release: Callable[[], None], check_open: Callable[[], None]) -> Iterator[Change]:
         """Yield the changes above ``since_seq`` up to the last that is visible now.
@@ -128,7 +128,7 @@ class ChangeLog:
 
     def _scan(self, part: _Part, since_seq: int, check_open: Callable[[], None]) -> Scan:
         segment_id, start, seq = part.row.segment_id, SEGMENT_HEADER_SIZE, part.header.previous_seq
-        for known, (segment, offset) in list(self._places.items()):
+        for known, (segment, offset) in list(self._positions.items()):
             if segment == segment_id and seq < known <= since_seq and offset <= part.stop:
                 start, seq = offset, known
 
@@ -140,10 +140,10 @@ class ChangeLog:
         return Scan(read, start, part.stop, seed_of(part.row.salt), seq)
 
     def _remember(self, part: _Part, scan: Scan) -> None:
-        # A copy, for feeds end in any thread, also in the middle of another's end here.
-        places = self._places.copy()
-        places.pop(scan.last_seq, None)
-        places[scan.last_seq] = part.row.segment_id, scan.end
-        while len(places) > _REMEMBERED:
-            del places[next(iter(places))]
-        self._places = places
+        # A copy: feeds end in any thread, also while another is ending here.
+        positions = self._positions.copy()
+        positions.pop(scan.last_seq, None)
+        positions[scan.last_seq] = part.row.segment_id, scan.end
+        while len(positions) > _REMEMBERED:
+            del positions[next(iter(positions))]
+        self._positions = positions

@@ -1,14 +1,14 @@
-"""How a read-only store catches up with the writer beside it.
+"""Follower: how a read-only store catches up with the writer beside it.
 
 A follower has applied operations 1 … R. `refresh` reads what the writer has published since and moves on to
 some R' >= R in one step: whole batches, nothing torn, never backwards. It leaves no trace and asks the writer
 for nothing; all it relies on is that bytes once appended stay, and that the manifest is replaced whole.
 
 Two things may have happened since. *The log grew*: the active segment has more entries, others were begun.
-They come in order, behind everything known. *A compaction replaced a run of segments*: an output holds the
+They come in order, after everything known. *A compaction replaced a run of segments*: an output holds the
 newest entry of each key of its run. What it says of operations up to R is no news: a key that still points
 into the run has moved to the output, a key that is absent was deleted since and stays so. What it says of
-later ones is news: what lies behind the run is later still, so none of that is known either. A key that
+later ones is news: what lies after the run is later still, so none of that is known either. A key that
 points into a segment which is gone, and that nobody has named since, was deleted, and the tombstone went with
 the compaction.
 
@@ -48,7 +48,7 @@ _TRIES: Final = 50  # a writer that seals every few milliseconds may take the gr
 
 
 def try_again(attempt: Callable[[], T], pause: Callable[[], None], generation: Callable[[], int]) -> T:
-    """Call ``attempt`` until it neither meets a file that has vanished nor an entry that is under way.
+    """Call ``attempt`` until it meets neither a file that has vanished nor an entry that is being written.
 
     Both look like damage at first sight; real damage is still there after the last try, and is raised. What was met
     beside a manifest whose ``generation`` went on meanwhile need not be any: that is `StoreIOError` (EAGAIN).
