@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, TypeVar
 from sortedcontainers import SortedList
 
 from bytekv.contract.snapshot import Snapshot
-from bytekv.engine.log import directory
+from bytekv.engine.log import lock as lock_module
 from bytekv.engine.log.open_segments import PreadFile
 from bytekv.engine.store import Store
 from bytekv.errors import BytekvError
@@ -372,7 +372,7 @@ def _is_held(path: str) -> bool:
     if not os.path.exists(path):
         return False
     status = os.stat(path)
-    return (status.st_dev, status.st_ino) in directory._held
+    return (status.st_dev, status.st_ino) in lock_module._held
 
 
 def _is_locked(path: str) -> bool:

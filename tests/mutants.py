@@ -531,8 +531,8 @@ MUTANTS = [
     ),
     _mutant(
         "a lock that could not be given back is never free again",
-        "engine/log/directory",
-        "Directory] = weakref.WeakValueDictionary()",
+        "engine/log/lock",
+        "Lock] = weakref.WeakValueDictionary()",
         "Directory] = {}",
         "tests/test_directory.py",
     ),
@@ -552,7 +552,7 @@ MUTANTS = [
     ),
     _mutant(
         "a close that was interrupted forgets what it had locked",
-        "engine/log/directory",
+        "engine/log/lock",
         "        identity = self._identity\n",
         "        identity, self._identity = self._identity, None\n",
         "tests/test_directory.py",
@@ -1191,11 +1191,11 @@ MUTANTS = [
     # --- trust ---------------------------------------------------------------------------------
     _mutant(
         "a forked child frees its parent's lock",
-        "engine/log/directory",
-        "        if self._lock is not None:\n            self.files.disown(self._lock)",
-        "        if self._lock is not None:\n"
-        "            None if self._lock.closed else self.files.unlock(self._lock.fileno())\n"
-        "            self.files.disown(self._lock)",
+        "engine/log/lock",
+        "        if self._file is not None:\n            self._files.disown(self._file)",
+        "        if self._file is not None:\n"
+        "            None if self._file.closed else self._files.unlock(self._file.fileno())\n"
+        "            self._files.disown(self._file)",
         "tests/test_processes.py",
         "-k",
         "child",
@@ -1224,8 +1224,8 @@ MUTANTS = [
     ),
     _mutant(
         "a directory whose files are gone may still be written to by name",
-        "engine/log/directory",
-        "        if not is_network:\n            self.folder.sign(lock)\n",
+        "engine/log/lock",
+        "        if not is_network:\n            self._folder.sign(lock)\n",
         "",
         _REPLACED,
     ),
@@ -1245,9 +1245,9 @@ MUTANTS = [
     ),
     _mutant(
         "without memory for the guard the lock is kept",
-        "engine/log/directory",
+        "engine/log/lock",
         "        except MemoryError:  # a ``with`` takes some, what follows none; the guard is for forks\n"
-        "            self._give_up_lock()\n",
+        "            self._give_up()\n",
         "        except ZeroDivisionError:\n            pass\n",
         "tests/test_directory.py",
     ),
@@ -1267,15 +1267,15 @@ MUTANTS = [
     ),
     _mutant(
         "the file that is locked may have lost its name before",
-        "engine/log/directory",
+        "engine/log/lock",
         "            if is_network or files.has_name(descriptor, path):",
         "            if True:",
         _REPLACED,
     ),
     _mutant(
         "a child keeps the lock of a store that was just being opened",
-        "engine/log/directory",
-        "    for directory in list(_held.values()):\n        directory.abandon()\n",
+        "engine/log/lock",
+        "    for lock in list(_held.values()):\n        lock.abandon()\n",
         "",
         _REPLACED,
     ),
@@ -1331,7 +1331,7 @@ MUTANTS = [
     ),
     _mutant(
         "a directory that cannot be changed is opened for writing",
-        "engine/log/directory",
+        "engine/log/lock",
         "        if not files.may_change(folder):",
         "        if False:",
         _REPLACED,

@@ -270,7 +270,7 @@ def test_the_lock_is_given_back_without_memory(path, monkeypatch):
     path.mkdir()
     directory.acquire()
     with monkeypatch.context() as shortage:
-        shortage.setattr("bytekv.engine.log.directory._held_guard", NoMemory())
+        shortage.setattr("bytekv.engine.log.lock._held_guard", NoMemory())
         shortage.setattr("bytekv.engine.log.files._unheeded", _fail_without_memory)
         shortage.setattr("bytekv.engine.log.files._at", _fail_without_memory)
         directory.release()
@@ -603,7 +603,7 @@ def test_a_lock_that_was_given_back_in_two_tries_can_be_taken(path):
                 raise KeyboardInterrupt
 
     held = Interrupting()
-    with patched({"bytekv.engine.log.directory._held": held}):
+    with patched({"bytekv.engine.log.lock._held": held}):
         db = open_store(path)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):

@@ -400,7 +400,7 @@ def test_a_writer_whose_lock_file_was_removed_keeps_the_others_out_and_writes_no
     first.sync()
     (path / "LOCK").unlink()
     with (
-        patched({"bytekv.engine.log.directory._held": {}}),
+        patched({"bytekv.engine.log.lock._held": {}}),
         pytest.raises(StoreLockedError) as raised,
     ):  # as in another process
         open_store(path, "w")
@@ -417,7 +417,7 @@ def test_a_writer_whose_lock_file_was_removed_keeps_the_others_out_and_writes_no
 
 
 def test_a_bytekv_that_knows_only_of_the_lock_file_is_kept_out(path: Path) -> None:
-    with open_store(path) as db, patched({"bytekv.engine.log.directory._held": {}}):
+    with open_store(path) as db, patched({"bytekv.engine.log.lock._held": {}}):
         db["a"] = "1"
         old = Files()
         with (
@@ -445,7 +445,9 @@ class Vanishing(FakeFiles):
 def test_the_file_that_is_locked_is_the_one_that_has_the_name(path: Path) -> None:
     with open_store(path, files=Vanishing(3)) as db:
         db["a"] = "1"
-        assert os.fstat(db._directory._lock.fileno()).st_ino == (path / "LOCK").stat().st_ino  # type: ignore[union-attr]
+        file = db._directory._lock._file
+        assert file
+        assert os.fstat(file.fileno()).st_ino == (path / "LOCK").stat().st_ino
     with pytest.raises(StoreIOError, match="again and again"):
         open_store(path, files=Vanishing(10_000))
     with open_store(path) as db:
@@ -571,7 +573,7 @@ def test_a_fork_waits_for_a_lock_that_is_just_taken(path: Path) -> None:
             self.release()
 
     stores: list[Store] = []
-    with patched({"bytekv.engine.log.directory._held_guard": Guard()}):
+    with patched({"bytekv.engine.log.lock._held_guard": Guard()}):
         opening = threading.Thread(target=lambda: stores.append(open_store(path, files=Slow())))
         opening.start()
         assert inside.wait(60)

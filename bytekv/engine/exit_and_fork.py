@@ -15,7 +15,7 @@ import weakref
 
 from .. import log
 from ..errors import BytekvError, StoreClosedError
-from .log.directory import forget_locks_after_fork, go_on_after_fork, settle_locks_before_fork
+from .log.lock import forget_locks_after_fork, go_on_after_fork, settle_locks_before_fork
 from .space.worker import start_no_more
 
 TYPE_CHECKING = False

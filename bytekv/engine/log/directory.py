@@ -1,4 +1,4 @@
-"""The directory of one store: names, manifest, lock, sweep, quarantine.
+"""Store directory: names, manifest, sweep, quarantine.
 
 ========================  ======================================================================
 name                      losing it
@@ -17,43 +17,35 @@ File names are made from integers and parsed back strictly; no string from disk 
 Nothing else in the directory is touched.
 
 The directory is opened once and held: names are looked up in it, not along a path that may lead elsewhere tomorrow.
-Two walls keep a second writer out. The lock on ``LOCK`` is what every bytekv looks at; since that file may be removed
-by a cleaner of old files, the directory itself is locked, too. And before each change of a name `files` makes sure
-that the lock file is still there: a writer whose store was deleted or replaced changes nothing any more.
+Before each change of a name `files` makes sure that the lock file is still there: a writer whose store was deleted or
+replaced changes nothing any more.
 """
 
 from __future__ import annotations
 
 import errno
-import io
-import os
-import threading
-import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from operator import eq
 
 from ...errors import (
-    AccessDeniedError,
     BytekvError,
     CorruptionError,
     NotAStoreError,
     StoreIOError,
-    StoreLockedError,
     StoreNotFoundError,
 )
 from ..codec.entry import is_zero
 from ..codec.manifest import MAX_NUMBER, Manifest, decode_manifest, encode_manifest
 from .files import Files, Folder
+from .lock import LOCK, Lock
 
 __all__ = ["Directory"]
 
-_LOCK = "LOCK"
 _MANIFEST = "MANIFEST"
 _MANIFEST_NEW = "MANIFEST.new"
 _QUARANTINE = "quarantine"
 _UNFINISHED = "BACKUP.unfinished"
-_LOCK_TRIES = 100
 _IDS_AHEAD = 1 << 32  # more segments than a store makes; a file whose id lies further ahead is not its own
 _SEGMENT_NEW = "segment.new"
 _PIECE = 1 << 20  # bytes read at once
@@ -61,36 +53,6 @@ _SMALL = 4096
 
 # A manifest of the most segments that the format allows takes 36 MiB; nothing larger is read.
 _MAX_MANIFEST_SIZE = 64 << 20
-
-# flock already keeps a second open of the same process out; this table also does where flock is
-# emulated with fcntl locks, which one process may take twice and any close() drops.
-# What could not be given back, because there was no memory, goes with its Directory, as the lock's file does.
-_held: weakref.WeakValueDictionary[tuple[int, int], Directory] = weakref.WeakValueDictionary()
-_held_guard = threading.RLock()  # re-entered if a finaliser closes another store meanwhile
-_FORK_PATIENCE_S = 5.0  # a slow disk, or what a finaliser in that thread waits for, must not keep a fork for ever
-
-
-def settle_locks_before_fork() -> bool:
-    """Wait until no other thread is just taking or giving back a lock, whose descriptor nobody would know of."""
-    return _held_guard.acquire(timeout=_FORK_PATIENCE_S)
-
-
-def go_on_after_fork() -> None:
-    """Let the other threads go on in the process that has forked."""
-    with suppress(RuntimeError):  # it was not to be had in time
-        _held_guard.release()
-
-
-def forget_locks_after_fork() -> None:
-    """Let go, in a child process, of what its parent holds; the parent's locks are untouched.
-
-    Of stores that another thread was just opening, too: nobody in the child will ever close those.
-    """
-    global _held_guard
-    _held_guard = threading.RLock()  # another thread of the parent may have held it
-    for directory in list(_held.values()):
-        directory.abandon()
-    _held.clear()
 
 
 def parse_name(name: str) -> tuple[int, str] | None:
@@ -111,12 +73,11 @@ def parse_name(name: str) -> tuple[int, str] | None:
 class Directory:
     """Own the names of one store."""
 
-    def __init__(self, path: str, files: Files) -> None:
+    def __init__(self, path: str, files: Files, folder: Folder | None = None) -> None:
         self.path = path
         self.files = files
-        self.folder = files.folder(path)
-        self._lock: io.FileIO | None = None
-        self._identity: tuple[int, int] | None = None
+        self.folder = folder = files.folder(path) if folder is None else folder
+        self._lock = Lock(path, files, folder)
 
     # --- names ---------------------------------------------------------------------------------
 
@@ -144,9 +105,7 @@ class Directory:
 
     def share(self) -> Directory:
         """Return the same directory for a reader that goes on after the store was closed; to be released by itself."""
-        shared = Directory(self.path, self.files)
-        shared.folder = self.folder.share()
-        return shared
+        return Directory(self.path, self.files, self.folder.share())
 
     def check_there(self) -> None:
         """Raise what says so if it is the store that has gone, and not one file of it."""
@@ -180,7 +139,7 @@ class Directory:
         names = set(self.files.list(self.folder))
         if self._holds_store(names, lost_manifest_allowed=lost_manifest_allowed):
             return False
-        if strangers := names - {_LOCK, _MANIFEST_NEW}:
+        if strangers := names - {LOCK, _MANIFEST_NEW}:
             raise NotAStoreError(
                 f"{self.path}: a directory with other files ({min(strangers)!r}) but no store; use an empty or new one"
             )
@@ -205,7 +164,7 @@ class Directory:
         names = set(self.files.list(self.folder))
         if _MANIFEST in names:
             return False
-        ours = {_LOCK, _MANIFEST_NEW, _SEGMENT_NEW, _UNFINISHED}
+        ours = {LOCK, _MANIFEST_NEW, _SEGMENT_NEW, _UNFINISHED}
         if _UNFINISHED in names:
             ours |= {name for name in names if parse_name(name)}
         if strangers := names - ours:
@@ -241,91 +200,16 @@ class Directory:
 
     def acquire(self, *, network_allowed: bool = False) -> None:
         """Become the writer; `StoreLockedError` names the process that is."""
-        files, folder = self.files, self.folder
-        if not network_allowed and files.is_network(folder):
-            raise StoreIOError(
-                None, f"on a network file system ({files.file_system(folder)}), whose locks fail", self.path
-            )
-        if not files.may_change(folder):
-            raise AccessDeniedError(
-                errno.EACCES, "no files can be made in this directory, which a writer has to", folder
-            )
-        identity = files.identity(folder)
-        path = folder.place(_LOCK)
-        with _held_guard:
-            if identity in _held:
-                raise StoreLockedError(self.path, os.getpid())
-            try:
-                self._identity = identity
-                _held[identity] = self  # first: a child that is forked from here on lets go of what there is
-                if not files.lock_directory(folder):
-                    raise StoreLockedError(self.path, self._holder(path))
-                self._lock_file(path)
-            except BaseException:
-                self._give_up_lock()
-                raise
-
-    def _lock_file(self, path: str) -> None:
-        """Take the lock of the file that bears the name ``LOCK``; it may be removed while it is taken."""
-        files = self.files
-        is_network = files.is_network(self.folder)  # for a backup only; there the number of a file may change
-        for _ in range(_LOCK_TRIES):
-            descriptor = files.open(path, write=True, create=True)
-            self._lock = lock = files.own(descriptor)
-            if not files.lock(descriptor, path):
-                raise StoreLockedError(self.path, self._holder(path))
-            if is_network or files.has_name(descriptor, path):
-                break
-            files.disown(lock)
-        else:
-            raise StoreIOError(errno.EBUSY, "somebody removes this file again and again; let it be", path)
-        if not is_network:
-            self.folder.sign(lock)
-        with suppress(BytekvError):  # the pid is a courtesy; a full disk must not keep us out
-            if not files.has_other_names(descriptor, path):
-                files.write(descriptor, (b"%d\n" % os.getpid()).ljust(20), 0, path)
-
-    def _holder(self, path: str) -> int | None:
-        try:
-            descriptor = self.files.open(path)
-            try:
-                text = self.files.read(descriptor, 20, 0, path).strip()
-            finally:
-                self.files.close(descriptor)
-        except BytekvError:
-            return None  # that the store is locked is known, and is what matters
-        return int(text) if text.isdigit() else None
+        self._lock.acquire(network_allowed=network_allowed)
 
     def release(self) -> None:
-        """Give the lock back and let the directory go; the second call does nothing."""
-        try:
-            with _held_guard:
-                self._give_up_lock()
-        except MemoryError:  # a ``with`` takes some, what follows none; the guard is for forks
-            self._give_up_lock()
+        """Give the lock back and close the directory; the second call does nothing."""
+        self._lock.release()
         self.folder.close()
-
-    def _give_up_lock(self) -> None:
-        if self._identity is not None:
-            # Not only by closing: a child forked a moment ago may still hold the same open files.
-            if self._lock is not None and not self._lock.closed:
-                self.files.unlock(self._lock.fileno())
-            self.files.unlock_directory(self.folder)
-        self._forget_lock()
-
-    def _forget_lock(self) -> None:
-        # Each step may be done again: by a handler in the middle of it, or because it was interrupted.
-        identity = self._identity
-        if identity is not None and _held.get(identity) is self:
-            _held.pop(identity, None)
-        self._identity = None
-        if self._lock is not None:
-            self.files.disown(self._lock)
 
     def abandon(self) -> None:
         """Close what is held without unlocking it: in a child process that would free the parent's lock."""
-        self._forget_lock()
-        self.folder.abandon()
+        self._lock.abandon()
 
     # --- the manifest --------------------------------------------------------------------------
 

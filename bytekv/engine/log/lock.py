@@ -1,0 +1,148 @@
+"""Lock: one writer for a directory.
+
+Two walls keep a second writer out. The lock on ``LOCK`` is what every bytekv looks at; since that file may be removed
+by a cleaner of old files, the directory itself is locked, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import threading
+import weakref
+from contextlib import suppress
+
+from ...errors import AccessDeniedError, BytekvError, StoreIOError, StoreLockedError
+from .files import Files, Folder
+
+__all__ = ["LOCK", "Lock", "forget_locks_after_fork", "go_on_after_fork", "settle_locks_before_fork"]
+
+LOCK = "LOCK"
+_TRIES = 100
+
+# flock already keeps a second open of the same process out; this table also does where flock is
+# emulated with fcntl locks, which one process may take twice and any close() drops.
+# What could not be given back, because there was no memory, goes with its `Lock`, as the lock's file does.
+_held: weakref.WeakValueDictionary[tuple[int, int], Lock] = weakref.WeakValueDictionary()
+_held_guard = threading.RLock()  # re-entered if a finaliser closes another store meanwhile
+_FORK_PATIENCE_S = 5.0  # a slow disk, or what a finaliser in that thread waits for, must not keep a fork for ever
+
+
+def settle_locks_before_fork() -> bool:
+    """Wait until no other thread is just taking or giving back a lock, whose descriptor nobody would know of."""
+    return _held_guard.acquire(timeout=_FORK_PATIENCE_S)
+
+
+def go_on_after_fork() -> None:
+    """Let the other threads go on in the process that has forked."""
+    with suppress(RuntimeError):  # it was not to be had in time
+        _held_guard.release()
+
+
+def forget_locks_after_fork() -> None:
+    """Let go, in a child process, of what its parent holds; the parent's locks are untouched.
+
+    Of stores that another thread was just opening, too: nobody in the child will ever close those.
+    """
+    global _held_guard
+    _held_guard = threading.RLock()  # another thread of the parent may have held it
+    for lock in list(_held.values()):
+        lock.abandon()
+    _held.clear()
+
+
+class Lock:
+    """The right to write to one directory."""
+
+    def __init__(self, path: str, files: Files, folder: Folder) -> None:
+        self._path, self._files, self._folder = path, files, folder
+        self._file: io.FileIO | None = None
+        self._identity: tuple[int, int] | None = None
+
+    def acquire(self, *, network_allowed: bool = False) -> None:
+        """Become the writer; `StoreLockedError` names the process that is."""
+        files, folder = self._files, self._folder
+        if not network_allowed and files.is_network(folder):
+            raise StoreIOError(
+                None, f"on a network file system ({files.file_system(folder)}), whose locks fail", self._path
+            )
+        if not files.may_change(folder):
+            raise AccessDeniedError(
+                errno.EACCES, "no files can be made in this directory, which a writer has to", folder
+            )
+        identity = files.identity(folder)
+        path = folder.place(LOCK)
+        with _held_guard:
+            if identity in _held:
+                raise StoreLockedError(self._path, os.getpid())
+            try:
+                self._identity = identity
+                _held[identity] = self  # first: a child that is forked from here on lets go of what there is
+                if not files.lock_directory(folder):
+                    raise StoreLockedError(self._path, self._holder(path))
+                self._take_file(path)
+            except BaseException:
+                self._give_up()
+                raise
+
+    def _take_file(self, path: str) -> None:
+        """Take the lock of the file that bears the name ``LOCK``; it may be removed while it is taken."""
+        files = self._files
+        is_network = files.is_network(self._folder)  # for a backup only; there the number of a file may change
+        for _ in range(_TRIES):
+            descriptor = files.open(path, write=True, create=True)
+            self._file = lock = files.own(descriptor)
+            if not files.lock(descriptor, path):
+                raise StoreLockedError(self._path, self._holder(path))
+            if is_network or files.has_name(descriptor, path):
+                break
+            files.disown(lock)
+        else:
+            raise StoreIOError(errno.EBUSY, "somebody removes this file again and again; let it be", path)
+        if not is_network:
+            self._folder.sign(lock)
+        with suppress(BytekvError):  # the pid is a courtesy; a full disk must not keep us out
+            if not files.has_other_names(descriptor, path):
+                files.write(descriptor, (b"%d\n" % os.getpid()).ljust(20), 0, path)
+
+    def _holder(self, path: str) -> int | None:
+        try:
+            descriptor = self._files.open(path)
+            try:
+                text = self._files.read(descriptor, 20, 0, path).strip()
+            finally:
+                self._files.close(descriptor)
+        except BytekvError:
+            return None  # that the store is locked is known, and is what matters
+        return int(text) if text.isdigit() else None
+
+    def release(self) -> None:
+        """Give the lock back; the second call does nothing."""
+        try:
+            with _held_guard:
+                self._give_up()
+        except MemoryError:  # a ``with`` takes some, what follows none; the guard is for forks
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self._identity is not None:
+            # Not only by closing: a child forked a moment ago may still hold the same open files.
+            if self._file is not None and not self._file.closed:
+                self._files.unlock(self._file.fileno())
+            self._files.unlock_directory(self._folder)
+        self._forget()
+
+    def _forget(self) -> None:
+        # Each step may be done again: by a handler in the middle of it, or because it was interrupted.
+        identity = self._identity
+        if identity is not None and _held.get(identity) is self:
+            _held.pop(identity, None)
+        self._identity = None
+        if self._file is not None:
+            self._files.disown(self._file)
+
+    def abandon(self) -> None:
+        """Close what is held without unlocking it: in a child process that would free the parent's lock."""
+        self._forget()
+        self._folder.abandon()
