@@ -1003,6 +1003,27 @@ MUTANTS = [
         _AGREEMENT,
     ),
     _mutant(
+        "a run is cut without its checksum",
+        "engine/codec/runs",
+        "    return pairs if trusting or checksum(piece, seed) == crc_of_run(seed, size, count) else None",
+        "    return pairs",
+        *_RUNS,
+    ),
+    _mutant(
+        "the checksum of a run does not start from the segment's salt, so that none is ever right",
+        "engine/codec/runs",
+        " ^ checksum(zeros, seed)\n",
+        "\n",
+        "tests/test_runs.py",
+    ),
+    _mutant(
+        "a run that lies backwards is handed out forwards",
+        "engine/fast",
+        "        pairs.reverse()\n",
+        "        pass\n",
+        "tests/test_runs.py",
+    ),
+    _mutant(
         "what lies in a run need not say how long its key is",
         "engine/codec/runs",
         "        or piece[1::size] != bytes((key_size & 0xFF,)) * count\n",

