@@ -2051,7 +2051,7 @@ MUTANTS = [
     _mutant(
         "RESP: stopping does not sync",
         "resp/server",
-        "await self.loop.run_in_executor(None, self._store.sync)",
+        "await self.loop.run_in_executor(None, self.store.sync)",
         "pass",
         _RESP_SERVER,
     ),

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 from bytekv.resp import Server, connection, session, work
-from bytekv.resp.commands import server as administration
 from bytekv.resp.commands.table import COMMANDS, REFUSED
 from bytekv.resp.protocol import UNTRUSTED, Limits
 
@@ -38,7 +37,7 @@ def tables() -> str:
         for each in COMMANDS.values():
             if each.group == group:
                 made += row(each.name, each.syntax, each.summary)
-                for name, below in administration.SUBCOMMANDS.get(each.name, {}).items():
+                for name, below in getattr(each, "subcommands", {}).items():
                     made += row(each.name + b" " + name, below.syntax, below.summary)
         made += "\n"
     return made

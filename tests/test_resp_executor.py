@@ -15,8 +15,10 @@ from bytekv.engine.store import Store
 from bytekv.resp import executor as executor_module
 from bytekv.resp import work as work_module
 from bytekv.resp.commands.table import COMMANDS
-from bytekv.resp.executor import Block, Executor, error_of
+from bytekv.resp.errors import error_of
+from bytekv.resp.executor import Executor
 from bytekv.resp.protocol import ReplyError
+from bytekv.resp.work import Block
 from tests.fault_files import FailingSyncs, SystemCalls
 from tests.harness import damage
 from tests.resp_harness import Commands, encoded, items, parts, same
@@ -38,7 +40,7 @@ class Teller:
         self.resp3 = resp3
 
     def __call__(self, item: Block | Sequence[Any] | str) -> bytes:
-        return self.executor.alone(item if isinstance(item, Block) else words(item), self.resp3)
+        return self.executor.run_one(item if isinstance(item, Block) else words(item), self.resp3)
 
 
 def content(store: Store) -> dict[bytes, tuple[bytes, float | None]]:
@@ -71,7 +73,7 @@ def test_in_a_block_and_with_others_commands_do_what_they_do_alone(open_store, p
         wanted = [tell_alone(command) for command in chunk]
         within = parts(tell_blocks(Block(chunk, {})))
         shares = [([command], False) for command in chunk[:10]] + [(chunk[10:], False)]
-        together = [reply for replies in tell_batches.executor.together(shares) for reply in replies]
+        together = [reply for replies in tell_batches.executor.run_many(shares) for reply in replies]
         for ours in (within, together):
             assert len(ours) == len(chunk)
             wrong = [
@@ -117,7 +119,7 @@ def test_the_straight_way_answers_what_the_plain_one_does(open_store, path, resp
         "SET a 2",
     ]
     tell, other = Teller(open_store(at=path.with_name("a")), resp3=resp3), Teller(open_store(at=path), resp3=resp3)
-    ways = other.executor.straight(resp3, writes=True)
+    ways = other.executor.fast_paths(resp3, writes=True)
     taken = 0
     for command in [words(each) for each in commands]:
         reply = ways[command[0]](command)
@@ -126,7 +128,14 @@ def test_the_straight_way_answers_what_the_plain_one_does(open_store, path, resp
     assert taken == 22
     stores = [each.executor.store for each in (tell, other)]
     assert dict(stores[0]) == dict(stores[1]) == {b"a": b"2"}
-    assert set(other.executor.straight(resp3, writes=False)) == {b"GET", b"get", b"EXISTS", b"exists", b"PING", b"ping"}
+    assert set(other.executor.fast_paths(resp3, writes=False)) == {
+        b"GET",
+        b"get",
+        b"EXISTS",
+        b"exists",
+        b"PING",
+        b"ping",
+    }
 
 
 # --- commands that Redis has not, or not yet -------------------------------------------------------
@@ -174,7 +183,7 @@ def test_compare_and_set(open_store):
 
 def test_of_two_who_compare_and_set_in_one_batch_one_wins(open_store):
     tell = Teller(open_store())
-    replies = tell.executor.together([([words(f"BKV.CAS k 0 {name}")], False) for name in "abc"])
+    replies = tell.executor.run_many([([words(f"BKV.CAS k 0 {name}")], False) for name in "abc"])
     assert replies == [[b":1\r\n"], [b":0\r\n"], [b":0\r\n"]]
     assert tell.executor.store[b"k"] == b"a"
 
@@ -320,7 +329,7 @@ def test_a_block_that_is_too_large_is_not_carried_out_by_halves(open_store, monk
     expected = b"-EXECABORT Transaction discarded because of: " + said
     assert tell(too_large).startswith(expected)
     assert set(store) == {b"k"}
-    replies = tell.executor.together([([words("SET a 1")], False), ([too_large], False), ([words("SET b 1")], False)])
+    replies = tell.executor.run_many([([words("SET a 1")], False), ([too_large], False), ([words("SET b 1")], False)])
     assert replies[0] == replies[2] == [b"+OK\r\n"], "others in the same batch have nothing to do with it"
     assert replies[1][0].startswith(expected)
     assert set(store) == {b"k", b"a", b"b"}
@@ -354,7 +363,7 @@ def test_a_block_makes_less_out_of_nothing_than_a_command_may_write(open_store, 
     assert tell(block("SETRANGE a 1500 x")).startswith(b"-EXECABORT Transaction discarded because of: more than 1000 ")
     assert tell("SETRANGE a 1500 x") == b":1501\r\n"
     alone, other = words("SETRANGE b 1500 x"), words("SET c 1")
-    assert tell.executor.together([([other], False), ([alone], False)]) == [[b"+OK\r\n"], [b":1501\r\n"]]
+    assert tell.executor.run_many([([other], False), ([alone], False)]) == [[b"+OK\r\n"], [b":1501\r\n"]]
 
 
 @pytest.mark.parametrize("command", ["SETRANGE r{} 314572799 x", "APPEND r x"])
@@ -398,7 +407,7 @@ def test_without_memory_a_block_is_not_carried_out_by_halves(open_store, monkeyp
     tell = Teller(store)
     assert tell("STRLEN k").startswith(b"-OOM the server has not enough memory")
     assert tell(block("SET n 1", "STRLEN k", "SET n 2")).startswith(b"-EXECABORT")
-    replies = tell.executor.together([([words("SET a 1"), words("STRLEN k"), words("SET b 1")], False)])
+    replies = tell.executor.run_many([([words("SET a 1"), words("STRLEN k"), words("SET b 1")], False)])
     assert [reply[:4] for reply in replies[0]] == [b"+OK\r", b"-OOM", b"+OK\r"]
     assert set(store) == {b"a", b"b"}
 
@@ -410,11 +419,11 @@ def test_a_batch_that_writes_much_leaves_the_rest_for_the_next(open_store, monke
     tell = Teller(store)
     large, entry = words("APPEND k " + "v" * 600), words("BKV.ENTRY k")
     shares = [([large, large], False), ([large, entry, large], False), ([entry], False)]
-    replies = tell.executor.together(shares)
+    replies = tell.executor.run_many(shares)
     assert [len(each) for each in replies] == [2, 0, 0]
     assert len(store["k"]) == 1200
     get = words("GET k")
-    assert [len(each) for each in tell.executor.together([([get, get], False), ([get], False)])] == [1, 0]
+    assert [len(each) for each in tell.executor.run_many([([get, get], False), ([get], False)])] == [1, 0]
 
 
 def test_an_entry_that_was_written_in_the_same_batch_has_its_seq(open_store):
@@ -422,7 +431,7 @@ def test_an_entry_that_was_written_in_the_same_batch_has_its_seq(open_store):
     tell = Teller(open_store())
     set_, entry = words("SET k v"), words("BKV.ENTRY k")
     ((_, alone),) = [[tell(set_), tell(entry)]]
-    ((_, together),) = tell.executor.together([([set_, entry], False)])
+    ((_, together),) = tell.executor.run_many([([set_, entry], False)])
     assert b":1\r\n" in alone
     assert together == alone.replace(b":1\r\n", b":2\r\n")
 
@@ -432,7 +441,7 @@ def test_a_client_with_large_replies_gets_the_rest_of_them_with_the_next_batch(o
     tell = Teller(open_store())
     tell(["SET", "k", "v" * 600])
     get, add = words("GET k"), words("INCR n")
-    replies = tell.executor.together(
+    replies = tell.executor.run_many(
         [([get, get, get, add], False), ([add], False), ([get, words("FLUSHALL"), get], False)]
     )
     assert [len(each) for each in replies] == [2, 1, 3]
@@ -468,7 +477,7 @@ def test_a_store_that_is_opened_read_only_is_read(open_store, path):
     assert tell("GET k") == b"$1\r\nv\r\n"
     assert tell("SET k w").startswith(b"-READONLY ")
     assert tell("FLUSHALL").startswith(b"-READONLY ")
-    assert tell.executor.straight(False, writes=True)[b"GET"](words("GET k")) == b"$1\r\nv\r\n"
+    assert tell.executor.fast_paths(False, writes=True)[b"GET"](words("GET k")) == b"$1\r\nv\r\n"
     replies = parts(tell(block("GET k", "SET k w", "GET k")))
     assert replies[0] == replies[2] == b"$1\r\nv\r\n"
     assert replies[1].startswith(b"-READONLY ")
@@ -480,7 +489,7 @@ def test_a_closed_store_answers_errors(open_store):
     store.close()
     for item in ("GET k", "SET k v", "DBSIZE", "SCAN 0", block("GET k")):
         assert tell(item).startswith(b"-ERR "), item
-    assert [each[0][:5] for each in tell.executor.together([([words("SET k v")], False)] * 2)] == [b"-ERR "] * 2
+    assert [each[0][:5] for each in tell.executor.run_many([([words("SET k v")], False)] * 2)] == [b"-ERR "] * 2
 
 
 def test_an_open_transaction_of_the_same_thread_is_an_error_and_no_deadlock(open_store):
@@ -518,7 +527,7 @@ def test_a_full_disk_fails_what_does_not_fit_and_no_more(open_store):
             ([words(["SET", "b", "x" * 300_000])], False),
             ([words("SET c 3")], False),
         ]
-        replies = [each[0] for each in tell.executor.together(shares)]
+        replies = [each[0] for each in tell.executor.run_many(shares)]
     assert replies[1].startswith(b"-MISCONF Errors writing to the log")
     assert (replies[0], replies[2]) == (b"+OK\r\n", b"+OK\r\n")
     assert sorted(store) == [b"a", b"c", b"first"]
@@ -530,7 +539,7 @@ def test_a_failed_sync_acknowledges_nothing(path):
     tell = Teller(store)
     tell("SET before 1")
     files.fail_sync(1)
-    replies = tell.executor.together([([words("SET a 1"), words("GET before")], False), ([block("INCR n")], False)])
+    replies = tell.executor.run_many([([words("SET a 1"), words("GET before")], False), ([block("INCR n")], False)])
     assert all(reply.startswith(b"-MISCONF ") for each in replies for reply in each)
     assert tell("GET before") == b"$1\r\n1\r\n"
     assert tell("SET a 1").startswith(b"-MISCONF ")
@@ -541,10 +550,10 @@ def test_a_failed_sync_acknowledges_nothing(path):
 def test_a_batch_of_many_clients_is_one_sync(open_store):
     store = open_store(sync="always")
     executor = Executor(store)
-    executor.alone(words("SET warm 1"), False)
+    executor.run_one(words("SET warm 1"), False)
     with SystemCalls() as calls:
         calls.count()
-        executor.together([([words(f"SET k{client} 1"), words("INCR n")], False) for client in range(50)])
+        executor.run_many([([words(f"SET k{client} 1"), words("INCR n")], False) for client in range(50)])
         assert calls.counts["sync"] == 1
     assert store[b"n"] == b"50"
     assert store.durable_seq == store.last_seq
@@ -562,7 +571,7 @@ def test_a_block_is_carried_out_only_if_what_it_watched_is_as_it_was(open_store)
     assert tell(block("SET k x", none=5)) == b"*-1\r\n"
     assert store[b"k"] == b"w"
     now = store.entry("k").seq
-    replies = tell.executor.together([([words("SET k y")], False), ([block("SET k z", k=now)], False)])
+    replies = tell.executor.run_many([([words("SET k y")], False), ([block("SET k z", k=now)], False)])
     assert replies == [[b"+OK\r\n"], [b"*-1\r\n"]], "another client's write in the same batch counts"
 
 

@@ -253,13 +253,13 @@ def test_a_pipeline_of_slow_commands_lets_others_in_between(house, monkeypatch):
     door = house()
     client, other = door.client(), door.client()
     order: list[bytes] = []
-    alone = door.server.executor.alone
+    alone = door.server.executor.run_one
 
     def note(item: Any, resp3: bool) -> bytes:
         order.append(item[1])
         return alone(item, resp3)
 
-    monkeypatch.setattr(door.server.executor, "alone", note)
+    monkeypatch.setattr(door.server.executor, "run_one", note)
     other.send(request("ECHO", "first"))
     assert other.reply() == b"$5\r\nfirst\r\n"
     door.on_loop(lambda: [client.send(request("ECHO", "slow") * 50), other.send(request("ECHO", "between"))])

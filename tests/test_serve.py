@@ -18,7 +18,7 @@ import pytest
 
 import bytekv
 from bytekv.cli import serve as serve_module
-from bytekv.server.lifecycle import DoorError, address_of, serve_doors
+from bytekv.server.lifecycle import StartError, address_of, serve_all
 from tests.harness import open_store
 from tests.test_cli import command, environment
 
@@ -86,7 +86,7 @@ class FakeDoor:
 def serve(store: bytekv.Store, *doors: Callable[..., object]) -> list[str]:
     """Serve at fake doors until they say stop; return the addresses that were open."""
     open_at: list[str] = []
-    asyncio.run(serve_doors(store, doors, open_at.extend))
+    asyncio.run(serve_all(store, doors, open_at.extend))
     return open_at
 
 
@@ -118,7 +118,7 @@ def test_a_second_signal_ends_it_at_once(path):
     program = f"""
 import asyncio, os, signal
 import bytekv
-from bytekv.server.lifecycle import serve_doors
+from bytekv.server.lifecycle import serve_all
 
 store = bytekv.open({str(path)!r})
 
@@ -133,7 +133,7 @@ async def stuck(started):
         while True:
             await asyncio.sleep(0)
 
-asyncio.run(serve_doors(store, [stuck], print))
+asyncio.run(serve_all(store, [stuck], print))
 """
     found = subprocess.run([sys.executable, "-c", program], env=environment(path), capture_output=True, timeout=60)
     assert found.returncode == -signal.SIGTERM
@@ -148,7 +148,7 @@ def test_a_door_that_cannot_be_opened(path, error):
 
     store, log = open_store(path), []
     never = FakeDoor(store, log, "never")
-    with pytest.raises(DoorError, match=r"Address already in use|set a password"):
+    with pytest.raises(StartError, match=r"Address already in use|set a password"):
         serve(store, FakeDoor(store, log, "one"), fails, never)
     assert log == ["one"]
     assert store.closed
@@ -377,7 +377,7 @@ async def stuck(started):
         while True:
             await asyncio.sleep(0)
 
-asyncio.run(bytekv.server.lifecycle.serve_doors(store, [stuck], print))
+asyncio.run(bytekv.server.lifecycle.serve_all(store, [stuck], print))
 """
     found = subprocess.run([sys.executable, "-c", program, path], env=environment(path), timeout=60, check=False)
     assert found.returncode == 128 + signal.SIGTERM

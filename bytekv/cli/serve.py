@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from ..server.lifecycle import Door, DoorError, Stopped, address_of, ending_on_sigterm, serve_doors
+from ..server.lifecycle import Service, StartError, Stopped, address_of, ending_on_sigterm, serve_all
 from ..server.sockets import raise_descriptor_limit
 from .commands import DONE, UsageError, opened, reading, say
 
@@ -21,7 +21,7 @@ _MAX_SECRETS_SIZE: Final = 1 << 20
 
 def serve(arguments: Namespace) -> int:
     """Serve the store at one or two doors until told to stop."""
-    doors: list[Door] = []
+    doors: list[Service] = []
     with ending_on_sigterm() as check_stopped:
         try:
             password, tokens = _secrets(arguments)
@@ -43,8 +43,8 @@ def serve(arguments: Namespace) -> int:
             with opened(arguments, "c", sync=arguments.sync) as store:
                 check_stopped()
                 ready = lambda where: say(f"serving {store.path} at {' and '.join(where)}")  # noqa: E731
-                asyncio.run(serve_doors(store, doors, ready))
-        except DoorError as error:
+                asyncio.run(serve_all(store, doors, ready))
+        except StartError as error:
             raise UsageError(f"cannot serve there: {error}") from None
         except Stopped:
             pass

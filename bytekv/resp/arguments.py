@@ -13,7 +13,7 @@ from typing import Final
 
 from .protocol import ReplyError, integer
 
-__all__ = ["Options", "Pattern", "add_floats", "integer_of", "milliseconds_of", "syntax_error", "word"]
+__all__ = ["Pattern", "SetOptions", "add_floats", "integer_of", "milliseconds_of", "syntax_error", "word"]
 
 _MAX_MS: Final = 1 << 61  # of time: 73 million years; a store takes no much later one
 _MAX_PATTERN_BYTES: Final = 16 * 1024  # compiling one takes some µs a byte
@@ -111,7 +111,7 @@ def syntax_error() -> ReplyError:
 _TIMES: Final = {b"EX": (1000, True), b"PX": (1, True), b"EXAT": (1000, False), b"PXAT": (1, False)}
 
 
-class Options:
+class SetOptions:
     """The options of SET and GETEX: a time, or one of the flags that stand for none."""
 
     def __init__(self, arguments: list[bytes], allowed: frozenset[bytes], name: bytes) -> None:

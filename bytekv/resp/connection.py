@@ -1,7 +1,7 @@
 """One client's connection: bytes in, replies out, and waiting where something is in the way.
 
 Knows asyncio's transports, and of commands only that a `Session` says what becomes of one. What is common to all
-connections is the server's, seen from here as `Host`.
+connections is the server's, seen from here as `ConnectionHost`.
 
 *Theory of operation.* What has arrived is parsed at once and carried out in order, on the thread of the event loop;
 the replies to all that one turn of the loop has brought leave at its end. A connection stops reading as long as
@@ -19,11 +19,13 @@ from typing import Final, Protocol, cast
 
 from ..server.sockets import Seldom
 from .commands.table import COMMANDS
-from .executor import Executor, Item, Straight, error_of
+from .errors import error_of
+from .executor import Executor, FastPath
 from .protocol import UNTRUSTED, Parser, encode, encode_error
 from .session import Later, Run, Session
+from .work import Item
 
-__all__ = ["AUTHENTICATION_S", "GRACE_S", "READ_BYTES", "WRITE_BYTES", "Connection", "Host"]
+__all__ = ["AUTHENTICATION_S", "GRACE_S", "READ_BYTES", "WRITE_BYTES", "Connection", "ConnectionHost"]
 
 READ_BYTES: Final = 64 * 1024
 WRITE_BYTES: Final = 256 * 1024  # replies that wait for a client; above, it is read from no more
@@ -36,12 +38,12 @@ _MIN_BYTES_PER_S: Final = 1024  # of a request that takes longer than `request_t
 _KEEPALIVE_S: Final = 300
 
 
-class Host(Protocol):
+class ConnectionHost(Protocol):
     """What a connection has to know of its server."""
 
     loop: asyncio.AbstractEventLoop
     executor: Executor
-    ways: list[dict[bytes, Straight]]  # the shorter ways of commands, in RESP2 and RESP3
+    fast_paths: list[dict[bytes, FastPath]]  # the shorter ways of commands, in RESP2 and RESP3
     now: float
     group_commit: bool
     commands_processed: int
@@ -79,6 +81,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_backlog",
+        "_fast_paths",
         "_given_bytes",
         "_is_at_eof",
         "_is_cautious",
@@ -93,7 +96,6 @@ class Connection(asyncio.BufferedProtocol):
         "_unsent",
         "_untaken_since",
         "_view",
-        "_ways",
         "active_at",
         "closing_since",
         "request_since",
@@ -105,9 +107,9 @@ class Connection(asyncio.BufferedProtocol):
     _transport: asyncio.Transport
     _parser: Parser
 
-    def __init__(self, server: Host) -> None:
+    def __init__(self, server: ConnectionHost) -> None:
         self._server = server
-        self._ways: dict[bytes, Straight] = {}  # the shorter ways that are open now
+        self._fast_paths: dict[bytes, FastPath] = {}  # the shorter ways that are open now
         self._backlog: list[list[bytes]] = []  # parsed, not carried out
         self._left: list[Item] = []  # were too many for a batch
         self._unsent = b""  # leaves at the end of this turn of the loop
@@ -219,7 +221,7 @@ class Connection(asyncio.BufferedProtocol):
         """Carry out commands and send the replies; return those that have to wait."""
         server, session = self._server, self.session
         replies: list[bytes] = []
-        add, ways, large, done, takes_long = replies.append, self._ways, 0, 0, False
+        add, ways, large, done, takes_long = replies.append, self._fast_paths, 0, 0, False
         waits: Run | Later | None = None
         for arguments in commands:
             done += 1
@@ -240,7 +242,7 @@ class Connection(asyncio.BufferedProtocol):
                     waits = answer
                     break
                 else:
-                    reply = server.executor.alone(answer.item, session.resp3)
+                    reply = server.executor.run_one(answer.item, session.resp3)
                     reply = b"" if session.is_silent else reply
                     takes_long = server.executor.was_slow
                 ways = self._adapt()
@@ -269,7 +271,7 @@ class Connection(asyncio.BufferedProtocol):
             server.loop.call_soon(self.answered, [], [])
         return rest if waits is None else self._wait_for(waits, rest)
 
-    def _adapt(self) -> dict[bytes, Straight]:
+    def _adapt(self) -> dict[bytes, FastPath]:
         """Take account of what the session has become; return the shorter ways that are open now."""
         session, parser = self.session, self._parser
         if (parser.limits is UNTRUSTED) == session.is_authenticated:
@@ -278,8 +280,8 @@ class Connection(asyncio.BufferedProtocol):
             self._strange_commands = 0
             self.stranger_since = self._server.now
             self._server.note(self, known=session.is_authenticated)
-        self._ways = self._server.ways[session.resp3] if session.is_plain else {}
-        return self._ways
+        self._fast_paths = self._server.fast_paths[session.resp3] if session.is_plain else {}
+        return self._fast_paths
 
     def _is_one_too_many(self) -> bool:
         """Tell whether a client that has not shown the password has sent more than it needs for that."""

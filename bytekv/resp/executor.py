@@ -7,34 +7,22 @@ else. Knows the store and the commands, no connection.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from .. import (
-    BytekvError,
-    CorruptionError,
-    DiskFullError,
-    LimitError,
-    ReadOnlyError,
-    Store,
-    StoreFailedError,
-    StoreIOError,
-)
-from .commands import keys, strings  # noqa: F401 - enter their commands into the table
-from .commands.table import COMMANDS, find_command
+from .. import DiskFullError, LimitError, ReadOnlyError, Store
+from .commands.command import DataCommand
+from .commands.table import COMMANDS
+from .errors import error_of
 from .protocol import NIL_ARRAY, Reply, ReplyError, encode, integer
-from .work import Cursors, TooLargeError, Work
+from .work import Block, Cursors, Item, Slow, TooLargeError, UnitOfWork
 
-__all__ = ["Block", "Executor", "Item", "Slow", "Straight", "error_of"]
-
-logger = logging.getLogger("bytekv")
+__all__ = ["Executor", "FastPath"]
 
 #: A shorter way for a command; None if the arguments are not of the simple kind.
-Straight = Callable[[list[bytes]], "bytes | None"]
+FastPath = Callable[[list[bytes]], "bytes | None"]
 
 _MAX_REPLIES_BYTES: Final = 4 * 1024 * 1024  # to one client in one batch; what is left waits for the next
 _MAX_BATCH_BYTES: Final = 64 * 1024 * 1024  # that a batch writes, or replies to all clients; the same
@@ -43,49 +31,6 @@ _MAX_TTL: Final = 10**12  # beyond, the plain way says what is wrong
 _SAFE: Final = 1 << 62  # so far from the end of 64 bits that no other thread gets there meanwhile
 _SLOW_S: Final = 0.01
 _MAX_SLOW: Final = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The commands between MULTI and EXEC, and the seqs that watched keys had; 0: no entry."""
-
-    commands: list[list[bytes]]
-    watched: dict[bytes, int]
-
-
-Item = list[bytes] | Block
-
-
-class Slow(NamedTuple):
-    """A line of SLOWLOG."""
-
-    number: int
-    at: int
-    duration_us: int
-    arguments: list[bytes]
-
-
-def error_of(error: Exception) -> ReplyError:
-    """Return what a client is told of an exception."""
-    if isinstance(error, ReplyError):
-        return error
-    if isinstance(error, ReadOnlyError):
-        return ReplyError(b"READONLY You can't write against a read only replica.")
-    if isinstance(error, (DiskFullError, StoreFailedError, StoreIOError)):
-        return ReplyError(b"MISCONF Errors writing to the log: %b" % _text(error))
-    if isinstance(error, CorruptionError):
-        logger.error("a client asked for something damaged: %s", str(error))
-        return ReplyError(b"ERR the entry is damaged on disk; see the log of the server, and bytekv repair")
-    if isinstance(error, BytekvError):
-        return ReplyError(b"ERR %b" % _text(error))
-    if isinstance(error, MemoryError):
-        return ReplyError(b"OOM the server has not enough memory for this; nothing was changed")
-    logger.error("a command failed", exc_info=error)
-    return ReplyError(b"ERR internal error; see the log of the server")
-
-
-def _text(error: Exception) -> bytes:
-    return str(error).encode("utf-8", "replace")
 
 
 class Executor:
@@ -102,7 +47,7 @@ class Executor:
 
     # --- one item --------------------------------------------------------------------------------
 
-    def alone(self, item: Item, resp3: bool) -> bytes:
+    def run_one(self, item: Item, resp3: bool) -> bytes:
         """Carry out one item as a unit of its own."""
         began = time.perf_counter()
         try:
@@ -119,10 +64,10 @@ class Executor:
         return reply
 
     def _command(self, arguments: list[bytes], resp3: bool) -> bytes:
-        command = find_command(arguments)
-        if command.alone is not None:
-            return encode(command.alone(self.store, arguments), resp3)
-        work = Work(self.store, self.cursors)
+        command = _data_command(arguments)
+        if command.on_store is not None:
+            return encode(command.on_store(self.store, arguments), resp3)
+        work = UnitOfWork(self.store, self.cursors)
         if command.kind == "read":
             return _counted(work, command.handler(work, arguments), resp3)
         with self.store.transaction() as transaction:
@@ -132,14 +77,14 @@ class Executor:
 
     def _block(self, block: Block, resp3: bool) -> bytes:
         if self.store.readonly:  # what only reads has no need of a transaction, which it could not have
-            return self._within(Work(self.store, self.cursors, is_block=True), block, resp3)
+            return self._within(UnitOfWork(self.store, self.cursors, is_block=True), block, resp3)
         with self.store.transaction() as transaction:
-            work = Work(self.store, self.cursors, is_block=True)
+            work = UnitOfWork(self.store, self.cursors, is_block=True)
             reply = self._within(work, block, resp3)
             work.commit(transaction)
         return reply
 
-    def _within(self, work: Work, item: Item, resp3: bool) -> bytes:
+    def _within(self, work: UnitOfWork, item: Item, resp3: bool) -> bytes:
         """Carry out one item within a unit; an error of a command is its reply, and it has changed nothing then.
 
         What makes the unit itself impossible, as too many bytes do, is raised: nothing of the unit may happen then.
@@ -150,7 +95,7 @@ class Executor:
             replies = [self._within(work, arguments, resp3) for arguments in item.commands]
             return b"*%d\r\n%b" % (len(replies), b"".join(replies))
         try:
-            command = find_command(item)
+            command = _data_command(item)
             if self.store.readonly and command.kind == "write":
                 raise ReadOnlyError(self.store.path)
             reply = command.handler(work, item)
@@ -162,7 +107,7 @@ class Executor:
 
     # --- many items in one batch -----------------------------------------------------------------
 
-    def together(self, shares: Sequence[tuple[Sequence[Item], bool]]) -> list[list[bytes]]:
+    def run_many(self, shares: Sequence[tuple[Sequence[Item], bool]]) -> list[list[bytes]]:
         """Carry out the items of several clients in as few batches as possible; return the replies to each.
 
         Where replies or writes become large there are fewer replies than items; the rest has not been carried out. When
@@ -189,7 +134,7 @@ class Executor:
         made: list[tuple[int, bytes]] = []
         try:
             with self.store.transaction() as transaction:
-                work = Work(self.store, self.cursors, is_block=True)
+                work = UnitOfWork(self.store, self.cursors, is_block=True)
                 for client, item, resp3 in batch:
                     if answers.has_room_for(client):
                         work.begin_command()
@@ -211,13 +156,13 @@ class Executor:
     def _one_by_one(self, batch: list[_Task], answers: _Answers) -> None:
         for client, item, resp3 in batch:
             if answers.has_room_for(client):
-                reply = self.alone(item, resp3)
+                reply = self.run_one(item, resp3)
                 answers.count(client, len(reply))
                 answers.replies[client].append(reply)
 
     # --- the straight way ------------------------------------------------------------------------
 
-    def straight(self, resp3: bool, *, writes: bool) -> dict[bytes, Straight]:
+    def fast_paths(self, resp3: bool, *, writes: bool) -> dict[bytes, FastPath]:
         """Return the shorter ways of the commonest commands, by name.
 
         GET takes 1.2 µs this way instead of 6, SET 1.7 instead of 16; a test compares their replies with the plain way.
@@ -267,7 +212,7 @@ class Executor:
         def ping(arguments: list[bytes]) -> bytes | None:
             return b"+PONG\r\n" if len(arguments) == 1 else None
 
-        ways: dict[bytes, Straight] = {b"GET": get, b"EXISTS": exists, b"PING": ping}
+        ways: dict[bytes, FastPath] = {b"GET": get, b"EXISTS": exists, b"PING": ping}
         if writes:
             ways |= {b"SET": set_, b"DEL": del_, b"INCR": incr}
         return ways | {name.lower(): way for name, way in ways.items()}
@@ -281,7 +226,13 @@ class Executor:
         self._slow_count += 1
 
 
-def _counted(work: Work, reply: Reply, resp3: bool) -> bytes:
+def _data_command(arguments: list[bytes]) -> DataCommand:
+    found = COMMANDS.find(arguments)
+    assert isinstance(found, DataCommand)  # the others a session has carried out itself
+    return found
+
+
+def _counted(work: UnitOfWork, reply: Reply, resp3: bool) -> bytes:
     encoded = encode(reply, resp3)
     work.count_reply(len(encoded))
     return encoded
@@ -329,4 +280,4 @@ class _Task(NamedTuple):
         if isinstance(self.item, Block):
             return False
         command = COMMANDS.get(self.item[0].lower())
-        return command is not None and command.alone is not None
+        return isinstance(command, DataCommand) and command.on_store is not None

@@ -23,11 +23,13 @@ from typing import Any, Final
 
 from .. import BytekvError, Store
 from ..server.sockets import Places, Seldom, accepting, listen
-from .commands import server as administration  # noqa: F401 - enters its commands into the table
+from .commands.table import COMMANDS
 from .connection import GRACE_S, READ_BYTES, Connection
-from .executor import Executor, Item, error_of
+from .errors import error_of
+from .executor import Executor
 from .protocol import Limits, Reply, ReplyError, encode
 from .session import Later, Session, digest_of
+from .work import Item
 
 __all__ = ["Server", "serve"]
 
@@ -85,9 +87,11 @@ class Server:
     ) -> None:
         if password is not None and not password:
             raise ValueError("the password must not be empty")
-        #: Host and port of the first address that is listened on.
+        #: ConnectionHost and port of the first address that is listened on.
         self.address: tuple[str, int] = (host, port)
         self.executor = Executor(store)
+        self.store, self.commands = store, COMMANDS
+        self.cursors, self.slow = self.executor.cursors, self.executor.slow
         self.group_commit = store.options.sync == "always" if group_commit is None else group_commit
         self.idle_timeout_s = idle_timeout_s
         self.request_timeout_s = request_timeout_s
@@ -100,8 +104,7 @@ class Server:
         self.started_at = time.time()
         self.is_compacting = self.is_backing_up = False
         self.now = time.monotonic()  # looked at once a second: only deadlines need it
-        self.ways = [self.executor.straight(resp3, writes=not self.group_commit) for resp3 in (False, True)]
-        self._store = store
+        self.fast_paths = [self.executor.fast_paths(resp3, writes=not self.group_commit) for resp3 in (False, True)]
         self._host, self._port = host, port
         #: Warnings that clients cause.
         self.seldom = Seldom(logger)
@@ -136,7 +139,7 @@ class Server:
             for each in sockets
         ]
         self._sweeping = self.loop.call_later(_SWEEP_S, self._sweep)
-        logger.info("serving %s at %s", self._store.path, self.url)
+        logger.info("serving %s at %s", self.store.path, self.url)
 
     @property
     def url(self) -> str:
@@ -210,8 +213,8 @@ class Server:
         if self._writer is not None:
             self._writer.shutdown()
         try:
-            if not self._store.closed:
-                await self.loop.run_in_executor(None, self._store.sync)
+            if not self.store.closed:
+                await self.loop.run_in_executor(None, self.store.sync)
         except BytekvError as error:
             logger.error("the last sync failed: %s", error)
         finally:
@@ -351,7 +354,7 @@ class Server:
             self._writer = ThreadPoolExecutor(1, "bytekv resp")
         batch, self._batch = self._batch, []
         shares = [(items, connection.session.resp3) for connection, items in batch]
-        return batch, self.loop.run_in_executor(self._writer, self.executor.together, shares)
+        return batch, self.loop.run_in_executor(self._writer, self.executor.run_many, shares)
 
     def do_later(self, connection: Connection, later: Later) -> None:
         """Make an answer in another thread."""
@@ -370,7 +373,7 @@ class Server:
         if self.is_compacting:
             return False
         self.is_compacting = True
-        work = partial(self._store.compact, progress=self._check_stopping)
+        work = partial(self.store.compact, progress=self._check_stopping)
         self._in_background("compaction", work, lambda: setattr(self, "is_compacting", False))
         return True
 
@@ -382,7 +385,7 @@ class Server:
             return False
         self.is_backing_up = True
         destination = os.path.join(self._backup_dir, time.strftime("%Y%m%dT%H%M%S", time.gmtime()))
-        work = partial(self._store.backup, destination, progress=self._check_stopping)
+        work = partial(self.store.backup, destination, progress=self._check_stopping)
         self._in_background(f"backup to {destination}", work, lambda: setattr(self, "is_backing_up", False))
         return True
 

@@ -1,8 +1,8 @@
-"""What one connection has said so far, and the commands that change it: HELLO, AUTH, MULTI, WATCH and their like.
+"""Sessions: what one connection has said so far, and what becomes of its commands.
 
 A `Session` decides what becomes of a command: an answer at once, a place in the queue of MULTI, or an item for the
 executor. It holds the state that makes the difference (password shown or not, RESP2 or RESP3, MULTI, WATCH, CLIENT
-REPLY) and moves no byte itself. What it has to know of the server around it is the protocol `Door`.
+REPLY) and moves no byte itself. What it has to know of the server around it is the protocol `ServerState`.
 """
 
 from __future__ import annotations
@@ -10,18 +10,31 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from dataclasses import dataclass, field
+from typing import Final, Protocol
 
+from .. import Store
 from ..server.sockets import Seldom
-from .arguments import integer_of, syntax_error, word
-from .commands.table import COMMANDS, command, find_command, wrong_arity
-from .executor import Block, Executor, Item, error_of
-from .protocol import OK, UNTRUSTED, Limits, Reply, ReplyError, Simple, encode, integer
-from .work import Work
+from .commands.command import Command, CommandTable
+from .errors import error_of
+from .protocol import UNTRUSTED, Limits, Reply, ReplyError, encode
+from .work import Block, Cursors, Item, Slow, UnitOfWork
 
-__all__ = ["REDIS_VERSION", "Answer", "Door", "Later", "Run", "Session", "check_name", "digest_of", "session_command"]
+__all__ = [
+    "REDIS_VERSION",
+    "Answer",
+    "AtOnceError",
+    "Later",
+    "Run",
+    "ServerState",
+    "Session",
+    "SessionCommand",
+    "Subcommand",
+    "check_name",
+    "digest_of",
+]
 
 #: The version of Redis whose commands bytekv has; clients choose by it what they send.
 REDIS_VERSION: Final = "7.2.0"
@@ -32,10 +45,13 @@ _MAX_NAME_BYTES: Final = 1024
 _ARGUMENT_COST: Final = 96
 
 
-class Door(Protocol):
+class ServerState(Protocol):
     """What a session has to know of its server."""
 
-    executor: Executor
+    store: Store
+    commands: CommandTable
+    cursors: Cursors
+    slow: deque[Slow]
     password_digest: bytes | None
     commands_processed: int
     connections_received: int
@@ -96,8 +112,8 @@ _NOT_REDIS: Final = frozenset((b"post", b"host:"))
 class Session:
     """The state of one connection."""
 
-    def __init__(self, door: Door, number: int, address: str, local_address: str) -> None:
-        self.door = door
+    def __init__(self, server: ServerState, number: int, address: str, local_address: str) -> None:
+        self.server = server
         self.number = number
         self.address = address
         self.local_address = local_address
@@ -114,7 +130,7 @@ class Session:
 
     def reset(self) -> None:
         """Forget all that was agreed on."""
-        self.is_authenticated = self.door.password_digest is None
+        self.is_authenticated = self.server.password_digest is None
         self.resp3 = False
         self.name = b""
         self.watched: dict[bytes, int] = {}  # and the seqs that these keys had
@@ -139,7 +155,7 @@ class Session:
     @property
     def limits(self) -> Limits:
         """Return what a request may ask for now."""
-        return self.door.limits if self.is_authenticated else UNTRUSTED
+        return self.server.limits if self.is_authenticated else UNTRUSTED
 
     # --- what becomes of a command -----------------------------------------------------------------
 
@@ -149,7 +165,7 @@ class Session:
         try:
             answer = self._decide(arguments)
         except Exception as error:
-            if self.queue is not None and not isinstance(error, _AtOnceError):
+            if self.queue is not None and not isinstance(error, AtOnceError):
                 self.is_spoiled = True
             answer = encode(error_of(error), self.resp3)
         self.is_silent = self._off or self._skip_this or self._skip_next
@@ -164,7 +180,7 @@ class Session:
             self.is_foreign = True
             return b""
         try:
-            found = find_command(arguments)
+            found = self.server.commands.find(arguments)
             if not self.is_authenticated and not found.before_password:
                 raise ReplyError(b"NOAUTH Authentication required.")
         except ReplyError as error:
@@ -177,12 +193,12 @@ class Session:
             if found.kind == "session":
                 raise ReplyError(b"ERR Command not allowed inside a transaction")
             return self._enqueue(arguments)
-        if found.for_session:  # UNWATCH, which is a command of its own within a block, too
+        if isinstance(found, SessionCommand):
+            reply = found.handler(self, arguments)
+            return reply if isinstance(reply, (Run, Later)) else encode(reply, self.resp3)
+        if not found.may_pass:  # UNWATCH, which is a command of its own within a block, too
             self.watched.clear()
-        if found.kind != "session":
-            return Run(arguments, found.kind == "write")
-        reply = found.handler(self, arguments)
-        return reply if isinstance(reply, (Run, Later)) else encode(reply, self.resp3)
+        return Run(arguments, found.kind == "write")
 
     def _enqueue(self, arguments: list[bytes]) -> bytes:
         assert self.queue is not None
@@ -195,13 +211,13 @@ class Session:
 
     def watch(self, keys: list[bytes]) -> None:
         """Remember the seqs that keys have now."""
-        work = Work(self.door.executor.store, self.door.executor.cursors)
+        work = UnitOfWork(self.server.store, self.server.cursors)
         for key in keys:
             if key not in self.watched:
                 self.watched[key] = work.seq(key)
         if sum(map(len, self.watched)) + _ARGUMENT_COST * len(self.watched) > _MAX_WATCHED_BYTES:
             self.watched.clear()
-            raise _AtOnceError(b"ERR too many keys are watched")
+            raise AtOnceError(b"ERR too many keys are watched")
 
     def set_replies(self, mode: bytes) -> None:
         """Send answers (ON), none from now on (OFF), or none to this command and the next (SKIP)."""
@@ -219,10 +235,10 @@ class Session:
 
     def authenticate(self, user: bytes, password: bytes) -> None:
         """Let the client in; raise `ReplyError` if the password is wrong."""
-        wanted = self.door.password_digest
+        wanted = self.server.password_digest
         right = wanted is None or hmac.compare_digest(digest_of(password), wanted)
         if user != b"default" or not right:
-            self.door.seldom.warn("a Redis client has shown a wrong password", self.address)
+            self.server.seldom.warn("a Redis client has shown a wrong password", self.address)
             raise ReplyError(b"WRONGPASS invalid username-password pair or user is disabled.")
         self.is_authenticated = True
 
@@ -245,7 +261,7 @@ class Session:
                 b"x" if self.queue is not None else b"N",
                 -1 if self.queue is None else len(self.queue),
                 len(self.watched),
-                self.last_command if self.last_command in COMMANDS else b"NULL",
+                self.last_command if self.last_command in self.server.commands else b"NULL",
                 3 if self.resp3 else 2,
                 self.library[b"lib-name"],
                 self.library[b"lib-ver"],
@@ -260,193 +276,26 @@ def check_name(name: bytes, what: bytes) -> bytes:
     return name
 
 
-class _AtOnceError(ReplyError):
+class AtOnceError(ReplyError):
     """An error of a command that is carried out at once even after MULTI, and does not spoil what is queued."""
 
 
-# --- the connection ----------------------------------------------------------------------------
+# --- commands on a session ---------------------------------------------------------------------
 
 
-def session_command(
-    names: str,
-    arity: int,
-    syntax: str,
-    summary: str,
-    group: str = "connection",
-    keys: tuple[int, int, int] = (0, 0, 0),
-    *,
-    before_password: bool = False,
-    at_once: bool = False,
-) -> Callable[..., Any]:
-    """Enter a handler that gets a `Session` into the table."""
-    return command(
-        names,
-        arity,
-        "session",
-        syntax,
-        summary,
-        group=group,
-        keys=keys,
-        before_password=before_password,
-        at_once=at_once,
-    )
+@dataclass(frozen=True, slots=True)
+class Subcommand:
+    """One row below a command; ``arity`` counts both names."""
+
+    arity: int
+    syntax: str
+    summary: str
+    handler: Callable[[Session, list[bytes]], Reply | Later]
 
 
-@session_command(
-    "hello",
-    -1,
-    "[2 | 3 [AUTH user password] [SETNAME name]]",
-    "Begin: choose RESP2 or RESP3, show the password.",
-    before_password=True,
-)
-def _hello(session: Session, arguments: list[bytes]) -> Reply:
-    resp3, name, user = session.resp3, None, None
-    rest = iter(arguments[1:])
-    version = next(rest, None)
-    if version is not None:
-        number = integer(version)
-        if number is None:
-            raise ReplyError(b"ERR Protocol version is not an integer or out of range")
-        if number not in (2, 3):
-            raise ReplyError(b"NOPROTO unsupported protocol version")
-        resp3 = number == 3
-    for option in rest:
-        values = [next(rest, None) for _ in range(_HELLO_OPTIONS.get(word(option), 0))]
-        if not values or None in values:
-            raise ReplyError(b"ERR Syntax error in HELLO option '%b'" % option)
-        if word(option) == b"AUTH":
-            user = values
-        else:
-            name = values[0]
-    if user is not None:
-        session.authenticate(user[0] or b"", user[1] or b"")
-    if not session.is_authenticated:
-        raise ReplyError(
-            b"NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH "
-            b"<user> <pass> option can be used to authenticate the client and select the RESP protocol version at the "
-            b"same time"
-        )
-    if name is not None:
-        session.rename(name)
-    session.resp3 = resp3
-    return {
-        b"server": b"redis",
-        b"version": REDIS_VERSION.encode(),
-        b"proto": 3 if resp3 else 2,
-        b"id": session.number,
-        b"mode": b"standalone",
-        b"role": b"master",
-        b"modules": [],
-    }
+@dataclass(frozen=True, slots=True)
+class SessionCommand(Command):
+    """A command on the connection or the server; ``subcommands`` by their names in lower case."""
 
-
-_HELLO_OPTIONS: Final = {b"AUTH": 2, b"SETNAME": 1}
-
-
-@session_command("auth", -2, "[user] password", "Show the password; the user is called default.", before_password=True)
-def _auth(session: Session, arguments: list[bytes]) -> Reply:
-    if len(arguments) > 3:
-        raise syntax_error()
-    if len(arguments) == 2 and session.door.password_digest is None:
-        raise ReplyError(
-            b"ERR AUTH <password> called without any password configured for the default user. Are you sure your "
-            b"configuration is correct?"
-        )
-    session.authenticate(arguments[1] if len(arguments) == 3 else b"default", arguments[-1])
-    return OK
-
-
-@session_command("quit", -1, "", "Close the connection.", before_password=True, at_once=True)
-def _quit(session: Session, arguments: list[bytes]) -> Reply:
-    session.is_closing = True
-    return OK
-
-
-@session_command("reset", 1, "", "Begin anew, as after connecting.", before_password=True, at_once=True)
-def _reset(session: Session, arguments: list[bytes]) -> Reply:
-    session.reset()
-    return Simple(b"RESET")
-
-
-@command("ping", -1, "read", "[message]", "Answer PONG, or the message.", group="connection")
-def _ping(work: Work, arguments: list[bytes]) -> Reply:
-    if len(arguments) > 2:
-        raise wrong_arity(b"ping")
-    return arguments[1] if len(arguments) == 2 else Simple(b"PONG")
-
-
-@command("echo", 2, "read", "message", "Answer the message.", group="connection")
-def _echo(work: Work, arguments: list[bytes]) -> Reply:
-    return arguments[1]
-
-
-@command("select", 2, "read", "0", "Choose a database: there is only 0.", group="connection")
-def _select(work: Work, arguments: list[bytes]) -> Reply:
-    if integer_of(arguments[1]) != 0:
-        raise ReplyError(b"ERR DB index is out of range")
-    return OK
-
-
-@command("time", 1, "read", "", "Return the time: seconds since 1970 and microseconds.", group="server")
-def _time(work: Work, arguments: list[bytes]) -> Reply:
-    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-    return [b"%d" % seconds, b"%d" % (nanoseconds // 1000)]
-
-
-# --- MULTI -------------------------------------------------------------------------------------
-
-
-@session_command(
-    "multi", 1, "", "Begin to gather commands that are carried out together.", "transactions", at_once=True
-)
-def _multi(session: Session, arguments: list[bytes]) -> Reply:
-    if session.queue is not None:
-        raise _AtOnceError(b"ERR MULTI calls can not be nested")
-    session.queue = []
-    return OK
-
-
-@session_command(
-    "exec",
-    1,
-    "",
-    "Carry out what was gathered, all or nothing; nothing if a watched key has changed.",
-    "transactions",
-    at_once=True,
-)
-def _exec(session: Session, arguments: list[bytes]) -> Reply | Run:
-    if session.queue is None:
-        raise ReplyError(b"ERR EXEC without MULTI")
-    is_spoiled, block = session.is_spoiled, session.end_queue()
-    if is_spoiled:
-        raise ReplyError(b"EXECABORT Transaction discarded because of previous errors.")
-    return Run(block, writes=True)
-
-
-@session_command("discard", 1, "", "Forget what was gathered.", "transactions", at_once=True)
-def _discard(session: Session, arguments: list[bytes]) -> Reply:
-    if session.queue is None:
-        raise ReplyError(b"ERR DISCARD without MULTI")
-    session.end_queue()
-    return OK
-
-
-@session_command(
-    "watch",
-    -2,
-    "key [key ...]",
-    "Let EXEC do nothing if one of these keys changes before.",
-    "transactions",
-    (1, -1, 1),
-    at_once=True,
-)
-def _watch(session: Session, arguments: list[bytes]) -> Reply:
-    if session.queue is not None:
-        raise _AtOnceError(b"ERR WATCH inside MULTI is not allowed")
-    session.watch(arguments[1:])
-    return OK
-
-
-@command("unwatch", 1, "read", "", "Forget the watched keys.", group="transactions", for_session=True)
-def _unwatch(work: Work, arguments: list[bytes]) -> Reply:
-    return OK  # what there is to forget is the session's
+    handler: Callable[[Session, list[bytes]], Reply | Later | Run]
+    subcommands: Mapping[bytes, Subcommand] = field(default_factory=dict)

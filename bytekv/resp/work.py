@@ -1,6 +1,6 @@
 """One unit of work: what commands read and write between the beginning of a transaction and its commit.
 
-Commands see a `Work`, never the store. It keeps what they write in memory, with times of expiry, and answers
+Commands see a `UnitOfWork`, never the store. It keeps what they write in memory, with times of expiry, and answers
 from there first, so that the commands of MULTI see each other's writes; `Executor` decides how many commands
 share one unit, and that the unit is one crash-atomic batch of the store. Knows no connection and no bytes of
 the protocol but replies.
@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from heapq import merge
 from itertools import islice
 from threading import Lock
@@ -22,7 +23,7 @@ from ..contract.convert import MAX_BATCH_SIZE, MAX_KEY_SIZE
 from ..engine.codec.entry import OVERHEAD
 from .protocol import Reply, ReplyError
 
-__all__ = ["Cursors", "Found", "TooLargeError", "Work"]
+__all__ = ["Block", "Cursors", "Item", "Slow", "StoredValue", "TooLargeError", "UnitOfWork"]
 
 _MAX_REPLY_BYTES: Final = 512 * 1024 * 1024  # of one command, or of a whole block: it answers from memory
 _MAX_WRITE_BYTES: Final = MAX_BATCH_SIZE  # of one command; the log takes no more at once
@@ -38,7 +39,7 @@ class TooLargeError(ReplyError):
     """Raised when a unit of work becomes too large: none of it is carried out."""
 
 
-class Found(NamedTuple):
+class StoredValue(NamedTuple):
     """A value and when it goes, in milliseconds since 1970 (0: never), and its seq (-1: not committed)."""
 
     value: bytes
@@ -49,6 +50,26 @@ class Found(NamedTuple):
 def now_ms() -> int:
     """Return the time since 1970 in milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The commands between MULTI and EXEC, and the seqs that watched keys had; 0: no entry."""
+
+    commands: list[list[bytes]]
+    watched: dict[bytes, int]
+
+
+Item = list[bytes] | Block
+
+
+class Slow(NamedTuple):
+    """A line of SLOWLOG."""
+
+    number: int
+    at: int
+    duration_us: int
+    arguments: list[bytes]
 
 
 class Cursors:
@@ -84,7 +105,7 @@ class Cursors:
             return key
 
 
-class Work:
+class UnitOfWork:
     """Reads and writes of one unit over a store."""
 
     __slots__ = (
@@ -104,7 +125,7 @@ class Work:
         self.store = store
         self.cursors = cursors
         self._max_write_bytes = _MAX_BLOCK_WRITE_BYTES if is_block else _MAX_WRITE_BYTES
-        self._writes: dict[bytes, Found | None] = {}
+        self._writes: dict[bytes, StoredValue | None] = {}
         #: Bytes that what was written will take in the log.
         self.written_bytes = 0
         self._cleared = False
@@ -129,7 +150,7 @@ class Work:
                 self._count_moved(len(value))
         return value
 
-    def find(self, key: bytes) -> Found | None:
+    def find(self, key: bytes) -> StoredValue | None:
         """Return the value of a key with the time of its expiry, None if there is none."""
         if self._cleared or key in self._writes:
             found = self._written(key)
@@ -139,7 +160,7 @@ class Work:
             except KeyError:
                 return None
             self._count_moved(len(entry.value))
-            found = Found(entry.value, 0 if entry.expires is None else round(entry.expires * 1000), entry.seq)
+            found = StoredValue(entry.value, 0 if entry.expires is None else round(entry.expires * 1000), entry.seq)
         return found
 
     def exists(self, key: bytes) -> bool:
@@ -200,7 +221,7 @@ class Work:
             count += (self._written(key) is not None) - (not self._cleared and key in self.store)
         return count
 
-    def _written(self, key: bytes) -> Found | None:
+    def _written(self, key: bytes) -> StoredValue | None:
         found = self._writes.get(key)
         return None if found is None or 0 < found.expires_ms <= self.now_ms else found
 
@@ -233,7 +254,7 @@ class Work:
         """Store a value; 0: it does not expire. One that has expired already is deleted."""
         self.check_key(key)
         gone = expires_ms < 0 or 0 < expires_ms <= self.now_ms
-        self._write(key, None if gone else Found(value, expires_ms))
+        self._write(key, None if gone else StoredValue(value, expires_ms))
 
     def make_room(self, key: bytes, size: int) -> None:
         """Raise `TooLargeError` if a value of this size, which is still to be made, would be too much for the unit."""
@@ -259,7 +280,7 @@ class Work:
         self.written_bytes = 0
         self._cleared = True
 
-    def _write(self, key: bytes, found: Found | None) -> None:
+    def _write(self, key: bytes, found: StoredValue | None) -> None:
         growth = self._growth(key, 0 if found is None else len(found.value))
         self._check_room(growth)
         self._writes.pop(key, None)  # so that it takes its place at the end

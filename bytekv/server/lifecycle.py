@@ -27,15 +27,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Door", "DoorError", "Stopped", "address_of", "ending_on_sigterm", "serve_doors"]
+__all__ = ["Service", "StartError", "Stopped", "address_of", "ending_on_sigterm", "serve_all"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 #: Called with a function to be told the address once connections are accepted.
-Door = Callable[[Callable[[str], object]], Coroutine[object, object, None]]
+Service = Callable[[Callable[[str], object]], Coroutine[object, object, None]]
 
 
-class DoorError(Exception):
+class StartError(Exception):
     """Raised when a door cannot be opened: no such address, taken, not safe, nothing to serve it with."""
 
 
@@ -65,7 +65,7 @@ def address_of(text: str, default_port: int) -> tuple[str, int]:
 
 @contextmanager
 def ending_on_sigterm() -> Iterator[Callable[[], None]]:
-    """Let SIGTERM raise `Stopped` in the block, until `serve_doors` takes the signal over.
+    """Let SIGTERM raise `Stopped` in the block, until `serve_all` takes the signal over.
 
     Gives a function that raises it if the signal has come, because an exception in a finaliser would get lost.
     """
@@ -90,10 +90,10 @@ def ending_on_sigterm() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGTERM, before)
 
 
-async def serve_doors(store: Store, doors: Iterable[Door], ready: Callable[[list[str]], object]) -> None:
+async def serve_all(store: Store, doors: Iterable[Service], ready: Callable[[list[str]], object]) -> None:
     """Serve a store at all doors until a signal or the end of one of them; then sync it and close it.
 
-    ``ready`` is called with the addresses once all doors are open. Raises `DoorError`, or what a door has raised
+    ``ready`` is called with the addresses once all doors are open. Raises `StartError`, or what a door has raised
     later, after the others have ended and the store is closed.
     """
     loop = asyncio.get_running_loop()
@@ -133,7 +133,7 @@ async def serve_doors(store: Store, doors: Iterable[Door], ready: Callable[[list
             raise end
 
 
-async def _pass(door: Door, opened: asyncio.Future[str]) -> None:
+async def _pass(door: Service, opened: asyncio.Future[str]) -> None:
     def started(address: str) -> None:
         if not opened.done():
             opened.set_result(address)
@@ -143,7 +143,7 @@ async def _pass(door: Door, opened: asyncio.Future[str]) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if opened.done():
             raise
-        raise DoorError(getattr(error, "strerror", None) or str(error)) from error
+        raise StartError(getattr(error, "strerror", None) or str(error)) from error
     finally:
         opened.cancel()
 

@@ -7,10 +7,9 @@ from random import randint
 from typing import Any, Final
 
 from ... import Store
-from ..arguments import Options, Pattern, integer_of, milliseconds_of, syntax_error, word
+from ..arguments import Pattern, SetOptions, integer_of, milliseconds_of, syntax_error, word
 from ..protocol import OK, Reply, ReplyError, Simple, integer
-from ..work import Cursors, Work
-from .table import ALL, ONE, TWO, command
+from ..work import Cursors, UnitOfWork
 
 __all__: list[str] = []
 
@@ -18,21 +17,11 @@ __all__: list[str] = []
 # --- keys --------------------------------------------------------------------------------------
 
 
-@command("del unlink delete", -2, "write", "key [key ...]", "Delete keys and count them.", keys=ALL, group="generic")
-def _del(work: Work, arguments: list[bytes]) -> Reply:
+def delete(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     return sum(work.delete(key) for key in arguments[1:])
 
 
-@command(
-    "delex",
-    -2,
-    "write",
-    "key [IFEQ value | IFNE value]",
-    "Delete a key if it has, or has not, a certain value: how a lock is released.",
-    keys=ONE,
-    group="generic",
-)
-def _delex(work: Work, arguments: list[bytes]) -> Reply:
+def delex(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     if len(arguments) == 2:
         return int(work.delete(arguments[1]))
     if len(arguments) != 4 or word(arguments[2]) not in (b"IFEQ", b"IFNE"):
@@ -43,19 +32,15 @@ def _delex(work: Work, arguments: list[bytes]) -> Reply:
     return int(work.delete(arguments[1]))
 
 
-@command("exists touch", -2, "read", "key [key ...]", "Count those that exist.", keys=ALL, group="generic")
-def _exists(work: Work, arguments: list[bytes]) -> Reply:
+def exists(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     return sum(work.exists(key) for key in arguments[1:])
 
 
-@command("type", 2, "read", "key", "Say string, or none.", keys=ONE, group="generic")
-def _type(work: Work, arguments: list[bytes]) -> Reply:
+def type_(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     return Simple(b"string" if work.exists(arguments[1]) else b"none")
 
 
-@command("rename", 3, "write", "key newkey", "Give a value another key.", keys=TWO, group="generic")
-@command("renamenx", 3, "write", "key newkey", "The same, if the other key is free.", keys=TWO, group="generic")
-def _rename(work: Work, arguments: list[bytes]) -> Reply:
+def rename(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     name, key, other = arguments
     careful = name.lower() == b"renamenx"
     found = work.find(key)
@@ -69,8 +54,7 @@ def _rename(work: Work, arguments: list[bytes]) -> Reply:
     return 1 if careful else OK
 
 
-@command("copy", -3, "write", "source destination [DB 0] [REPLACE]", "Copy a value.", keys=TWO, group="generic")
-def _copy(work: Work, arguments: list[bytes]) -> Reply:
+def copy(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     _, source, destination, *rest = arguments
     replace = False
     options = iter(rest)
@@ -91,8 +75,7 @@ def _copy(work: Work, arguments: list[bytes]) -> Reply:
     return 1
 
 
-@command("randomkey", 1, "read", "", "Return some key.", group="generic")
-def _randomkey(work: Work, arguments: list[bytes]) -> Reply:
+def randomkey(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     first, last = next(work.keys(limit=1), None), next(work.keys(limit=1, reverse=True), None)
     if first is None or last is None:
         return None
@@ -105,21 +88,12 @@ def _randomkey(work: Work, arguments: list[bytes]) -> Reply:
     return next(work.keys(start=place, limit=1), last)
 
 
-@command("keys", 2, "read", "pattern", "List the keys that match a pattern.", group="generic")
-def _keys(work: Work, arguments: list[bytes]) -> Reply:
+def list_keys(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     pattern = Pattern(arguments[1])
     return work.gather(key for key in work.keys(pattern.prefix) if pattern.matches(key))
 
 
-@command(
-    "scan",
-    -2,
-    "read",
-    "cursor [MATCH pattern] [COUNT count] [TYPE type]",
-    "List keys bit by bit: in order, beginning with cursor 0, until the cursor that comes back is 0.",
-    group="generic",
-)
-def _scan(work: Work, arguments: list[bytes]) -> Reply:
+def scan(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     cursor = integer(arguments[1]) if len(arguments[1]) < 20 else None
     if cursor is None or cursor < 0:
         raise ReplyError(b"ERR invalid cursor")
@@ -145,19 +119,17 @@ def _scan(work: Work, arguments: list[bytes]) -> Reply:
     return [b"%d" % following, [key for key in keys if pattern.matches(key)] if wanted else []]
 
 
-@command("dbsize", 1, "read", "", "Count the keys.", group="server")
-def _dbsize(work: Work, arguments: list[bytes]) -> Reply:
+def dbsize(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     return len(work)
 
 
-def _flush_store(store: Store, arguments: list[bytes]) -> Reply:
+def flush_store(store: Store, arguments: list[bytes]) -> Reply:
     _check_flush(arguments)
     store.clear()
     return OK
 
 
-@command("flushdb flushall", -1, "write", "[ASYNC | SYNC]", "Delete every key.", group="server", alone=_flush_store)
-def _flush(work: Work, arguments: list[bytes]) -> Reply:
+def flush(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     _check_flush(arguments)
     work.clear()
     return OK
@@ -178,43 +150,7 @@ _EXPIRE: Final = {
 }
 
 
-@command(
-    "expire",
-    -3,
-    "write",
-    "key seconds [NX | XX | GT | LT]",
-    "Let a key go in so many seconds.",
-    keys=ONE,
-    group="generic",
-)
-@command(
-    "pexpire",
-    -3,
-    "write",
-    "key milliseconds [NX | XX | GT | LT]",
-    "The same in milliseconds.",
-    keys=ONE,
-    group="generic",
-)
-@command(
-    "expireat",
-    -3,
-    "write",
-    "key time [NX | XX | GT | LT]",
-    "Let a key go at a time, in seconds since 1970.",
-    keys=ONE,
-    group="generic",
-)
-@command(
-    "pexpireat",
-    -3,
-    "write",
-    "key time [NX | XX | GT | LT]",
-    "The same in milliseconds since 1970.",
-    keys=ONE,
-    group="generic",
-)
-def _expire(work: Work, arguments: list[bytes]) -> Reply:
+def expire(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     name, key, given, *rest = arguments
     name = name.lower()
     conditions = _conditions(rest)
@@ -247,32 +183,12 @@ def _conditions(options: list[bytes]) -> set[bytes]:
     return conditions
 
 
-@command(
-    "ttl",
-    2,
-    "read",
-    "key",
-    "Return the seconds a key has left: -1 for ever, -2 no such key.",
-    keys=ONE,
-    group="generic",
-)
-@command("pttl", 2, "read", "key", "The same in milliseconds.", keys=ONE, group="generic")
-def _ttl(work: Work, arguments: list[bytes]) -> Reply:
+def ttl(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     ttl_ms = work.ttl_ms(arguments[1])
     return ttl_ms if ttl_ms < 0 or arguments[0].lower() == b"pttl" else (ttl_ms + 500) // 1000
 
 
-@command(
-    "expiretime",
-    2,
-    "read",
-    "key",
-    "Return when a key goes, in seconds since 1970; -1 never, -2 no such key.",
-    keys=ONE,
-    group="generic",
-)
-@command("pexpiretime", 2, "read", "key", "The same in milliseconds.", keys=ONE, group="generic")
-def _expiretime(work: Work, arguments: list[bytes]) -> Reply:
+def expiretime(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     found = work.find(arguments[1])
     if found is None:
         return -2
@@ -281,8 +197,7 @@ def _expiretime(work: Work, arguments: list[bytes]) -> Reply:
     return found.expires_ms if arguments[0].lower() == b"pexpiretime" else (found.expires_ms + 500) // 1000
 
 
-@command("persist", 2, "write", "key", "Let a key stay.", keys=ONE, group="generic")
-def _persist(work: Work, arguments: list[bytes]) -> Reply:
+def persist(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     found = work.find(arguments[1])
     if found is None or not found.expires_ms:
         return 0
@@ -314,15 +229,7 @@ def _range(
     return start or None, stop or None, flags, limit
 
 
-@command(
-    "bkv.range",
-    -3,
-    "read",
-    "start stop [REV] [LIMIT n] [WITHVALUES]",
-    "List keys in order from start up to, not including, stop; an empty start or stop is none.",
-    group="bytekv",
-)
-def _bkv_range(work: Work, arguments: list[bytes]) -> Reply:
+def bkv_range(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     start, stop, flags, limit = _range(arguments, (b"REV", b"LIMIT", b"WITHVALUES"))
     keys = work.keys(start=start, stop=stop, reverse=b"REV" in flags, limit=limit)
     if b"WITHVALUES" not in flags:
@@ -331,32 +238,15 @@ def _bkv_range(work: Work, arguments: list[bytes]) -> Reply:
     return work.gather(part for pair in values for part in pair)
 
 
-@command(
-    "bkv.delrange",
-    -3,
-    "write",
-    "start stop [LIMIT n]",
-    "Delete the keys from start up to, not including, stop, all or nothing; count them.",
-    group="bytekv",
-)
-def _bkv_delrange(work: Work, arguments: list[bytes]) -> Reply:
+def bkv_delrange(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     start, stop, _, limit = _range(arguments, (b"LIMIT",))
     keys = list(islice(work.keys(start=start, stop=stop), limit))
     return sum(work.delete(key) for key in keys)
 
 
-@command(
-    "bkv.cas",
-    -4,
-    "write",
-    "key seq value [EX seconds | PX milliseconds | EXAT time | PXAT time | KEEPTTL]",
-    "Store a value if the key's entry has this seq (0: if there is none); answer 1, or 0 if it has another.",
-    keys=ONE,
-    group="bytekv",
-)
-def _bkv_cas(work: Work, arguments: list[bytes]) -> Reply:
+def bkv_cas(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     _, key, given, value, *rest = arguments
-    options = Options(rest, frozenset((b"KEEPTTL",)), b"bkv.cas")
+    options = SetOptions(rest, frozenset((b"KEEPTTL",)), b"bkv.cas")
     seq, expires_ms = integer_of(given), options.expires_ms(work.now_ms)
     if seq < 0:
         raise ReplyError(b"ERR seq is out of range")
@@ -367,21 +257,11 @@ def _bkv_cas(work: Work, arguments: list[bytes]) -> Reply:
     return 1
 
 
-def _entry_of(store: Store, arguments: list[bytes]) -> Reply:
-    return _bkv_entry(Work(store, Cursors()), arguments)
+def entry_of(store: Store, arguments: list[bytes]) -> Reply:
+    return bkv_entry(UnitOfWork(store, Cursors()), arguments)
 
 
-@command(
-    "bkv.entry",
-    2,
-    "read",
-    "key",
-    "Return value, seq and time of expiry in milliseconds of a key.",
-    keys=ONE,
-    group="bytekv",
-    alone=_entry_of,  # and so never in one batch with what has just been written, which has no seq before its end
-)
-def _bkv_entry(work: Work, arguments: list[bytes]) -> Reply:
+def bkv_entry(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     found = work.find(arguments[1])
     if found is None:
         return None
@@ -389,8 +269,7 @@ def _bkv_entry(work: Work, arguments: list[bytes]) -> Reply:
     return {b"value": found.value, b"seq": seq, b"expires": found.expires_ms or None}
 
 
-@command("bkv.stats", 1, "read", "", "Return what is known of the store: keys, seqs, bytes.", group="bytekv")
-def _bkv_stats(work: Work, arguments: list[bytes]) -> Reply:
+def bkv_stats(work: UnitOfWork, arguments: list[bytes]) -> Reply:
     stats = work.store.stats()
     names = ("keys", "last_seq", "durable_seq", "total_bytes", "live_bytes", "dead_bytes", "compactions", "open_views")
     found: dict[bytes, Reply] = {name.encode(): getattr(stats, name) for name in names}
