@@ -64,7 +64,7 @@ NO_WORKER: dict[str, object] = {"bytekv.engine.space.worker.Worker.wake": _stays
 
 def hints_from(size: int) -> dict[str, object]:
     """Return what gives segments of so many bytes a hint file."""
-    return {f"bytekv.engine.{module}.HINT_FROM": size for module in ("recovery", "log.builder")}
+    return {"bytekv.engine.log.summary.HINT_FROM": size}
 
 
 class FakeFiles(Files):

@@ -576,8 +576,7 @@ def all_crafts(stories: dict[str, Story]) -> list[Craft]:
 def small_things_count() -> Iterator[None]:
     """Have hint files for the smallest segments, no thread, and few tries beside a writer that is not there."""
     with contextlib.ExitStack() as stack:
-        for module in "recovery", "log.builder":
-            stack.enter_context(mock.patch(f"bytekv.engine.{module}.HINT_FROM", 1))
+        stack.enter_context(mock.patch("bytekv.engine.log.summary.HINT_FROM", 1))
         stack.enter_context(mock.patch("bytekv.engine.space.worker.Worker.wake", return_value=True))
         stack.enter_context(mock.patch("bytekv.engine.replication.follower._TRIES", 2))
         yield

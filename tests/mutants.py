@@ -1150,12 +1150,13 @@ MUTANTS = [
         "if is_gone and manifest.last_seq < self._committer.seq:",
         _FOLLOWERS,
     ),
-    _mutant(
+    Mutant(
         "a follower believes a hint of half a segment",
-        "engine/replication/follower",
-        "            if hint is not None and hint.length < row.length:",
-        "            if False:",
-        _FOLLOWERS,
+        (
+            ("engine/log/summary", " or (in_one and hint.length < row.length):", ":"),
+            ("engine/log/summary", "    if not rest:", "    if in_one or not rest:"),
+        ),
+        (_FOLLOWERS,),
     ),
     _mutant(
         "a follower takes damage for an entry under way",

@@ -875,8 +875,7 @@ def every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let others in after each entry that a compaction reads, and give every segment a hint."""
     for module in ("compactor", "copier"):
         monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", 1)
-    for module in ("recovery", "log.builder"):
-        monkeypatch.setattr(f"bytekv.engine.{module}.HINT_FROM", 120)
+    monkeypatch.setattr("bytekv.engine.log.summary.HINT_FROM", 120)
 
 
 @pytest.mark.usefixtures("every_entry")

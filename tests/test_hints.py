@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv.engine import recovery
 from bytekv.engine.codec.hint import Hint
 from bytekv.engine.codec.manifest import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow
-from bytekv.engine.log import builder as output
+from bytekv.engine.log import summary
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files
 from bytekv.engine.log.scan import open_segment, scan_segment
@@ -36,8 +35,7 @@ bounded = settings(derandomize=True, max_examples=100)
 @pytest.fixture
 def hints_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have segments of every size get a hint file, not only those where it pays."""
-    monkeypatch.setattr(recovery, "HINT_FROM", 0)
-    monkeypatch.setattr(output, "HINT_FROM", 0)
+    monkeypatch.setattr(summary, "HINT_FROM", 0)
 
 
 # --- looking -----------------------------------------------------------------------------------
@@ -223,7 +221,7 @@ def test_one_that_was_given_up_is_built_at_the_end(hints_for_all, monkeypatch: p
             for number in range(20):
                 db[b"%d" % number] = b"v" * number
             with contextlib.suppress(StopWork):
-                recovery.build_hint(db._segments, db._segments.sealed()[0], pause)
+                db._segments.build_hint(db._segments.sealed()[0], pause)
                 ended = True
         assert len(hint_files(store)) == len(segment_files(store)), f"stopped at pause {at}"
         if ended:
@@ -365,7 +363,7 @@ writes = steps.filter(lambda step: step[0] in ("put", "delete", "batch", "clear"
 def test_a_segment_that_was_continued_is_read_from_where_its_hint_ends(path, before, after, crashes, io):
     shutil.rmtree(path, ignore_errors=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recovery, "HINT_FROM", 0)
+        patch.setattr(summary, "HINT_FROM", 0)
         live(path, before, io=io)
     files = FakeFiles()
     db = open_store(path, files=files, io=io, sync="os")
@@ -462,5 +460,5 @@ def test_no_hint_is_made_for_a_damaged_segment(path):
     manifest = directory.load(for_writing=False)
     segments = SegmentManager(directory, manifest, Options(), mapped=False)
     for row in manifest.segments:
-        recovery.build_hint(segments, row, lambda: None)
+        segments.build_hint(row, lambda: None)
     assert [file.name for file in hint_files(path)] == ["0000000002.hint"]

@@ -75,7 +75,6 @@ KNOWN: set[tuple[str, str]] = {
     ("contract.transaction", "engine.index"),
     ("dbm", "engine.open"),
     ("dbm", "engine.store"),
-    ("engine.log.builder", "engine.recovery"),
     ("engine.reader", "engine.space"),
     ("http", "engine.store"),
     ("http.application", "engine.store"),

@@ -19,8 +19,7 @@ from tests.harness import FakeFiles, crash
 @pytest.fixture
 def hints_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every segment, however small, get a hint file, and nobody at work in the background."""
-    for module in ("recovery", "log.builder"):
-        monkeypatch.setattr(f"bytekv.engine.{module}.HINT_FROM", 1)
+    monkeypatch.setattr("bytekv.engine.log.summary.HINT_FROM", 1)
     monkeypatch.setattr("bytekv.engine.space.worker.Worker.wake", lambda self: True)
 
 

@@ -821,7 +821,7 @@ def test_a_segment_is_continued_where_it_ended(mapped, writers, path):
 def test_a_view_shows_what_was_appended_and_outlives_the_writer(mapped, writers):
     writer = writers(mapped=mapped)
     append(writer, b"value")
-    view = writer.view()
+    view = writer.readable()
     raw = view[80 : writer.end]
     writer.close()
     writer.close()

@@ -18,24 +18,21 @@ The rules (design: a torn tail is legal, damage to what was durable is not):
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
-from ..errors import CorruptionError, DiskFullError, SystemErrors
+from ..errors import CorruptionError, DiskFullError
 from .codec.entry import is_zero
 from .codec.hint import Hint
 from .codec.manifest import ACTIVE, BACKUP, LOG, SEALED, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow
 from .index.keydir import Keydir
+from .log import summary
 from .log.directory import Directory
 from .log.resync import check_torn
 from .log.scan import Read, header_of, scan_segment, size_of
 from .log.segment_manager import SegmentManager
-from .log.summary import hint_of, load_hint, save_hint
 
-__all__ = ["Recovery", "build_hint", "needs_hint", "recover"]
+__all__ = ["Recovery", "recover"]
 
-#: Bytes; a smaller segment is scanned as fast as its hint is read.
-HINT_FROM = 64 * 1024
 _WINDOW = 1 << 20
 
 
@@ -190,31 +187,24 @@ def _read_segment(
         # The page cache may hold what a failed sync never wrote; see Files.forget_cache.
         files.sync(descriptor, path)
         files.forget_cache(descriptor)
-    hints: list[Hint] = []
-    start, seq = SEGMENT_HEADER_SIZE, header.previous_seq
-    hint = load_hint(directory, header, row.length)
-    if hint is not None and hint.last_seq <= row.last_seq:
-        report.hints_used += 1
-        hints.append(hint)
-        start, seq = hint.length, hint.last_seq
     if not whole:
         report.clean = False
+        hint = summary.from_file(directory, header, row)
+        start, seq = (hint.length, hint.last_seq) if hint is not None else (SEGMENT_HEADER_SIZE, header.previous_seq)
         torn = _Torn(directory, descriptor, header, row, size, start, seq, written_seq)
         if not readonly:
             torn.set_aside(report)
         report.bytes_scanned += torn.hint.length - start
-        return [*hints, torn.hint], torn, False
-    if start < row.length or not hints:
-        scan = scan_segment(directory, descriptor, header, start, row.length, seq)
-        hints.append(hint_of(scan))
-        if scan.end != row.length:
-            raise scan.corruption(path, " in data that was durable")
-        report.bytes_scanned += row.length - start
-        report.hints_missing += row.length - start >= HINT_FROM
-        seq = scan.last_seq
+        report.hints_used += hint is not None
+        return [torn.hint] if hint is None else [hint, torn.hint], torn, False
+    found = summary.of(directory, descriptor, header, row)
+    report.hints_used += found.by_file > 0
+    report.bytes_scanned += found.scanned
+    report.hints_missing += found.scanned > 0 and summary.is_worth_a_hint(found.scanned)
+    seq = found.hints[-1].last_seq
     if header.kind == LOG and seq != row.last_seq:
         raise CorruptionError(path, row.length, f"ends at seq {seq}, the manifest says {row.last_seq}")
-    return hints, None, size > row.length
+    return found.hints, None, size > row.length
 
 
 class _Torn:
@@ -236,7 +226,7 @@ class _Torn:
         self.path = path = directory.segment_path(row.segment_id)
         self._read: Read = lambda count, offset: directory.files.read(descriptor, count, offset, path)
         scan = scan_segment(directory, descriptor, header, start, size, seq)
-        self.hint = hint_of(scan)
+        self.hint = summary.hint_of(scan)
         self.reason = scan.damage
         self.durable_seq = scan.durable_seq
         if scan.end < row.length or scan.last_seq < max(row.last_seq, written_seq):
@@ -297,26 +287,3 @@ def _trim(directory: Directory, row: SegmentRow) -> None:
             files.truncate(descriptor, row.length, path)
     finally:
         files.close(descriptor)
-
-
-def needs_hint(segments: SegmentManager, row: SegmentRow) -> bool:
-    """Tell whether a hint would save the next open much of a scan: it lacks more than a quarter."""
-    return row.length >= HINT_FROM and segments.hinted.get(row.segment_id, 0) < row.length * 3 // 4
-
-
-def build_hint(segments: SegmentManager, row: SegmentRow, pause: Callable[[], None]) -> None:
-    """Write the hint file of a segment, tried once; ``pause`` is called now and then.
-
-    Complexity: a scan, about 1 µs an entry.
-    """
-    directory = segments.directory
-    descriptor, header = header_of(directory, row, segments.manifest.store_uuid, for_writing=False)
-    try:
-        scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, row.length, header.previous_seq)
-        hint = hint_of(scan, pause)
-    finally:
-        directory.files.close(descriptor)
-    if scan.end == row.length:  # else it is damaged: reading and the next open say so, a hint must not hide it
-        with suppress(*SystemErrors):  # a full disk, say; the hint only saves time
-            save_hint(directory, header, hint, pause)
-    segments.hinted[row.segment_id] = row.length

@@ -16,10 +16,9 @@ from ..codec.checksum import CRC, CRC_SIZE, checksum, seed_of
 from ..codec.entry import CONTINUES, KIND, OFFSET_SHIFT, PUT, SEGMENT_SHIFT, SIZE_MASK, TOMBSTONE
 from ..codec.hint import Hint, Pieces
 from ..codec.manifest import OUTPUT, SEALED, SEGMENT_HEADER_SIZE, SegmentRow, encode_segment_header
-from ..recovery import HINT_FROM
 from .directory import Directory
 from .segment import header_for
-from .summary import save_hint
+from .summary import is_worth_a_hint, save_hint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ class SegmentBuilder:
         assert self._descriptor is not None
         self._files.sync(self._descriptor, self.path)
         self.close()
-        if self.end >= HINT_FROM:
+        if is_worth_a_hint(self.end):
             hint = Hint(
                 self.end,
                 last_seq,

@@ -39,6 +39,7 @@ from .obsolete import Obsolete, Pin
 from .open_segments import OpenSegments, SegmentFile, reaches
 from .segment import Writer, header_for
 from .sizes import Sizes, sizes_of
+from .summary import build_hint, is_worth_a_hint
 
 __all__ = ["SegmentManager"]
 
@@ -92,6 +93,17 @@ class SegmentManager:
         self.sizes = sizes
         if self.writer is not None:
             self.writer.limit = sizes.segment
+
+    # --- hints ---------------------------------------------------------------------------------
+
+    def needs_hint(self, row: SegmentRow) -> bool:
+        """Tell whether a hint would save the next open much of a scan: it lacks more than a quarter."""
+        return is_worth_a_hint(row.length) and self.hinted.get(row.segment_id, 0) < row.length * 3 // 4
+
+    def build_hint(self, row: SegmentRow, pause: Callable[[], None]) -> None:
+        """Write the hint file of a segment, tried once; ``pause`` is called now and then. Without the lock."""
+        build_hint(self.directory, self.manifest.store_uuid, row, pause)
+        self.hinted[row.segment_id] = row.length
 
     # --- reading -------------------------------------------------------------------------------
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
-from ...errors import BytekvError
+from ..._lean import NamedTuple
+from ...errors import BytekvError, SystemErrors
 from ..codec.checksum import CRC_SIZE
 from ..codec.entry import KIND, OFFSET_SHIFT, PUT, SIZE_MASK, TOMBSTONE
 from ..codec.hint import HINT_HEADER, Hint, decode_hint, encode_hint
-from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentHeader
+from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow
 from .directory import Directory
-from .scan import Scan, Scanned
+from .scan import Scan, Scanned, header_of, scan_segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["hint_of", "load_hint", "save_hint"]
+__all__ = ["Found", "build_hint", "from_file", "hint_of", "is_worth_a_hint", "load_hint", "of", "save_hint", "scanned"]
 
+#: Bytes; a smaller segment is scanned as fast as its hint is read.
+HINT_FROM: Final = 64 * 1024
 _SPARE: Final = 1024 * 1024
 
 
@@ -87,6 +90,73 @@ def hint_of(scan: Scan, pause: Callable[[], None] | None = None, entries: Iterab
         live,
         clear_size + sum(tombstones.values()),
     )
+
+
+# --- the way to it -----------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """What a segment says, in the order of its log."""
+
+    hints: list[Hint]
+    by_file: int  # bytes that a hint file spoke for
+    scanned: int  # bytes that were scanned
+
+
+def of(directory: Directory, descriptor: int, header: SegmentHeader, row: SegmentRow, *, in_one: bool = False) -> Found:
+    """Return what the listed bytes of a segment say: by its hint file as far as that goes, then by a scan.
+
+    ``in_one``: as one hint, so that a hint file which speaks for the beginning only is of no use.
+    Raises `CorruptionError` if the scan meets anything that is no entry.
+    """
+    hint = from_file(directory, header, row)
+    if hint is None or (in_one and hint.length < row.length):
+        whole = scanned(directory, descriptor, header, SEGMENT_HEADER_SIZE, row.length, header.previous_seq)
+        return Found([whole], 0, row.length - SEGMENT_HEADER_SIZE)
+    rest = row.length - hint.length
+    if not rest:
+        return Found([hint], hint.length, 0)
+    later = scanned(directory, descriptor, header, hint.length, row.length, hint.last_seq)
+    return Found([hint, later], hint.length, rest)
+
+
+def from_file(directory: Directory, header: SegmentHeader, row: SegmentRow) -> Hint | None:
+    """Return what the hint file says if it speaks only of what the manifest lists, else None."""
+    hint = load_hint(directory, header, row.length)
+    return hint if hint is not None and hint.last_seq <= row.last_seq else None
+
+
+def scanned(directory: Directory, descriptor: int, header: SegmentHeader, start: int, stop: int, seq: int) -> Hint:
+    """Return what durable bytes of a segment say by a scan; `CorruptionError` if that ends before ``stop``."""
+    scan = scan_segment(directory, descriptor, header, start, stop, seq)
+    hint = hint_of(scan)
+    if scan.end != stop:
+        raise scan.corruption(directory.segment_path(header.segment_id), " in data that was durable")
+    return hint
+
+
+# --- hint files --------------------------------------------------------------------------------
+
+
+def is_worth_a_hint(size: int) -> bool:
+    """Tell whether so many bytes take longer to scan than their hint to read."""
+    return size >= HINT_FROM
+
+
+def build_hint(directory: Directory, uuid: bytes, row: SegmentRow, pause: Callable[[], None]) -> None:
+    """Write the hint file of a segment, tried once; ``pause`` is called now and then.
+
+    Complexity: a scan, about 1 µs an entry.
+    """
+    descriptor, header = header_of(directory, row, uuid, for_writing=False)
+    try:
+        scan = scan_segment(directory, descriptor, header, SEGMENT_HEADER_SIZE, row.length, header.previous_seq)
+        hint = hint_of(scan, pause)
+    finally:
+        directory.files.close(descriptor)
+    if scan.end == row.length:  # else it is damaged: reading and the next open say so, a hint must not hide it
+        with suppress(*SystemErrors):  # a full disk, say; the hint only saves time
+            save_hint(directory, header, hint, pause)
 
 
 def load_hint(directory: Directory, header: SegmentHeader, length: int) -> Hint | None:

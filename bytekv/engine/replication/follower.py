@@ -28,10 +28,10 @@ from ..codec.checksum import seed_of
 from ..codec.entry import SEGMENT_SHIFT, measure_entry, unpack_location
 from ..codec.hint import Hint
 from ..codec.manifest import LOG, OUTPUT, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentHeader, SegmentRow
+from ..log import summary
 from ..log.open_segments import SegmentFile, reaches
 from ..log.resync import check_torn
 from ..log.scan import header_of, scan_segment, size_of
-from ..log.summary import hint_of, load_hint
 from ..write.commit import Committer
 
 TYPE_CHECKING = False
@@ -232,35 +232,31 @@ class Follower:
 
     def _read_sealed(self, news: _News, descriptor: int, header: SegmentHeader, start: int, seq: int) -> None:
         directory, row, known_seq = self._directory, news.row, self._committer.seq
-        hint: Hint | None = None
         is_known = header.kind == OUTPUT and row.last_seq <= known_seq
-        if start == SEGMENT_HEADER_SIZE and (header.kind == LOG or is_known):
-            hint = load_hint(directory, header, row.length)
-            if hint is not None and hint.length < row.length:
-                hint = None  # it was continued since: rare, and not worth a second path
-        if hint is None:
-            scan = scan_segment(directory, descriptor, header, start, row.length, seq)
-            if header.kind == LOG or is_known:
-                hint = hint_of(scan)
+        if header.kind == LOG or is_known:
+            if start == SEGMENT_HEADER_SIZE:
+                (hint,) = summary.of(directory, descriptor, header, row, in_one=True).hints
             else:
-                # An operation that is known already, and its key gone, was deleted since.
-                entries = list(scan)
-                news.moved = hint_of(scan, entries=[entry for entry in entries if entry[2] <= known_seq])
-                news.later = hint_of(scan, entries=[entry for entry in entries if entry[2] > known_seq])
-            if scan.end != row.length:
-                raise scan.corruption(directory.segment_path(row.segment_id), " in data that was durable")
-        if hint is not None:
+                hint = summary.scanned(directory, descriptor, header, start, row.length, seq)
             if is_known:
                 news.moved = hint
             else:
                 news.later = hint
+            return
+        # An operation that is known already, and its key gone, was deleted since.
+        scan = scan_segment(directory, descriptor, header, start, row.length, seq)
+        entries = list(scan)
+        news.moved = summary.hint_of(scan, entries=[entry for entry in entries if entry[2] <= known_seq])
+        news.later = summary.hint_of(scan, entries=[entry for entry in entries if entry[2] > known_seq])
+        if scan.end != row.length:
+            raise scan.corruption(directory.segment_path(row.segment_id), " in data that was durable")
 
     def _read_active(
         self, news: _News, descriptor: int, header: SegmentHeader, start: int, seq: int, size: int, plan: _Plan
     ) -> SegmentRow:
         row, path = news.row, self._directory.segment_path(news.row.segment_id)
         scan = scan_segment(self._directory, descriptor, header, start, size, seq)
-        hint = hint_of(scan)
+        hint = summary.hint_of(scan)
         if scan.end < row.length:
             raise scan.corruption(path, " in data that was durable")
         if scan.damage is not None:

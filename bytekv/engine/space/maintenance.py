@@ -32,7 +32,6 @@ from ...errors import (
     translated,
 )
 from ...options import Options
-from .. import recovery
 from ..write.commit import Committer
 from .compactor import Compactor
 from .picker import SegmentUsage, pick, pick_all, pick_small, usage_of
@@ -225,9 +224,9 @@ class Maintenance:
 
     def _build_a_hint(self) -> bool:
         with self.compacting:  # so that no segment is retired meanwhile
-            row = next((row for row in self._segments.sealed() if recovery.needs_hint(self._segments, row)), None)
+            row = next((row for row in self._segments.sealed() if self._segments.needs_hint(row)), None)
             if row is not None:
-                recovery.build_hint(self._segments, row, self._pause)
+                self._segments.build_hint(row, self._pause)
         return row is not None
 
     def _compact_a_run(self) -> bool:
@@ -361,5 +360,5 @@ class Maintenance:
         """Build the hint files that are missing, at the end of a store. Under all locks."""
         with suppress(CorruptionError, *SystemErrors):  # only hints
             for row in self._segments.manifest.segments:
-                if recovery.needs_hint(self._segments, row):
-                    recovery.build_hint(self._segments, row, lambda: None)
+                if self._segments.needs_hint(row):
+                    self._segments.build_hint(row, lambda: None)
