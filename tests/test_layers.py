@@ -69,10 +69,6 @@ TO_COME = {"engine.tuning", "engine.state", "backends", "views", "cache", "adapt
 KNOWN: set[tuple[str, str]] = {
     ("cli.commands", "engine.open"),
     ("cli.commands", "engine.store"),
-    ("contract.ordered", "engine.codec"),
-    ("contract.snapshot", "engine.index"),
-    ("contract.snapshot", "engine.reader"),
-    ("contract.transaction", "engine.index"),
     ("dbm", "engine.open"),
     ("dbm", "engine.store"),
     ("engine.reader", "engine.space"),
@@ -94,7 +90,7 @@ IO = {"io", "mmap", "os", "pathlib", "select", "selectors", "shutil", "socket", 
 #: Foreign modules that only one of ours may import, and those that none may.
 ONLY_IN = {
     "crc32c": "engine.codec.checksum",
-    "sortedcontainers": "engine.index.keydir",
+    "sortedcontainers": "contract.ordered",
     "mmap": "engine.log.files",
     "fcntl": "engine.log.files",
     "msvcrt": "engine.log.files",

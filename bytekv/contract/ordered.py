@@ -9,12 +9,14 @@ from abc import abstractmethod
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 
 from .._lean import NamedTuple
-from ..engine.codec.entry import Entry as StoredEntry
-from .convert import Bytes, Entry, limit_of, to_bytes
+from ..errors import translated
+from .convert import Bytes, limit_of, to_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn, SupportsIndex, TypeVar, overload
+
+    from sortedcontainers import SortedList as SortedList
 
     T = TypeVar("T")
 
@@ -22,10 +24,10 @@ __all__ = [
     "Handle",
     "OrderedMapping",
     "Range",
-    "entry_of",
     "joined",
     "range_of",
     "refusing",
+    "sorted_list",
 ]
 
 
@@ -40,10 +42,11 @@ class Handle:
         raise TypeError(f"a {type(self).__name__.lstrip('_')} cannot be copied or pickled; {self._instead}")
 
 
-def entry_of(stored: StoredEntry) -> Entry:
-    """Return an entry as users see it."""
-    expires = stored.expires_ms / 1000 if stored.expires_ms else None
-    return Entry(stored.key, stored.value, stored.seq, stored.modified_ms / 1000, expires)
+def sorted_list() -> SortedList:
+    """Return an empty sorted list; the import takes 3 ms, which a program without an ordered use need not wait for."""
+    with translated("sortedcontainers"):  # no descriptor may be left to read the module with
+        from sortedcontainers import SortedList
+    return SortedList()
 
 
 def _successor(prefix: bytes) -> bytes | None:

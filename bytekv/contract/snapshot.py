@@ -1,7 +1,7 @@
-"""A store as it was at one moment, for reading.
+"""Snapshot: a store as it was at one moment, for reading.
 
-Knows the contract of a mapping and when its moment is let go. What was where at that moment is the `ReadView`'s
-business in `keydir`, reading it the store's, which keeps the files in place until then.
+What was where at that moment, and how it is read, is the store's secret: a snapshot hands back the view that it was
+made with, and closes it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import TracebackType
 
-from ..engine.index.keydir import ReadView
-from ..engine.reader import Reader
 from ..errors import StoreClosedError
 from .convert import Bytes, Entry, to_bytes
-from .ordered import OrderedMapping, Range, entry_of
+from .ordered import OrderedMapping, Range
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    class Reader(Protocol):
+        """What a snapshot needs of its store; a view is one moment, whatever the store uses for that, with its seq."""
+
+        def entry_in(self, view: Any, key: bytes, /) -> Entry | None: ...
+
+        def value_in(self, view: Any, key: bytes, /) -> bytes | None: ...
+
+        def count_in(self, view: Any, /) -> int: ...
+
+        def walk_in(self, view: Any, range_: Range, limit: int | None, /) -> Iterator[bytes]: ...
+
+        def pairs_in(self, view: Any, range_: Range, limit: int | None, /) -> Iterator[tuple[bytes, bytes]]: ...
+
+        def close_view(self, view: Any, /) -> None: ...
+
 
 __all__ = ["Snapshot"]
 
@@ -36,20 +54,24 @@ class Snapshot(OrderedMapping):
 
     _instead = "threads may share the object itself, dict(snapshot) holds the same"
 
-    def __init__(self, reader: Reader, view: ReadView) -> None:
+    def __init__(self, reader: Reader, view: Any) -> None:
         self._reader = reader
-        self._view: ReadView | None = view
+        self._view = view  # None once closed
         #: The sequence number of the newest operation that this snapshot shows.
         self.seq: int = view.seq
 
-    def _open_view(self) -> ReadView:
+    def _open_view(self) -> Any:
         if self._view is None:
             raise StoreClosedError("this snapshot was closed")
         return self._view
 
     def __getitem__(self, key: Bytes) -> bytes:
         """Return the value that ``key`` had; `KeyError` if it did not exist. Complexity: O(1)."""
-        return self.entry(key).value
+        key = to_bytes("key", key)
+        value = self._reader.value_in(self._open_view(), key)
+        if value is None:
+            raise KeyError(key)
+        return value
 
     def entry(self, key: Bytes) -> Entry:
         """Return the value that ``key`` had with its seq and times; `KeyError` if it did not exist. Complexity: O(1).
@@ -63,14 +85,14 @@ class Snapshot(OrderedMapping):
         True
         """
         key = to_bytes("key", key)
-        found = self._reader.find_in(self._open_view(), key)
-        if found is None:
+        entry = self._reader.entry_in(self._open_view(), key)
+        if entry is None:
             raise KeyError(key)
-        return entry_of(found)
+        return entry
 
     def __contains__(self, key: object) -> bool:
         """Tell whether ``key`` existed. Complexity: O(1), one read."""
-        return self._reader.find_in(self._open_view(), to_bytes("key", key)) is not None
+        return self._reader.value_in(self._open_view(), to_bytes("key", key)) is not None
 
     def __len__(self) -> int:
         """Return the number of keys. Complexity: O(number of keys with an expiry changed since)."""
@@ -83,7 +105,7 @@ class Snapshot(OrderedMapping):
         return self._reader.pairs_in(self._open_view(), range_, limit)
 
     def close(self) -> None:
-        """Let go of the moment; again does nothing."""
+        """Release the moment; again does nothing."""
         view, self._view = self._view, None
         if view is not None:
             self._reader.close_view(view)

@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator, MutableMapping
 from itertools import count, islice
 from types import TracebackType
 
-from ..engine.index.keydir import sorted_list
 from ..errors import BytekvError
 from .batch import Writes
 from .convert import Bytes, Expiry, expiry_of, key_of, to_bytes, value_of
-from .ordered import OrderedMapping, Range
+from .ordered import OrderedMapping, Range, sorted_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

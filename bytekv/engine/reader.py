@@ -16,10 +16,12 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+from ..contract.convert import Entry
 from ..contract.ordered import Range
 from ..errors import BytekvError, CorruptionError
 from ..options import Options
-from .codec.entry import Entry, decode_entry
+from .codec.entry import Entry as StoredEntry
+from .codec.entry import decode_entry
 from .fast import read_many
 from .index.keydir import ReadView
 from .space.worker import Pacer
@@ -31,10 +33,16 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "entry_of"]
 
 _FIRST_CHUNK: Final = 128
 _LAST_CHUNK: Final = 1024
+
+
+def entry_of(stored: StoredEntry) -> Entry:
+    """Return an entry as users see it."""
+    expires = stored.expires_ms / 1000 if stored.expires_ms else None
+    return Entry(stored.key, stored.value, stored.seq, stored.modified_ms / 1000, expires)
 
 
 class _Gone:
@@ -78,7 +86,7 @@ class Reader:
 
     # --- the newest ----------------------------------------------------------------------------
 
-    def find(self, key: bytes) -> Entry | None:
+    def find(self, key: bytes) -> StoredEntry | None:
         """Return the checked entry of a key, None if there is none or it has expired."""
         now_ms = self._now_ms()
         while True:
@@ -112,7 +120,7 @@ class Reader:
         found = self.find(key)
         return None if found is None else found.value
 
-    def read(self, key: bytes, location: int) -> Entry:
+    def read(self, key: bytes, location: int) -> StoredEntry:
         """Return the entry at a location, checked, and checked to be the key's; KeyError if it was retired."""
         raw, seed, segment_id, offset = self._segments.open.raw(location)
         path = self._segments.directory.segment_path(segment_id)
@@ -176,7 +184,7 @@ class Reader:
                 free = self._segments.reap(self._keydir.noted_segments())
             self._segments.obsolete.remove(free)
 
-    def find_in(self, view: ReadView, key: bytes) -> Entry | None:
+    def find_in(self, view: ReadView, key: bytes) -> StoredEntry | None:
         """Return the checked entry that a key had at the moment of a view, None if there was none."""
         now_ms = self._now_ms()
         while True:
@@ -188,6 +196,16 @@ class Reader:
                 return self.read(key, location)
             except KeyError:
                 continue  # retired by a compaction, which has moved the key before
+
+    def entry_in(self, view: ReadView, key: bytes) -> Entry | None:
+        """Return the same as users see it."""
+        found = self.find_in(view, key)
+        return None if found is None else entry_of(found)
+
+    def value_in(self, view: ReadView, key: bytes) -> bytes | None:
+        """Return its value."""
+        found = self.find_in(view, key)
+        return None if found is None else found.value
 
     def count_in(self, view: ReadView) -> int:
         """Return how many keys there were at the moment of a view, those not counted that expired since."""
@@ -263,8 +281,8 @@ class Reader:
         return not self._committer.is_uncounted and self._keydir.is_whole(segment)
 
     def _pairs_at(self, view: ReadView, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
-        found = ((key, self.find_in(view, key)) for key in keys)
-        return [(key, entry.value) for key, entry in found if entry is not None]
+        found = ((key, self.value_in(view, key)) for key in keys)
+        return [(key, value) for key, value in found if value is not None]
 
     # --- now -----------------------------------------------------------------------------------
 

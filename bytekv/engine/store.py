@@ -24,7 +24,7 @@ from types import TracebackType
 from .. import log
 from ..contract.batch import Batch, Writes
 from ..contract.convert import Bytes, Entry, Expiry, expiry_of, key_of, to_bytes, ttl_to_ms, value_of
-from ..contract.ordered import OrderedMapping, Range, entry_of
+from ..contract.ordered import OrderedMapping, Range
 from ..errors import (
     BytekvError,
     ConflictError,
@@ -42,7 +42,7 @@ from .exit_and_fork import register, unregister
 from .log.directory import Directory
 from .log.files import Files
 from .open import open_directory
-from .reader import Reader
+from .reader import Reader, entry_of
 from .recovery import Recovery
 from .space.maintenance import Maintenance
 from .space.worker import LastLock, Worker

@@ -24,7 +24,8 @@ from collections.abc import Callable, Container, Iterator
 from itertools import islice
 from operator import rshift
 
-from ...errors import StoreClosedError, translated
+from ...contract.ordered import sorted_list
+from ...errors import StoreClosedError
 from ..codec.entry import OVERHEAD, SEGMENT_SHIFT, SIZE_MASK
 from ..codec.hint import Hint
 from .deadlines import Deadlines
@@ -33,7 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 
-    from sortedcontainers import SortedList
+    from ...contract.ordered import SortedList
 
 __all__ = ["PURGED_AT_ONCE", "Keydir", "Ordered", "ReadView", "ordered"]
 
@@ -49,13 +50,6 @@ PURGED_AT_ONCE: Final = 100  # expired keys, less than a quarter of a millisecon
 
 
 _UNCHANGED: Final = object()
-
-
-def sorted_list() -> SortedList:
-    """Return an empty sorted list; the import takes 3 ms, which an open without an ordered use need not wait for."""
-    with translated("sortedcontainers"):  # no descriptor may be left to read the module with
-        from sortedcontainers import SortedList
-    return SortedList()
 
 
 def _sorted_in_slices(keys: list[bytes]) -> Iterator[list[bytes]]:
