@@ -91,14 +91,14 @@ MUTANTS = [
     _mutant(
         "an entry with a wrong seq is taken for the next",
         "engine/log/scan",
-        "if seq != expected and (contiguous or seq > MAX_NUMBER):",
+        "if seq != expected and (self._is_contiguous or seq > MAX_NUMBER):",
         "if False:",
         "tests/test_segment.py",
     ),
     _mutant(
         "a batch is recovered by halves",
         "engine/log/scan",
-        "            if flags & CONTINUES:\n                batch.append(entry)\n                continue\n",
+        "            if flags & CONTINUES:\n                expected = seq + 1\n                continue\n",
         "",
     ),
     _mutant(
