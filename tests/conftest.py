@@ -62,6 +62,8 @@ def open_store(path: Path) -> Iterator[Callable[..., Store]]:
             continue
         report = store.verify()
         assert report.ok, report
+        with store._commit.lock:
+            assert store._segments.check() == []
         content = dict(store.items())
         store.close()
         with harness.open_store(store.path, "r", files=store._files) as again:

@@ -12,6 +12,7 @@ import mmap
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 
 from ...errors import (
     BytekvError,
@@ -296,6 +297,22 @@ class Writer:
             self._files.truncate(self._descriptor, self.end, self.path)
             self._allocated = self.end
             self.fast_end = self.room_end = 0
+
+    def check(self) -> list[str]:
+        """Return what is wrong with how far it may be written, in words. Under the lock, for tests."""
+        marks = {
+            "header": SEGMENT_HEADER_SIZE,
+            "end": self.end,
+            "populated": self._populated if self.map is not None else self.end,
+            "allocated": self._allocated if self._reserves else self.end,
+        }
+        pairs = pairwise(marks.items())
+        wrong = [f"{low} {here} > {high} {there}" for (low, here), (high, there) in pairs if here > there]
+        if self.fast_end > self.room_end:
+            wrong.append(f"fast_end {self.fast_end} > room_end {self.room_end}")
+        if self.map is not None and self.room_end > self._populated:
+            wrong.append(f"room_end {self.room_end} > populated {self._populated}")
+        return wrong
 
     def close(self) -> None:
         """Close the descriptor; a mapping in a reader's hands stays valid."""

@@ -414,3 +414,35 @@ class SegmentManager:
             self.prepared = None
         self.open.table.clear()
         self.manifest = self.manifest._replace(segments=())  # so that no late reader opens a file again
+
+    # --- invariants ----------------------------------------------------------------------------
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the set, in words; nothing while a change of it is unsettled. Under the lock.
+
+        For tests. Complexity: O(number of segments), with a system call for each that is open and not mapped.
+        """
+        if self.is_unsettled:
+            return []
+        manifest, zombies, table = self.manifest, self.obsolete.zombies, self.open.table
+        lengths = self.lengths()
+        wrong = [] if self.writer is None else self.writer.check()
+        if len(lengths) < len(manifest.segments):
+            wrong.append("a segment is listed twice")
+        if any(row.state == ACTIVE for row in manifest.segments[:-1]):
+            wrong.append("an active segment is not the last")
+        if self.writer is not None and (not manifest.segments or manifest.segments[-1].segment_id != self.active_id):
+            wrong.append(f"segment {self.active_id} is written to, and is not the last that is listed")
+        made = [self.prepared.header.segment_id] if self.prepared is not None else []
+        wrong += [f"id {each} will be used again" for each in [*lengths, *zombies, *made] if each >= manifest.next_id]
+        wrong += [f"prepared segment {each} is listed" for each in made if each in lengths]
+        wrong += [f"segment {each} is listed and a zombie" for each in zombies if each in lengths]
+        known = lengths.keys() | zombies.keys()
+        wrong += [f"segment {each} is open, and is neither listed nor a zombie" for each in table if each not in known]
+        wrong += [f"segment {each} is gone, and its hint is counted" for each in self.hinted if each not in known]
+        wrong += [
+            f"segment {row.segment_id} is open, and not up to its {row.length} bytes"
+            for row in manifest.segments
+            if row.segment_id in table and not reaches(table[row.segment_id][0], row.length)
+        ]
+        return wrong
