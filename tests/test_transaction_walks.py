@@ -21,9 +21,9 @@ from tests.harness import NO_WORKER, QuickFiles, fresh, open_store, patched
 
 SMALL = {
     **NO_WORKER,
-    "bytekv.contract.transaction._FIRST_CHUNK": 2,
-    "bytekv.contract.transaction._LAST_CHUNK": 3,
-    "bytekv.contract.transaction._LONG_RUN": 2,
+    "bytekv.contract.overlay._FIRST_CHUNK": 2,
+    "bytekv.contract.overlay._LAST_CHUNK": 3,
+    "bytekv.contract.overlay._LONG_RUN": 2,
 }
 KEYS = [b"%x" % number for number in range(12)]
 keys = st.sampled_from(KEYS)

@@ -1,4 +1,4 @@
-"""Several writes that become visible and durable together, or not at all.
+"""Batch: several writes that become visible and durable together, or not at all.
 
 A batch is filled without any lock and without touching the store; the last write to a key counts.
 """
@@ -14,10 +14,11 @@ from .ordered import Handle, refusing
 
 TYPE_CHECKING = False
 
-__all__ = ["Batch", "Writes"]
+__all__ = ["Batch", "Write", "Writes"]
 
-#: What is to be done with each key: a value to be stored, perhaps with an expiry, or None: delete it.
-Writes = dict[bytes, bytes | tuple[bytes, Expiry] | None]
+#: What is done with each key: a value is stored, perhaps with an expiry, or it is deleted: None.
+Write = bytes | tuple[bytes, Expiry] | None
+Writes = dict[bytes, Write]
 
 
 class Batch(Handle):
@@ -39,6 +40,7 @@ class Batch(Handle):
     def __init__(self, commit: Callable[[Writes], int | None]) -> None:
         self._commit = commit
         self._writes: Writes = {}
+        self._moving: tuple[bytes, Write] | None = None  # on its way to the end
         self._done = False
         #: seq of the last operation once committed; None before, or if there was nothing to do.
         self.seq: int | None = None
@@ -47,8 +49,7 @@ class Batch(Handle):
         """Store ``value`` under ``key`` when the batch is committed; ``ttl`` counts from then on."""
         self._check_open()
         key, value = key_of(key), value_of(value)
-        self._writes.pop(key, None)  # so that it takes its place at the end
-        self._writes[key] = value if ttl is None and expires is None else (value, expiry_of(ttl, expires))
+        self._write(key, value if ttl is None and expires is None else (value, expiry_of(ttl, expires)))
 
     def put_all(self, pairs: Iterable[tuple[Bytes, Bytes]]) -> None:
         """Store all of these when the batch is committed: as `put` of each, in half the time."""
@@ -60,15 +61,31 @@ class Batch(Handle):
             elif len(key) > MAX_KEY_SIZE or len(value) > MAX_VALUE_SIZE:
                 check_sizes(key, value)
             if key in writes:
-                del writes[key]
-            writes[key] = value
+                self._write(key, value)
+            else:
+                writes[key] = value
 
     def delete(self, key: Bytes) -> None:
         """Delete ``key`` when the batch is committed; no error if it is not there then."""
         self._check_open()
-        key = key_of(key)
-        self._writes.pop(key, None)
-        self._writes[key] = None
+        self._write(key_of(key), None)
+
+    def _write(self, key: bytes, write: Write) -> None:
+        if key in self._writes:  # it takes its place at the end
+            self._moving = key, write
+            del self._writes[key]
+            self._writes[key] = write
+            self._moving = None
+        else:
+            self._writes[key] = write
+
+    def _end_move(self) -> None:
+        """Write what an interrupt has kept from its place after it had left the old one."""
+        if self._moving is not None:
+            key, write = self._moving
+            self._writes.pop(key, None)
+            self._writes[key] = write
+            self._moving = None
 
     __setitem__ = put
 
@@ -84,6 +101,7 @@ class Batch(Handle):
         __iand__, __isub__, __ixor__ = refusing("&="), refusing("-="), refusing("^=")
 
     def __len__(self) -> int:
+        self._end_move()
         return len(self._writes)
 
     def commit(self) -> int | None:
@@ -101,6 +119,8 @@ class Batch(Handle):
     def _check_open(self) -> None:
         if self._done:
             raise BytekvError("this batch was committed or discarded already; begin a new one")
+        if self._moving is not None:
+            self._end_move()
 
     def __enter__(self) -> Batch:
         return self
