@@ -34,14 +34,17 @@ class Image(NamedTuple):
     files: tuple[tuple[str, bytes, int], ...]
 
     def digest(self) -> bytes:
-        return hashlib.blake2b(repr(self).encode(), digest_size=16).digest()
+        names = [(name, len(content), length) for name, content, length in self.files]
+        whole = [repr((self.folders, names)).encode(), *(content for _, content, _ in self.files)]
+        return hashlib.blake2b(b"".join(whole), digest_size=16).digest()
 
     def put_into(self, root: Path) -> None:
         for folder in self.folders:
-            os.mkdir(root / folder)
+            os.mkdir(f"{root}/{folder}")
         for name, content, length in self.files:
-            (root / name).write_bytes(content)
-            os.truncate(root / name, length)  # sparse: most of a preallocated file is zeros
+            with open(f"{root}/{name}", "wb", buffering=0) as file:
+                file.write(content)
+                file.truncate(length)  # sparse: most of a preallocated file is zeros
 
 
 class _File:
@@ -66,13 +69,17 @@ class _File:
 
 
 class CrashFiles(QuickFiles):
-    """The real files below ``root``, and what would survive of them; ``at_boundary`` is told before each change."""
+    """The real files below ``root``, and what would survive of them; ``at_boundary`` is told before each change.
 
-    def __init__(self, root: Path, *, unit: int = 512, seed: int = 0, adversarial: bool = True) -> None:
+    ``seed`` decides which images are taken where there are too many. What the store gets as random bytes depends
+    only on ``life``, so that many a story leaves the same bytes as another, which are then judged once.
+    """
+
+    def __init__(self, root: Path, *, unit: int = 512, seed: int = 0, life: int = 0, adversarial: bool = True) -> None:
         super().__init__()
         self.root, self.unit, self.adversarial = os.path.abspath(root), unit, adversarial
         self.at_boundary: Callable[[str], None] = lambda call: None
-        self.random, self.dice = random.Random(seed).randbytes, random.Random(seed)
+        self.random, self.dice = random.Random(life).randbytes, random.Random(seed)
         paths = sorted(path for path in Path(self.root).rglob("*") if not path.is_symlink())
         self.names = {str(path): None if path.is_dir() else _File(path.read_bytes()) for path in paths}
         self.durable = dict(self.names)  # None: a directory
