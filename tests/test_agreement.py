@@ -288,7 +288,7 @@ def test_a_scan_after_a_call_that_was_interrupted_before_it_counted(
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(db._keydir, "count_dead", interrupt)
+            patch.setattr(type(db._keydir.usage), "count_dead", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 db.sync()
         assert db["05"] == b"new"

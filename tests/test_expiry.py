@@ -59,7 +59,7 @@ def waiting(db: Store) -> int:
     """Return how many keys are known somewhere because they expire, or did."""
     keydir = db._keydir
     queues = sum(len(bucket) for queue in (keydir._due, keydir._leaving) for bucket in queue._buckets.values())
-    return len(keydir.expires) + len(keydir.expired) + queues
+    return len(keydir._expires) + len(keydir._expired) + queues
 
 
 # --- in memory ---------------------------------------------------------------------------------
@@ -515,7 +515,7 @@ class Tale:
         rank = {seq: number for number, seq in enumerate(sorted({seq for part in found for _, _, seq in part}))}
         parts = tuple(tuple((kind, key, rank[seq]) for kind, key, seq in part) for part in found)
         expires_in = round(self.expires_s - self.now_s) if self.newest is not None and self.expires_s < 1e12 else None
-        memory = b"a" in keydir.locations, b"a" in keydir.expired, b"a" in self.reader._keydir.locations
+        memory = b"a" in keydir.locations, b"a" in keydir._expired, b"a" in self.reader._keydir.locations
         return parts, memory, expires_in, self.was_over, self.newest is None
 
     def close(self) -> None:

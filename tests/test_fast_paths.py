@@ -124,8 +124,8 @@ def live(path: Path, story: list[tuple[Any, ...]], **options: Any) -> tuple[Any,
         dict(db),
         db.last_seq,
         dict(keydir.locations),
-        {segment: count for segment, count in keydir.dead.items() if count},
-        {segment: count for segment, count in keydir.tombstones.items() if count},
+        {segment: count for segment, count in keydir.usage.dead.items() if count},
+        {segment: count for segment, count in keydir.usage.tombstones.items() if count},
     )
     assert db.verify().ok
     db.close()
@@ -218,7 +218,7 @@ def test_a_batch_that_is_interrupted_is_carried_out_once_more(path: Path, where:
         db["y"] = ""
         assert db.last_seq == 10 + 1 + 7 + 1
         rows = db.stats().segments
-        dead = dict(db._keydir.dead), dict(db._keydir.tombstones)
+        dead = dict(db._keydir.usage.dead), dict(db._keydir.usage.tombstones)
         assert dead == (
             {row.segment_id: sum(28 + n for n in range(6)) + 28 + len("noted before") for row in rows},
             {row.segment_id: 5 * 28 for row in rows},

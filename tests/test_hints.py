@@ -85,8 +85,10 @@ def state_of(db: Store) -> dict[str, Any]:
     return {
         "content": content_of(db),
         "locations": dict(keydir.locations),
-        "expires": dict(keydir.expires),
-        "gone": {segment: keydir.dead.get(segment, 0) + keydir.tombstones.get(segment, 0) for segment in lengths},
+        "expires": dict(keydir._expires),
+        "gone": {
+            segment: keydir.usage.dead.get(segment, 0) + keydir.usage.tombstones.get(segment, 0) for segment in lengths
+        },
         "last_seq": db.last_seq,
         "verify": db.verify().damage,
     }

@@ -122,7 +122,7 @@ def test_ten_thousand_that_are_forgotten_let_go_by_themselves(filled: Store, pat
     stats = filled.stats()
     assert (stats.open_views, stats.pinned_bytes) == (0, 0)
     assert unlisted(filled, path) == []
-    assert len(filled._keydir.views) == len(filled._segments.obsolete._pins) == 0
+    assert len(filled._keydir._views) == len(filled._segments.obsolete._pins) == 0
 
 
 def test_those_in_cycles_let_go_when_they_are_collected(filled: Store, path: Path) -> None:

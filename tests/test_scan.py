@@ -391,8 +391,8 @@ def test_writers_come_in_while_keys_are_sorted(open_store, monkeypatch):
     """The first ordered use of two million keys sorted them in one call, under the lock: nobody else got in for 3 s."""
     from bytekv.engine.write import commit
 
-    monkeypatch.setattr("bytekv.engine.index.keydir._SLICE", 10)
-    monkeypatch.setattr("bytekv.engine.index.keydir._FEW_CHANGES", 5)
+    monkeypatch.setattr("bytekv.engine.index.order._SLICE", 10)
+    monkeypatch.setattr("bytekv.engine.index.order.FEW_CHANGES", 5)
     db = open_store(sync="os")
     db.update({f"{number * 37 % 200:03}": "" for number in range(200)})
     ordered, threads = commit.ordered, []
@@ -419,8 +419,8 @@ def test_writers_come_in_while_what_a_snapshot_has_noted_is_sorted(open_store, m
     """The first scan of a snapshot under which 300,000 keys had been overwritten held the lock for 1.6 s."""
     from bytekv.engine.write import commit
 
-    monkeypatch.setattr("bytekv.engine.index.keydir._SLICE", 10)
-    monkeypatch.setattr("bytekv.engine.index.keydir._FEW_CHANGES", 5)
+    monkeypatch.setattr("bytekv.engine.index.order._SLICE", 10)
+    monkeypatch.setattr("bytekv.engine.index.order.FEW_CHANGES", 5)
     db = open_store(sync="os")
     names = [f"{number * 37 % 200:03}" for number in range(200)]
     db.update(dict.fromkeys(names, ""))
@@ -450,7 +450,7 @@ def test_writers_come_in_while_a_compaction_sorts_keys(open_store, monkeypatch):
     """It lays values in the order of keys, and sorted a million of them under the lock to begin with: half a second."""
     from bytekv.engine.write import commit
 
-    monkeypatch.setattr("bytekv.engine.index.keydir._SLICE", 10)
+    monkeypatch.setattr("bytekv.engine.index.order._SLICE", 10)
     db = open_store(sync="os")
     for value in ("old", "new"):
         db.update({f"{number * 37 % 200:03}": value for number in range(200)})

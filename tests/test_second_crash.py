@@ -396,7 +396,7 @@ def test_an_expired_key_uncovers_nothing_older(
         db.put(b"filler 1", b"f" * 300)
         db.put(b"filler 2", b"f" * 300)
     last(db)
-    assert not db._keydir.expired
+    assert not db._keydir._expired
     for _ in range(2):
         assert sorted(db) == [b"filler 0", b"filler 1", b"filler 2", b"filler 3"]
         assert not any(b"for ever" in file.read_bytes() for file in harness.segment_files(Path(db.path)))

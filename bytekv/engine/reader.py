@@ -23,7 +23,7 @@ from ..options import Options
 from .codec.entry import Entry as StoredEntry
 from .codec.entry import decode_entry
 from .fast import read_many
-from .index.keydir import ReadView
+from .index.read_view import ReadView
 from .space.worker import Pacer
 from .write.commit import Committer
 
@@ -231,7 +231,7 @@ class Reader:
             keys = self._select(view, range_, count)
             for key in keys:
                 self.check_open()
-                if view.locate(key, self._now_ms() if self._keydir.expires or view.undo else 0) is not None:
+                if view.locate(key, self._now_ms() if self._keydir.can_expire or view.undo else 0) is not None:
                     yield key
                     if limit is not None:
                         limit -= 1
@@ -278,7 +278,7 @@ class Reader:
 
     def _is_whole(self, segment: int) -> bool:
         # In this order: what is counted by now counts for all that was changed before the view was opened.
-        return not self._committer.is_uncounted and self._keydir.is_whole(segment)
+        return not self._committer.is_uncounted and self._keydir.usage.is_whole(segment)
 
     def _pairs_at(self, view: ReadView, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
         found = ((key, self.value_in(view, key)) for key in keys)

@@ -20,9 +20,9 @@ def stats_of(keys: int, committer: Committer, maintenance: Maintenance) -> Stats
     committer.check_reentry()
     with committer.lock, committer:
         committer.count_if_due()
-        lengths, dead = segments.lengths(), keydir.dead
+        lengths, usage = segments.lengths(), keydir.usage
         rows = tuple(
-            SegmentStats(segment, length, dead.get(segment, 0), keydir.hiding_bytes(segment))
+            SegmentStats(segment, length, usage.dead_bytes(segment), usage.hiding_bytes(segment))
             for segment, length in lengths.items()
         )
         pinned_bytes = segments.obsolete.pinned_bytes
@@ -38,9 +38,9 @@ def stats_of(keys: int, committer: Committer, maintenance: Maintenance) -> Stats
         len(segments.open.table),
         maintenance.compactions,
         maintenance.background_error,
-        len(keydir.views),
+        keydir.view_count,
         pinned_bytes,
-        len(keydir.expired),
+        keydir.expired_count,
         committer.throttled,
         committer.throttled_s,
         rows,

@@ -224,7 +224,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             self._commit.settle_for_reader()
         if self._locations.get(key) is None:
             return False
-        if not self._keydir.expires or self._keydir.locate(key, self._files.now_ms()) is not None:
+        if not self._keydir.can_expire or self._keydir.locate(key, self._files.now_ms()) is not None:
             return True
         return self._reader.has(key)
 
@@ -265,7 +265,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             now_ms = self._files.now_ms()
             if self._keydir.locate(key, now_ms) is None:
                 raise KeyError(key)
-            expires_ms = self._keydir.expires.get(key)
+            expires_ms = self._keydir.expiry_of(key)
         return None if expires_ms is None else (expires_ms - now_ms) / 1000
 
     def get_many(self, keys: Iterable[Bytes]) -> dict[bytes, bytes]:

@@ -245,14 +245,14 @@ def put_while_expiring(session: Session) -> Figures:
             time.sleep(max(0.0, moment - time.time() - session.seconds) if expiring else 0)
 
             def until(expiring: bool = expiring, end: float = end, keydir: Any = keydir) -> bool:
-                return time.perf_counter() > end or (expiring and not keydir.expires)
+                return time.perf_counter() > end or (expiring and not keydir.can_expire)
 
             began = time.perf_counter()
             times, seconds = _put_until(engine, others, until)[0], time.perf_counter() - began
             rates[expiring] = len(times) / seconds
             figures |= {("" if expiring else "without_") + name: figure for name, figure in spread(times).items()}
             if expiring:
-                figures["finished"] = float(not keydir.expires and len(engine.db) <= others.count)
+                figures["finished"] = float(not keydir.can_expire and len(engine.db) <= others.count)
                 figures["loaded_bytes"] = max(0, full - empty) / data.count  # with the pages of the mapped files
                 figures["held_bytes"] = max(0, _resident_bytes() - empty) / data.count
             others.check_values(range(others.count), engine.get_each(others.keys))

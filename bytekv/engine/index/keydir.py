@@ -1,326 +1,38 @@
-"""Key → location, in memory; the order of the keys; what is dead on disk.
+"""The keydir: which location each key has, what expires when, and what that leaves dead on disk.
 
-Knows nothing of files. All changes happen under the store's lock. `locations` is read without it:
-a dict look-up is atomic, and what it returns is a location that was right at that moment.
+It knows nothing of files. All changes happen under the store's lock. `locate`, `newest`, `is_newest` and `in` need no
+lock: a dict look-up is atomic, and what it returns is a location that was right at that moment.
 
-Theory of operation. `locations` holds exactly the keys that exist, except those whose time has come
-since the last purge; readers ask `expires` as well. A purged key moves to `expired`: gone for
-every reader and for good, but its entry stays on disk as it is. Once its grace is over, it is forgotten. Then
-only its entry is left, which still hides older ones of the same key: a compaction makes a tombstone of it, and
-so it is counted as what that will take, `lapsed`, and the rest of it is dead. The sorted index exists from the
-first ordered use on; it is kept up lazily, `changed` remembers the keys that came or went since it was last right.
+Theory of operation. `locations` holds exactly the keys that exist, except those that have expired since the last purge;
+readers look at the expiry as well. A purged key moves to `_expired`: it is gone for every reader and for good, but its
+entry stays on disk as it is. Once its grace is over, it is forgotten. Then only its entry is left, which still hides
+older ones of the same key.
 
-Everything here but `locations` is derived and can be rebuilt from it.
+Everything here but `locations` is derived and can be rebuilt from it. `locations` is the only table that others may
+hold: the flattened get and put, and a compaction's look at each entry, where a call would cost 0.1 µs of 0.5 to 2.
 """
 
 from __future__ import annotations
 
 import itertools
-import weakref
-from abc import abstractmethod
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Container, Iterator
-from itertools import islice
+from collections.abc import Callable, Container
 from operator import rshift
 
-from ...contract.ordered import sorted_list
-from ...errors import StoreClosedError
 from ..codec.entry import OVERHEAD, SEGMENT_SHIFT, SIZE_MASK
 from ..codec.hint import Hint
 from .deadlines import Deadlines
+from .order import FEW_CHANGES, Ordered
+from .read_view import ReadView, ReadViews
+from .usage import SizeOf, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, NoReturn
+    from typing import Final
 
-    from ...contract.ordered import SortedList
-
-__all__ = ["PURGED_AT_ONCE", "Keydir", "Ordered", "ReadView", "ordered"]
-
-SizeOf = Callable[[int], int]
-
-#: Above this share of changed keys a fresh sort (timsort finds the sorted runs) beats single insertions.
-_RESORT = 0.1
-
-_FEW_CHANGES: Final = 1000  # that an index is brought up to date with at once
-_SLICE: Final = 10_000  # keys that are sorted at once while others wait
+__all__ = ["PURGED_AT_ONCE", "Keydir"]
 
 PURGED_AT_ONCE: Final = 100  # expired keys, less than a quarter of a millisecond
-
-
-_UNCHANGED: Final = object()
-
-
-def _sorted_in_slices(keys: list[bytes]) -> Iterator[list[bytes]]:
-    """Yield keys in order, in pieces, without a call of C that keeps other threads out for longer than some 5 ms.
-
-    Slices are sorted, then cut at the same keys, and what lies between two cuts is sorted once more, from runs.
-    """
-    runs = [sorted(keys[at : at + _SLICE]) for at in range(0, len(keys), _SLICE)]
-    sample = sorted(key for run in runs for key in run[:: max(1, _SLICE // 32)])
-    cuts: list[bytes | None] = [*sample[:: max(1, len(sample) // len(runs))][1:], None] if runs else []
-    begins = [0] * len(runs)
-    for cut in cuts:
-        piece: list[bytes] = []
-        for number, run in enumerate(runs):
-            end = len(run) if cut is None else bisect_left(run, cut, begins[number])
-            piece += run[begins[number] : end]
-            begins[number] = end
-        piece.sort()
-        yield piece
-
-
-def ordered(keys: list[bytes]) -> SortedList:
-    """Return keys in order. Without the lock, and other threads are let in between."""
-    index = sorted_list()
-    add = index.add  # `update` would sort all of them again, in one call
-    for piece in _sorted_in_slices(keys):
-        for key in piece:
-            add(key)
-    return index
-
-
-class _Ended:
-    """Stand in for the undo map of a view that was closed: nobody notes for it any more, so it shows no moment."""
-
-    def get(self, key: bytes, default: object = None) -> NoReturn:
-        raise StoreClosedError("this snapshot was closed")
-
-    def keys(self) -> NoReturn:
-        raise StoreClosedError("this snapshot was closed")
-
-
-class Ordered:
-    """The keys of a dict that come and go, sorted when somebody asks for that. Under the lock unless said otherwise.
-
-    `changed` remembers the keys that came or went since the index was last right. While the index is being changed
-    there is no `changed`, so one that an interrupt has left half done is made anew from the dict.
-    """
-
-    __slots__ = ("_index", "_sorting", "changed")
-
-    changed: set[bytes] | None  # None: there is no index yet
-    _index: SortedList | None  # None beside changed: it is being made
-    _sorting: object  # who makes it
-
-    @abstractmethod
-    def _members(self) -> dict[bytes, Any]:
-        """Return the dict."""
-
-    def _drop_index(self) -> None:
-        self.changed = self._sorting = None
-        self._index = None
-
-    def index(self) -> SortedList:
-        """Return all keys in bytewise order.
-
-        Complexity: O(n log n) at the first call (0.4 µs a key), then O(log n) for each key that came
-        or went since the last call.
-        """
-        changed, index = self.changed, self._index
-        if index is None:
-            self._drop_index()
-            changed, index = None, sorted_list()
-            self._index = index
-        if changed is None or len(changed) > _RESORT * len(index) + 16:
-            self.changed = None  # until it is whole: an interrupt in the middle must not leave half of it
-            index.clear()
-            index.update(self._members())
-            self.changed = set()
-        elif changed:
-            self._apply(set(changed))
-        return index
-
-    @property
-    def is_order_due(self) -> bool:
-        """Tell whether `index` would keep others waiting, so that the order is to be made before. Without the lock."""
-        changed, index = self.changed, self._index
-        if changed is None or index is None:
-            return len(self._members()) > _SLICE
-        return len(changed) > _FEW_CHANGES
-
-    def begin_order(self) -> tuple[object, list[bytes]] | None:
-        """Return what `ordered` makes a new index of, None if the old one is worth keeping up. Under the lock.
-
-        What changes from here on is in `changed` and left to `order_some` and `index`.
-        """
-        changed, index = self.changed, self._index
-        if index is not None and changed is not None and len(changed) <= _RESORT * len(index):
-            return None
-        keys = list(self._members())
-        # What is replaced lives on in there until the lock is free again: to let it go takes as long as a slice.
-        self._index, self._sorting = None, [index, changed]
-        self.changed = set()
-        return self._sorting, keys
-
-    def end_order(self, order: object, index: SortedList) -> None:
-        """Take a new index over, unless it was needed, and made, before. Under the lock."""
-        if self._sorting is order:
-            self._index, self._sorting = index, None
-
-    def order_some(self) -> None:
-        """Bring the index up to date as far as some of the changed keys are concerned. Under the lock."""
-        if self.changed and self._index is not None:
-            self._apply(set(islice(self.changed, _FEW_CHANGES)))
-
-    def _apply(self, some: set[bytes]) -> None:
-        """Bring the index up to date as far as ``some`` of the changed keys are concerned."""
-        changed, index, keys = self.changed, self._index, self._members()
-        assert changed is not None
-        assert index is not None
-        self.changed = None  # until it is whole: an interrupt in the middle must not leave half of it
-        for key in some:
-            if key not in keys:
-                index.discard(key)
-            elif key not in index:
-                index.add(key)
-        changed -= some
-        self.changed = changed
-
-    def select(
-        self,
-        start: bytes | None,
-        stop: bytes | None,
-        include_start: bool,
-        include_stop: bool,
-        reverse: bool,
-        count: int,
-    ) -> list[bytes]:
-        """Return the first ``count`` keys of a range, from its end if ``reverse``."""
-        index = self.index()
-        found: Iterator[bytes] = index.irange(start, stop, (include_start, include_stop), reverse)
-        return [key for key, _ in zip(found, range(count), strict=False)]
-
-
-class ReadView(Ordered):
-    """The keydir as it was at one moment.
-
-    Nothing is copied: whoever changes a key first notes in `undo` of every open view what the key was. A
-    reader looks into `locations` first and into `undo` second; a writer fills `undo` first and changes
-    `locations` second; so nobody needs a lock. Memory: in proportion to what is written while it is open.
-
-    What is not noted lies where the keydir says, which a compaction keeps right. So of the segments that one has
-    replaced, a view needs those alone that it has noted a location in: `segments`. Nothing is added to these once
-    no key points there any more.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "_keydir",
-        "_mortal",
-        "_noted",
-        "count",
-        "number",
-        "owner",
-        "read_ahead",
-        "segments",
-        "seq",
-        "undo",
-    )
-
-    def __init__(self, keydir: Keydir, number: int, seq: int, owner: object) -> None:
-        self._keydir = keydir
-        self.owner = owner  # lives as long as this does
-        self.number = number
-        self.seq = seq
-        self.count = len(keydir.locations)
-        self._noted: dict[bytes, int | None] = {}  # key -> location; None: was not there
-        self.undo: Any = self._noted  # for readers; it ends with `close`, while a writer may be noting something
-        self.segments: set[int] = set()  # into which undo points
-        self.read_ahead: list[tuple[bytes, bytes]] = []  # what a scan has read and perhaps not yet given out
-        self._mortal: dict[bytes, int] = {}  # those of undo that were to expire
-        self._drop_index()
-
-    def remember(self, key: bytes, location: int | None, expires_ms: int) -> None:
-        """Remember what a key was, unless it has changed before. Under the lock."""
-        if key not in self._noted:
-            if location is not None:
-                if self.changed is not None:
-                    self.changed.add(key)  # to be sorted in by who reads: writers do not wait
-                if expires_ms:
-                    self._mortal[key] = expires_ms
-                self.segments.add(location >> SEGMENT_SHIFT)  # first: who finds the location may need the file
-            self._noted[key] = location
-
-    def remember_some(self, keys: list[bytes], locations: list[int | None]) -> None:
-        """Do what `remember` does for keys that do not expire. Under the lock; repeatable."""
-        noted = self._noted
-        missing = {key: old for key, old in zip(keys, locations, strict=True) if key not in noted}
-        if self.changed is not None:
-            self.changed.update(key for key, old in missing.items() if old is not None)
-        self.segments.update(map(rshift, filter(None, missing.values()), itertools.repeat(SEGMENT_SHIFT)))
-        noted.update(missing)
-
-    def remember_all(
-        self, locations: dict[bytes, int], expires: dict[bytes, int], segments: set[int], index: SortedList | None
-    ) -> None:
-        """Do what `remember` does for all keys. Under the lock; repeatable.
-
-        ``segments``: into which ``locations`` may point; ``index``: a sorted list of all keys that nobody else needs.
-        """
-        noted = self._noted
-        missing = locations
-        if noted:  # a copy and a few less, in calls of C
-            missing = locations.copy()
-            deque(map(missing.pop, noted, itertools.repeat(None)), maxlen=0)
-        if missing:
-            self._drop_index()  # so many are sorted anew
-        if index is not None:
-            self._index, self.changed = index, set(noted)
-        if expires:
-            self._mortal.update({key: when for key, when in expires.items() if key in missing})
-        self.segments |= segments
-        noted.update(missing)
-
-    def count_out(self, key: bytes) -> None:
-        """Do not count a key any more that has expired; one that has changed before counts by what it was."""
-        self.count -= key not in self._noted
-
-    def count_anew(self) -> None:
-        """Count what is left of what was there. Complexity: O(number of noted keys)."""
-        noted, locations = self._noted, self._keydir.locations
-        changed = sum(key in locations for key in noted)
-        self.count = len(locations) - changed + sum(location is not None for location in noted.values())
-
-    def close(self) -> None:
-        """Have readers raise `StoreClosedError`, those that are under way included."""
-        self.undo = _Ended()
-
-    def locate(self, key: bytes, now_ms: int) -> int | None:
-        """Return where the key's entry was, None if it was not there or has expired since. Without the lock."""
-        location = self._keydir.locate(key, now_ms)
-        found: Any = self.undo.get(key, _UNCHANGED)
-        if found is _UNCHANGED:
-            return location
-        if found is None or 0 < self._mortal.get(key, 0) <= now_ms:
-            return None
-        return found  # type: ignore[no-any-return]
-
-    def select(
-        self,
-        start: bytes | None,
-        stop: bytes | None,
-        include_start: bool,
-        include_stop: bool,
-        reverse: bool,
-        count: int,
-    ) -> list[bytes]:
-        """Return the first ``count`` keys of a range that may have been there; `locate` knows. Under the lock."""
-        keys = self._keydir.select(start, stop, include_start, include_stop, reverse, count)
-        if self._noted:
-            gone = super().select(start, stop, include_start, include_stop, reverse, count)
-            keys = sorted({*keys, *gone}, reverse=reverse)[:count]
-        return keys
-
-    def _members(self) -> dict[bytes, Any]:
-        return self._noted
-
-    def __len__(self) -> int:
-        """Return how many keys there were, those not counted that have expired since. Under the lock."""
-        now_ms = self._keydir.now_ms()
-        self._keydir.finish_purge()
-        return self.count - sum(1 for expires_ms in self._mortal.values() if expires_ms <= now_ms)
 
 
 class Keydir(Ordered):
@@ -328,19 +40,19 @@ class Keydir(Ordered):
 
     def __init__(self, grace_ms: int = 0, now_ms: Callable[[], int] = lambda: 0) -> None:
         self.now_ms = now_ms
-        self.views: dict[int, weakref.ref[ReadView]] = {}
-        self._view_numbers = itertools.count(1)
         self.locations: dict[bytes, int] = {}
-        self.expires: dict[bytes, int] = {}  # ms; every key in locations or expired whose entry has an expiry
-        self.expired: dict[bytes, int] = {}  # key -> location of those that were seen to be past it
-        self.dead: dict[int, int] = {}  # segment -> bytes of superseded puts; see `is_whole`
-        self.tombstones: dict[int, int] = {}  # segment -> bytes of tombstones
-        self.lapsed: dict[int, int] = {}  # segment -> bytes of the tombstones that forgotten entries will become
+        self.usage = Usage()
+        self._views = ReadViews()
+        self._expires: dict[bytes, int] = {}  # ms; every key in locations or expired whose entry has an expiry
+        self._expired: dict[bytes, int] = {}  # key -> location of those that were seen to be past it
         self._drop_index()
         self._due = Deadlines()  # of keys in locations: when they expire
         self._leaving = Deadlines()  # of keys in expired: when their grace is over
         self.grace_ms = grace_ms
         self.latest_ms = 0  # no key whose grace was over by then needs to be here
+        #: No key expires and no view is open, so that a put is an assignment and a count. False says nothing: it is
+        #: set before the first of these comes, and taken back by the first put after the last has gone.
+        self.is_plain = True
         self.is_held = False  # nothing is forgotten for now
         self.is_behind = False  # the last purge has left something to do
         self._is_purging = False  # or was interrupted
@@ -349,110 +61,196 @@ class Keydir(Ordered):
     def __len__(self) -> int:
         return len(self.locations)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.locations
+
+    # --- what is asked -------------------------------------------------------------------------
+
+    def locate(self, key: bytes, now_ms: int) -> int | None:
+        """Return a key's location, None if it does not exist or has expired. Safe without the lock."""
+        location = self.locations.get(key)
+        if location is not None and self._expires and self._expires.get(key, now_ms + 1) <= now_ms:
+            return None
+        return location
+
+    def newest(self, key: bytes) -> int | None:
+        """Return the location of a key's newest put, expired or not; None after a delete."""
+        location = self.locations.get(key)
+        return self._expired.get(key) if location is None else location
+
+    def is_newest(self, key: bytes, location: int) -> bool:
+        """Tell whether a key's newest put, expired or not, lies at a location. Safe without the lock."""
+        # In this order: a key that expires is in the second before it leaves the first.
+        return self.locations.get(key) == location or self._expired.get(key) == location
+
+    def expiry_of(self, key: bytes) -> int | None:
+        """Return when a key expires, in ms, None if it does not."""
+        return self._expires.get(key)
+
+    def expiries(self) -> dict[bytes, int]:
+        """Return when each key with an expiry expires, in ms. Complexity: O(number of these)."""
+        return self._expires.copy()
+
+    @property
+    def can_expire(self) -> bool:
+        """Tell whether there is a key with an expiry."""
+        return bool(self._expires)
+
+    @property
+    def expiring_count(self) -> int:
+        """Return how many keys have an expiry, those that have passed it and are still held included."""
+        return len(self._expires)
+
+    @property
+    def expired_count(self) -> int:
+        """Return how many keys are held that have expired."""
+        return len(self._expired)
+
+    @property
+    def view_count(self) -> int:
+        """Return how many views are open."""
+        return len(self._views)
+
+    def newest_of_all(self) -> dict[bytes, int]:
+        """Return the location of every key's newest put, expired or not. Complexity: O(n)."""
+        return {**self._expired, **self.locations}
+
+    def expired_in(self, segments: Container[int]) -> dict[bytes, int]:
+        """Return the keys that have expired and whose entries lie in some segments. Without the lock."""
+        expired = self._expired.copy().items()
+        return {key: location for key, location in expired if location >> SEGMENT_SHIFT in segments}
+
     # --- single keys ---------------------------------------------------------------------------
 
-    def put(self, key: bytes, location: int, expires_ms: int, old_size: int) -> None:
-        """Point a key at a new location; ``old_size`` is the size of the entry it replaces, 0 if none.
+    def put(self, key: bytes, location: int, expires_ms: int, sizes_of: SizeOf) -> None:
+        """Point a key at a new location; the entry that it replaces is dead from now on.
 
-        Repeating the call with the same location changes nothing.
+        Repeating the call with the same location changes nothing, but for the count if it was interrupted.
+        ``sizes_of`` is asked how large an entry is whose location does not say so.
         """
+        locations = self.locations
+        if expires_ms or not self.is_plain:
+            old = self._put_with_care(key, location, expires_ms)
+        else:
+            if self._changed is not None and key not in locations:
+                self._changed.add(key)
+            old = locations.setdefault(key, location)
+            if old != location:
+                locations[key] = location
+        if old is not None and old != location:
+            self.usage.count_dead(old >> SEGMENT_SHIFT, old & SIZE_MASK or sizes_of(old))
+
+    def _put_with_care(self, key: bytes, location: int, expires_ms: int) -> int | None:
+        """Do what `put` does where something expires or a view is open; return the location that is replaced."""
+        self.is_plain = not (expires_ms or self._expires or self._views)
         old = self.locations.get(key)
-        if self.views and old != location:
+        if self._views and old != location:
             self._remember(key)
-        if old is None and self.changed is not None:
-            self.changed.add(key)
-        if self.expired and key in self.expired:
+        if old is None and self._changed is not None:
+            self._changed.add(key)
+        if self._expired and key in self._expired:
             old = self._revive(key)
         if expires_ms:
-            before = self.expires.get(key)
+            before = self._expires.get(key)
             if before is None:
-                self.expires[key] = expires_ms  # first: it may have passed, and then nobody is to see the key
+                self._expires[key] = expires_ms  # first: it may have passed, and then nobody is to see the key
             else:
                 self._due.discard(key, before)
             self._due.add(key, expires_ms)
             self.locations[key] = location
-            self.expires[key] = expires_ms
+            self._expires[key] = expires_ms
         else:
             self.locations[key] = location
-            if key in self.expires:
+            if key in self._expires:
                 self._expire_never(key)
-        if old is not None and old != location:
-            self.count_dead(old >> SEGMENT_SHIFT, old_size)
+        return old
 
     def write_all(self, keys: list[bytes], locations: list[int], gone: list[bytes], sizes_of: SizeOf) -> None:
         """Point keys at new locations and forget others, where nothing expires; repeatable, but for the count."""
         get = self.locations.get
         replaced, lost = list(map(get, keys)), list(map(get, gone))
-        for view in self._open_views() if self.views else ():
+        for view in self._views.alive():
             view.remember_some(keys, replaced)
             view.remember_some(gone, lost)
-        if self.changed is not None:
-            self.changed.update(key for key, old in zip(keys, replaced, strict=True) if old is None)
-            self.changed.update(gone)
+        if self._changed is not None:
+            self._changed.update(key for key, old in zip(keys, replaced, strict=True) if old is None)
+            self._changed.update(gone)
         self.locations.update(zip(keys, locations, strict=True))
         deque(map(self.locations.pop, gone, itertools.repeat(None)), maxlen=0)
-        dead = self.dead
-        for old in filter(None, itertools.chain(replaced, lost)):
-            segment = old >> SEGMENT_SHIFT
-            dead[segment] = dead.get(segment, 0) + (old & SIZE_MASK or sizes_of(old))
+        self.usage.count_replaced(filter(None, itertools.chain(replaced, lost)), sizes_of)
 
-    def remove(self, key: bytes, old_size: int) -> None:
+    def insert(self, key: bytes, location: int) -> None:
+        """Do what `put` does for a key that is not there, where `is_plain` says so."""
+        if self._changed is not None:
+            self._changed.add(key)
+        self.locations[key] = location
+
+    def discard(self, key: bytes) -> None:
+        """Do what `remove` does, but for the count, for a key that is there, where `is_plain` says so."""
+        if self._changed is not None:
+            self._changed.add(key)
+        del self.locations[key]
+
+    def remove(self, key: bytes, sizes_of: SizeOf) -> None:
         """Forget a key, live or expired; its entry is dead from now on."""
-        if self.views:
+        self.is_plain = not (self._expires or self._views)
+        if self._views:
             self._remember(key)
+        if self._changed is not None:
+            self._changed.add(key)
         old = self.locations.pop(key, None)
-        if old is not None and self.changed is not None:
-            self.changed.add(key)
-        if self.expired and key in self.expired:
+        if self._expired and key in self._expired:
             old = self._revive(key)
-        if self.expires:
+        if self._expires:
             self._expire_never(key)
         if old is not None:
-            self.count_dead(old >> SEGMENT_SHIFT, old_size)
+            self.usage.count_dead(old >> SEGMENT_SHIFT, old & SIZE_MASK or sizes_of(old))
 
     def _revive(self, key: bytes) -> int:
         """Take a key out of `expired`."""
-        self._leaving.discard(key, self.expires[key] + self.grace_ms)
-        return self.expired.pop(key)
+        self._leaving.discard(key, self._expires[key] + self.grace_ms)
+        return self._expired.pop(key)
 
     def _expire_never(self, key: bytes) -> None:
-        when_ms = self.expires.get(key)
+        when_ms = self._expires.get(key)
         if when_ms is not None:
             self._due.discard(key, when_ms)
-            self.expires.pop(key, None)
+            self._expires.pop(key, None)
 
     def move(self, key: bytes, old: int, new: int) -> bool:
         """Point a key at the copy of its entry, if it still points at the original; a compare-and-set."""
-        for table in (self.locations, self.expired):
+        for table in (self.locations, self._expired):
             if table.get(key) == old:
                 table[key] = new
                 return True
         return False
 
-    def merge(self, segment: int, hint: Hint, size_of: Callable[[int | None], int]) -> None:
+    def move_all(self, keys: list[bytes], originals: list[int], copies: list[int], sizes_of: SizeOf) -> None:
+        """Do what `move` does for several keys; a copy at which no key points now is dead."""
+        locations = self.locations
+        for key, old, new in zip(keys, originals, copies, strict=True):
+            if locations.get(key) == old:  # `move` written out for what is usual
+                locations[key] = new
+            elif not self.move(key, old, new):
+                self.usage.count_dead(new >> SEGMENT_SHIFT, new & SIZE_MASK or sizes_of(new))
+
+    def merge(self, segment: int, hint: Hint, sizes_of: SizeOf) -> None:
         """Apply what a segment says, all of which is newer than what is known.
 
-        For a follower; repeatable, in the same order, but for the count. ``size_of`` tells how large the newest
-        entry of a key is, 0 for None.
+        For a follower; repeatable, in the same order, but for the count.
         """
         base = segment << SEGMENT_SHIFT
         if hint.clears:
-            dead = self.dead
-            for location in itertools.chain(self.locations.values(), self.expired.values()):
-                number = location >> SEGMENT_SHIFT
-                dead[number] = dead.get(number, 0) + (location & SIZE_MASK or size_of(location))
+            self.usage.count_replaced(itertools.chain(self.locations.values(), self._expired.values()), sizes_of)
             self.clear()
         for key in hint.tombstones:
-            old = self.newest(key)
-            if old is not None:
-                self.remove(key, size_of(old))
+            if self.newest(key) is not None:
+                self.remove(key, sizes_of)
         expires = hint.expires
         for key, position in zip(hint.keys, hint.positions, strict=True):
-            self.put(key, base | position, expires.get(key, 0) if expires else 0, size_of(self.newest(key)))
+            self.put(key, base | position, expires.get(key, 0) if expires else 0, sizes_of)
 
-    def relocate(
-        self, segment: int, hint: Hint, is_older: Callable[[int], bool], size_of: Callable[[int | None], int]
-    ) -> None:
+    def relocate(self, segment: int, hint: Hint, is_older: Callable[[int], bool], sizes_of: SizeOf) -> None:
         """Point keys at the copies that a compaction has made; a key that is gone stays so. For a follower.
 
         A view may as well read the copies, and perhaps has to: the originals have been removed.
@@ -462,72 +260,54 @@ class Keydir(Ordered):
             old, new = self.newest(key), base | position
             if old is not None and old != new and is_older(old):
                 self.move(key, old, new)
-                self.count_dead(old >> SEGMENT_SHIFT, size_of(old))
+                self.usage.count_dead(old >> SEGMENT_SHIFT, old & SIZE_MASK or sizes_of(old))
             elif old != new:
-                self.count_dead(segment, size_of(new))
+                self.usage.count_dead(segment, new & SIZE_MASK or sizes_of(new))
 
     def forget_segments(self, gone: Container[int]) -> None:
         """Remove every key that still points into one of these segments. For a follower. Complexity: O(n)."""
-        for table in (self.locations, self.expired):
+        for table in (self.locations, self._expired):
             for key in [key for key, location in table.items() if location >> SEGMENT_SHIFT in gone]:
-                self.remove(key, 0)
+                self.remove(key, lambda _: 0)  # the counts of such a segment are dropped as a whole
 
     def clear(self, segments: Callable[[], set[int]] | None = None) -> None:
         """Forget every key; `recount` is due afterwards.
 
         ``segments`` answers into which segments keys may point, where that is known without asking each of them.
         """
-        if self.views:
+        if self._views:
             self._remember_all(segments)
         self.locations.clear()
-        self.expires.clear()
-        self.expired.clear()
+        self._expires.clear()
+        self._expired.clear()
         self._due.clear()
         self._leaving.clear()
         self._drop_index()
-
-    def locate(self, key: bytes, now_ms: int) -> int | None:
-        """Return a key's location, None if it does not exist or has expired. Safe without the lock."""
-        location = self.locations.get(key)
-        if location is not None and self.expires and self.expires.get(key, now_ms + 1) <= now_ms:
-            return None
-        return location
-
-    def newest(self, key: bytes) -> int | None:
-        """Return the location of a key's newest put, expired or not; None after a delete."""
-        location = self.locations.get(key)
-        return self.expired.get(key) if location is None else location
 
     # --- moments -------------------------------------------------------------------------------
 
     def open_view(self, seq: int, owner: object = None) -> ReadView:
         """Return the keydir as of now. Under the lock. Complexity: O(1)."""
-        view = ReadView(self, next(self._view_numbers), seq, owner)
-        views, number = self.views, view.number
-        views[number] = weakref.ref(view, lambda _: views.pop(number, None))  # one that leaks closes itself
-        return view
+        self.is_plain = False
+        return self._views.open(self, seq, owner)
 
     def close_view(self, view: ReadView) -> None:
         """Stop keeping a view up; its user is told so. Without the lock."""
-        view.close()  # first: what is not noted any more must not be taken for unchanged
-        self.views.pop(view.number, None)
+        self._views.close(view)
 
     def noted_segments(self) -> set[int]:
         """Return the segments into which the undo maps of open views point. Under the lock."""
-        return {segment for view in self._open_views() for segment in view.segments}
+        return {segment for view in self._views.alive() for segment in view.segments}
 
     def drop_views(self) -> None:
         """Take from every open view what it has read ahead: the store is closed, and its scans are to say so."""
-        for view in self._open_views():
+        for view in self._views.alive():
             view.read_ahead.clear()
-
-    def _open_views(self) -> list[ReadView]:
-        return [view for reference in list(self.views.values()) if (view := reference()) is not None]
 
     def _remember(self, key: bytes) -> None:
         location = self.locations.get(key)
-        for view in self._open_views():
-            view.remember(key, location, self.expires.get(key, 0) if location is not None else 0)
+        for view in self._views.alive():
+            view.remember(key, location, self._expires.get(key, 0) if location is not None else 0)
 
     def _remember_all(self, known: Callable[[], set[int]] | None = None) -> None:
         if known is not None:
@@ -535,11 +315,11 @@ class Keydir(Ordered):
         else:
             segments = set(map(rshift, self.locations.values(), itertools.repeat(SEGMENT_SHIFT)))
         # The index is of no use any more here. Views that cannot have it sort what they need when they are read.
-        is_right = self.changed is not None and self._index is not None and len(self.changed) < _FEW_CHANGES
+        is_right = self._changed is not None and self._index is not None and len(self._changed) < FEW_CHANGES
         index = self.index() if is_right else None
         self._drop_index()  # first: it has one owner, and a call that is repeated must not hand it on once more
-        for view in self._open_views():
-            view.remember_all(self.locations, self.expires, segments, index)
+        for view in self._views.alive():
+            view.remember_all(self.locations, self._expires, segments, index)
             index = None
 
     # --- time ----------------------------------------------------------------------------------
@@ -559,19 +339,19 @@ class Keydir(Ordered):
         self.latest_ms = max(self.latest_ms, now_ms)
 
         def grace_of(key: bytes) -> int | None:
-            when_ms = self.expires.get(key)
+            when_ms = self._expires.get(key)
             return None if when_ms is None else when_ms + self.grace_ms
 
         while self._due.is_due(now_ms) and count > 0:
             count -= 1 + self._due.advance(
-                now_ms, self.expires.get, lambda key: self._expire(key, now_ms, sizes_of), count
+                now_ms, self._expires.get, lambda key: self._expire(key, now_ms, sizes_of), count
             )
         while self._leaving.is_due(now_ms) and count > 0 and not self.is_held:
             count -= 1 + self._leaving.advance(now_ms, grace_of, lambda key: self._forget(key, sizes_of), count)
-        if not self.expires:
-            self.expires.clear()  # with the memory of all that have been in it
-        if not self.expired:
-            self.expired.clear()
+        if not self._expires:
+            self._expires.clear()  # with the memory of all that have been in it
+        if not self._expired:
+            self._expired.clear()
         self._is_purging = False
         self.is_behind = self.is_due(now_ms)
         return self.is_behind
@@ -579,21 +359,21 @@ class Keydir(Ordered):
     def finish_purge(self) -> None:
         """Make good what an interrupted `purge_some` has left: a key in two places, or counted out twice by views."""
         if self._is_purging:
-            for key in self.expired.keys() & self.locations.keys():
+            for key in self._expired.keys() & self.locations.keys():
                 del self.locations[key]
-            for view in self._open_views():
+            for view in self._views.alive():
                 view.count_anew()
             self._is_purging = False
 
     def _expire(self, key: bytes, now_ms: int, sizes_of: SizeOf) -> None:
-        when_ms, location = self.expires[key], self.locations.get(key)
+        when_ms, location = self._expires[key], self.locations.get(key)
         if location is not None:
-            if self.changed is not None:
-                self.changed.add(key)
-            for view in self._open_views():
+            if self._changed is not None:
+                self._changed.add(key)
+            for view in self._views.alive():
                 view.count_out(key)
             # In this order: a compaction, which looks without the lock, must find it in one of the two.
-            self.expired[key] = location
+            self._expired[key] = location
             del self.locations[key]
         if when_ms + self.grace_ms > now_ms or self.is_held:
             self._leaving.add(key, when_ms + self.grace_ms)
@@ -603,13 +383,12 @@ class Keydir(Ordered):
     def _forget(self, key: bytes, sizes_of: SizeOf) -> None:
         if key in self.locations:
             return  # it is there again
-        location = self.expired.pop(key, None)
-        del self.expires[key]
+        location = self._expired.pop(key, None)
+        del self._expires[key]
         if location is not None:
             segment, size = location >> SEGMENT_SHIFT, location & SIZE_MASK or sizes_of(location)
             rest = min(size, OVERHEAD + len(key))
-            self.lapsed[segment] = self.lapsed.get(segment, 0) + rest
-            self.dead[segment] = self.dead.get(segment, 0) + size - rest
+            self.usage.count_lapsed(segment, size, rest)
 
     # --- order ---------------------------------------------------------------------------------
 
@@ -618,52 +397,14 @@ class Keydir(Ordered):
 
     def is_ordered(self, worth: int) -> bool:
         """Tell whether there is an index, or so few keys, at most ``worth``, that it is soon made."""
-        return (self.changed is not None and self._index is not None) or len(self.locations) <= worth
+        return (self._changed is not None and self._index is not None) or len(self.locations) <= worth
 
     def forget_index(self) -> None:
         """Drop the index if keeping it up has become dearer than sorting anew; called now and then."""
-        if self.changed is not None and len(self.changed) > len(self.locations) + 1000:
+        if self._changed is not None and len(self._changed) > len(self.locations) + 1000:
             self._drop_index()
 
     # --- bytes ---------------------------------------------------------------------------------
-
-    def count_dead(self, segment: int, size: int) -> None:
-        """Count bytes of a segment as dead."""
-        self.dead[segment] = self.dead.get(segment, 0) + size
-
-    def has_dead(self, segment: int) -> bool:
-        """Tell whether anything of a segment is dead, or will be once nothing older remains."""
-        return bool(self.gone_bytes(segment))
-
-    def gone_bytes(self, segment: int) -> int:
-        """Return the bytes of a segment that are neither live nor its header."""
-        return self.dead.get(segment, 0) + self.hiding_bytes(segment)
-
-    def hiding_bytes(self, segment: int) -> int:
-        """Return the bytes of a segment that go only once nothing older remains: tombstones, and what becomes one."""
-        return self.tombstones.get(segment, 0) + self.lapsed.get(segment, 0)
-
-    def is_whole(self, segment: int) -> bool:
-        """Tell whether every put in a segment is the newest of its key, but for what open views have noted. Without
-        the lock.
-
-        That is a zero in `dead`, where nothing says nothing: `open_segment` puts it there, for a segment that is
-        empty yet or whose copies all keys have been pointed at; `drop_segments` takes it away before the first key
-        is pointed elsewhere. One look-up, so what it answers was true when it was asked, and what was read before
-        is right if nothing was noted since.
-        """
-        return self.dead.get(segment, 1) == 0
-
-    def open_segment(self, segment: int) -> None:
-        """Count what of a segment is dead from now on: every put in it is the newest of its key, or counted already."""
-        self.dead.setdefault(segment, 0)
-
-    def drop_segments(self, segments: list[int]) -> None:
-        """Forget the counts of segments that a compaction has replaced, or that are retired."""
-        for segment in segments:
-            self.dead.pop(segment, None)
-            self.tombstones.pop(segment, None)
-            self.lapsed.pop(segment, None)
 
     def recount(self, entry_bytes: dict[int, int], sizes_of: SizeOf) -> None:
         """Count the dead bytes anew from what lives; ``entry_bytes`` are each segment's without its header.
@@ -671,15 +412,7 @@ class Keydir(Ordered):
         Complexity: O(n). Needed after a call was interrupted between a location and its count.
         """
         self.finish_purge()
-        self.lapsed = {segment: size for segment, size in self.lapsed.items() if segment in entry_bytes}
-        dead = {segment: size - self.hiding_bytes(segment) for segment, size in entry_bytes.items()}
-        for table in (self.locations, self.expired):
-            for location in table.values():
-                segment = location >> SEGMENT_SHIFT
-                dead[segment] = dead.get(segment, 0) - (location & SIZE_MASK or sizes_of(location))
-        for segment in dead.keys() - entry_bytes.keys():
-            del dead[segment]  # replaced, and its keys are being pointed at the copies
-        self.dead = dead
+        self.usage.recount(entry_bytes, (self.locations.values(), self._expired.values()), sizes_of)
         self.recounts += 1
 
     # --- opening -------------------------------------------------------------------------------
@@ -692,30 +425,27 @@ class Keydir(Ordered):
         """
         locations = self.locations
         if hint.clears:
-            replaced = dict(self.dead)
-            for old in locations.values():
-                replaced[old >> SEGMENT_SHIFT] = replaced.get(old >> SEGMENT_SHIFT, 0) + sizes_of(old)
-            self.dead = replaced
+            self.usage.count_replaced(locations.values(), sizes_of)
             locations.clear()
-            self.expires.clear()
+            self._expires.clear()
         base = segment << SEGMENT_SHIFT
         if locations:
             replaced_keys = [*filter(locations.__contains__, hint.keys), *hint.tombstones]
             for key in replaced_keys:
                 old_location = locations.get(key)
                 if old_location is not None:
-                    self.count_dead(old_location >> SEGMENT_SHIFT, old_location & SIZE_MASK or sizes_of(old_location))
-                    self.expires.pop(key, None)
+                    self.usage.count_replaced((old_location,), sizes_of)
+                    self._expires.pop(key, None)
             for key in hint.tombstones:
                 locations.pop(key, None)
         locations.update(zip(hint.keys, map(base.__or__, hint.positions), strict=True))
-        self.expires.update(hint.expires)
-        self.dead[segment] = self.dead.get(segment, 0) + entry_bytes - hint.live_bytes - hint.tombstone_bytes
-        if hint.tombstone_bytes:
-            self.tombstones[segment] = self.tombstones.get(segment, 0) + hint.tombstone_bytes
+        self._expires.update(hint.expires)
+        dead = entry_bytes - hint.live_bytes - hint.tombstone_bytes
+        self.usage.load_segment(segment, dead, hint.tombstone_bytes)
 
     def finish_loading(self) -> None:
         """Build what `load` leaves for the end."""
+        self.is_plain = not self._expires
         self._due.clear()
-        for key, when_ms in self.expires.items():
+        for key, when_ms in self._expires.items():
             self._due.add(key, when_ms)

@@ -9,9 +9,6 @@ from collections.abc import Callable
 
 from ...contract.reports import Damage, Progress, Report
 from ...errors import BytekvError, CorruptionError
-from ..codec.entry import (
-    SIZE_MASK,
-)
 from ..codec.manifest import (
     MAX_NUMBER,
     SEGMENT_HEADER_SIZE,
@@ -83,20 +80,18 @@ def _verify_open_view(segments: SegmentManager, row: SegmentRow, fresh: Keydir, 
 
 def _compare(fresh: Keydir, segments: SegmentManager, keydir: Keydir, report: Report) -> None:
     path = segments.directory.path
-    in_memory = {**keydir.expired, **keydir.locations}
-    for key in fresh.expires.keys() - in_memory.keys():
-        if fresh.expires[key] + keydir.grace_ms <= keydir.latest_ms:  # expired for so long that it was forgotten
-            location = fresh.locations[key]
-            fresh.remove(key, location & SIZE_MASK or segments.open.entry_size(location))
-    if fresh.locations != in_memory:
-        different = [
-            key for key in fresh.locations.keys() | in_memory.keys() if fresh.locations.get(key) != in_memory.get(key)
-        ]
+    in_memory = keydir.newest_of_all()
+    for key, when_ms in fresh.expiries().items():
+        if key not in in_memory and when_ms + keydir.grace_ms <= keydir.latest_ms:  # so long ago that it was forgotten
+            fresh.remove(key, segments.open.entry_size)
+    on_disk = fresh.newest_of_all()
+    if on_disk != in_memory:
+        different = [key for key in on_disk.keys() | in_memory.keys() if on_disk.get(key) != in_memory.get(key)]
         report.damage.append(
             Damage(path, 0, f"{len(different)} keys differ between memory and disk, {min(different)!r} first")
         )
     for segment, size in segments.lengths_of_entries().items():
-        counted, found = keydir.gone_bytes(segment), fresh.gone_bytes(segment)
+        counted, found = keydir.usage.gone_bytes(segment), fresh.usage.gone_bytes(segment)
         if counted != found or not 0 <= counted <= size:
             report.damage.append(
                 Damage(segments.directory.segment_path(segment), 0, f"{counted} bytes counted as dead, {found} are")

@@ -210,7 +210,7 @@ class Follower:
             size = size_of(directory, descriptor, row)
             if mine is not None:
                 start, seq = mine.length, mine.last_seq
-                news = _News(row, self._keydir.tombstones.get(row.segment_id, 0))
+                news = _News(row, self._keydir.usage.tombstone_bytes(row.segment_id))
             else:
                 start, seq = SEGMENT_HEADER_SIZE, header.previous_seq
                 news = _News(row, 0)
@@ -288,10 +288,10 @@ class Follower:
         keydir, segments, committer = self._keydir, self._segments, self._committer
         is_counted = True
 
-        def size_of(location: int | None) -> int:
+        def size_of(location: int) -> int:
             nonlocal is_counted
-            size = 0 if location is None else self._size_of(location)
-            is_counted = is_counted and (location is None or size > 0)
+            size = self._size_of(location)
+            is_counted = is_counted and size > 0
             return size
 
         rank = {row.segment_id: number for number, row in enumerate(plan.manifest.segments)}
@@ -302,16 +302,16 @@ class Follower:
             def is_older(location: int, here: int = here) -> bool:
                 return rank.get(location >> SEGMENT_SHIFT, -1) <= here
 
-            keydir.tombstones[segment] = news.tombstone_bytes
-            keydir.open_segment(segment)
-            keydir.count_dead(segment, news.dead_bytes)
+            keydir.usage.set_tombstones(segment, news.tombstone_bytes)
+            keydir.usage.open_segment(segment)
+            keydir.usage.count_dead(segment, news.dead_bytes)
             if news.moved is not None:
                 keydir.relocate(segment, news.moved, is_older, size_of)
             if news.later is not None:
                 keydir.merge(segment, news.later, size_of)
         if plan.gone:
             keydir.forget_segments(plan.gone)
-            keydir.drop_segments(list(plan.gone))
+            keydir.usage.drop_segments(list(plan.gone))
             segments.obsolete.replace(sorted(plan.gone))
             segments.obsolete.remove(segments.reap(keydir.noted_segments()))
         self._end = plan.end

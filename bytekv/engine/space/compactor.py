@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 from ... import log
 from ...errors import BytekvError, DiskFullError, StoreFailedError, is_about
-from ..codec.entry import SIZE_MASK
 from ..codec.manifest import SEGMENT_HEADER_SIZE
 from ..log.builder import SegmentBuilder
 from ..write.commit import Committer
@@ -115,7 +114,7 @@ class Compactor:
             job.recounts = self._keydir.recounts
             try:
                 segments.replace_run(victims, new_rows)
-                self._keydir.tombstones.update(job.tombstones)
+                self._count_tombstones(job)
             except StoreFailedError as error:
                 if is_about(error, segments.directory.path):
                     self._job = None  # which manifest survives is open: both sets of files stay
@@ -135,9 +134,9 @@ class Compactor:
     def _check_room(self, run: Run) -> None:
         """Raise `DiskFullError` if there is no room for the copies."""
         segments, keydir = self._segments, self._keydir
-        needed = run.length - sum(keydir.dead.get(segment_id, 0) for segment_id in run.segment_ids)
+        needed = run.length - sum(keydir.usage.dead_bytes(segment_id) for segment_id in run.segment_ids)
         if run.is_oldest:
-            needed -= sum(map(keydir.hiding_bytes, run.segment_ids))
+            needed -= sum(map(keydir.usage.hiding_bytes, run.segment_ids))
         directory = segments.directory
         free = directory.files.free_bytes(directory.folder)
         if needed > free and needed > len(run.rows) * SEGMENT_HEADER_SIZE:
@@ -173,8 +172,8 @@ class Compactor:
             committer.ready()
             if self._forget_unpublished(job):
                 return
-            keydir.tombstones.update(job.tombstones)
-            keydir.drop_segments(job.victims)  # before the first key is moved: see `Keydir.is_whole`
+            self._count_tombstones(job)
+            keydir.usage.drop_segments(job.victims)  # before the first key is moved: see `Usage.is_whole`
         try:
             self._move_all(job, pause)
         except BaseException:
@@ -185,13 +184,17 @@ class Compactor:
         self._segments.obsolete.remove(free)
         self._segments.directory.sync()
 
+    def _count_tombstones(self, job: _Job) -> None:
+        for segment, size in job.tombstones.items():
+            self._keydir.usage.set_tombstones(segment, size)
+
     def _forget_unpublished(self, job: _Job) -> bool:
         """Give a compaction up if the manifest still lists its victims: it has not happened. Under the lock."""
         listed = {row.segment_id for row in self._segments.manifest.segments}
         if listed.isdisjoint(job.victims):
             return False
         self._job = None
-        self._keydir.drop_segments(list(job.hinted))
+        self._keydir.usage.drop_segments(list(job.hinted))
         for output in job.outputs:
             output.discard()
         return True
@@ -209,7 +212,6 @@ class Compactor:
         """Move some keys of the first output, its last ones first, and forget them: freeing a million at once would
         hold the GIL for milliseconds. The positions go last; interrupted before, nothing is left to do for the rest."""
         keydir, output = self._keydir, job.outputs[0]
-        locations, base = keydir.locations, output.base
         keys, originals, positions = output.unpacked
         if not positions:
             if output.copied:
@@ -219,20 +221,15 @@ class Compactor:
                 del job.outputs[0]
             return
         part = slice(max(0, len(positions) - _SLICE), len(positions))
-        for key, old, position in zip(keys[part], originals[part], positions[part], strict=False):
-            if locations.get(key) == old:  # written out of `Keydir.move`
-                locations[key] = base | position
-            elif not keydir.move(key, old, base | position):
-                keydir.count_dead(
-                    output.header.segment_id, position & SIZE_MASK or self._segments.open.entry_size(base | position)
-                )
+        copies = list(map(output.base.__or__, positions[part]))
+        keydir.move_all(keys[part], originals[part], copies, self._segments.open.entry_size)
         del keys[part], originals[part], positions[part]
 
     def _retire(self, job: _Job) -> list[int]:
         keydir = self._keydir
-        keydir.drop_segments(job.victims)
+        keydir.usage.drop_segments(job.victims)
         for segment_id in job.hinted:
-            keydir.open_segment(segment_id)
+            keydir.usage.open_segment(segment_id)
         if keydir.recounts != job.recounts:
             self._committer.count_again()  # somebody counted while half of the keys had been moved
         self._segments.obsolete.replace(job.victims)

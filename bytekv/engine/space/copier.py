@@ -157,8 +157,8 @@ class Copier:
         """
         limit, every, pause = self._limit, _SLICE, self._pause
         is_oldest, deletions = self._run.is_oldest, self._deletions
-        locations, expired = self._keydir.locations, self._keydir.expired
-        locate = locations.get
+        keydir = self._keydir
+        locate = keydir.locations.get
         base = segment_id << SEGMENT_SHIFT
         output = self.outputs[-1] if self.outputs else None
         count = read = 0
@@ -172,12 +172,10 @@ class Copier:
                 pause()
             if flags & KIND == PUT:
                 location = base | offset << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0)
-                if locate(key) != location:  # first this, then `expired`: see Keydir._expire
-                    known = expired.get(key)
-                    if known is None and expires_ms and not is_oldest and key not in locations:
+                if locate(key) != location and not keydir.is_newest(key, location):
+                    if expires_ms and not is_oldest and keydir.newest(key) is None:
                         deletions.note_expired(key, raw)
-                    if known != location:
-                        continue
+                    continue
                 if deletions.clear is not None:
                     # Whatever lives is newer than any clear, so this comes before the first copy.
                     output = self._copy_clear()
@@ -191,7 +189,7 @@ class Copier:
     def _check_segment(self, scan: Scan, _segment_id: int) -> None:
         """Check one segment and gather its tombstones, as `_copy_segment` does."""
         is_oldest, deletions, pause = self._run.is_oldest, self._deletions, self._pause
-        locations, expired = self._keydir.locations, self._keydir.expired
+        keydir = self._keydir
         for number, (flags, key, _, expires_ms, _, raw) in enumerate(scan):
             if number % _SLICE == 0:
                 pause()
@@ -199,7 +197,7 @@ class Copier:
                 continue
             if flags & KIND != PUT:
                 deletions.note(flags, key, raw)
-            elif expires_ms and key not in locations and key not in expired:
+            elif expires_ms and keydir.newest(key) is None:
                 deletions.note_expired(key, raw)
 
     def _copy_by_key(self) -> None:
@@ -221,8 +219,7 @@ class Copier:
             if len(keys) < _IN_ORDER:
                 break
             last = keys[-1]
-        expired = keydir.expired.copy().items()
-        waiting = {key: location for key, location in expired if location >> SEGMENT_SHIFT in victims}
+        waiting = keydir.expired_in(victims)
         if waiting:
             for output in self.outputs:
                 for copied in output.keys_in_pieces():
@@ -271,11 +268,11 @@ class Copier:
             for keys in output.keys_in_pieces():
                 copied.update(keys)
                 self._pause()
-        locations, expired = self._keydir.locations, self._keydir.expired
+        newest = self._keydir.newest
         for number, (key, raw) in enumerate(self._deletions.tombstones.items()):
             if number % _SLICE == 0:
                 self._pause()
-            if key not in locations and key not in expired and key not in copied:
+            if newest(key) is None and key not in copied:
                 self._output(len(raw)).append(raw[0], key, 0, raw)
 
     def _output(self, size: int) -> SegmentBuilder:

@@ -205,18 +205,18 @@ class Maintenance:
         An occasional writer waits for a slice, so slices are short. A busy one holds the interpreter for milliseconds
         and notices each turn of another thread; but its puts take out some keys, too, so few turns are needed.
         """
-        expires, count = self._keydir.expires, _FEW_EXPIRED
+        keydir, count = self._keydir, _FEW_EXPIRED
         rest_s = _BREAK_S
         while self._committer.purge_slice(count):
             if self._worker.is_stopping:
                 raise StopWork
             self._sync_if_due()
             self._prepare_if_wanted()
-            left, began = len(expires), self._files.monotonic()
+            left, began = keydir.expiring_count, self._files.monotonic()
             self._files.pause(rest_s)
             is_busy = self._files.monotonic() - began > rest_s + _BUSY_S
             count = _MANY_EXPIRED if is_busy else _FEW_EXPIRED
-            rest_s = _LONG_BREAK_S if left - len(expires) > _MANY_EXPIRED else _BREAK_S
+            rest_s = _LONG_BREAK_S if left - keydir.expiring_count > _MANY_EXPIRED else _BREAK_S
 
     def _prepare_if_wanted(self) -> None:
         if self._committer.wants_next:
@@ -328,7 +328,7 @@ class Maintenance:
         before = self._segments.lengths()
         with committer.lock, committer:
             active = self._segments.writer
-            untidy = active is not None and self._keydir.has_dead(active.header.segment_id)
+            untidy = active is not None and self._keydir.usage.gone_bytes(active.header.segment_id) > 0
         if untidy or any(pick_all(self.usage())):
             committer.seal()
         while True:

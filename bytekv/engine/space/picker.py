@@ -37,8 +37,8 @@ def usage_of(segments: SegmentManager, keydir: Keydir) -> list[SegmentUsage]:
         SegmentUsage(
             row.segment_id,
             row.length,
-            keydir.dead.get(row.segment_id, 0),
-            keydir.hiding_bytes(row.segment_id),
+            keydir.usage.dead_bytes(row.segment_id),
+            keydir.usage.hiding_bytes(row.segment_id),
         )
         for row in segments.sealed()
     ]

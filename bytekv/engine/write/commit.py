@@ -44,7 +44,8 @@ from ...errors import (
 from ...options import Options
 from ..codec.checksum import CRC, checksum
 from ..codec.entry import ENTRY, OVERHEAD, PUT, SEGMENT_SHIFT, SIZE_MASK, SYNC_MARK, TOMBSTONE
-from ..index.keydir import PURGED_AT_ONCE, Keydir, Ordered, ordered
+from ..index.keydir import PURGED_AT_ONCE, Keydir
+from ..index.order import Ordered, ordered
 from ..log.segment import Writer
 from ..log.segment_manager import SegmentManager
 from ..log.sizes import sizes_of
@@ -194,19 +195,19 @@ class Committer:
                         writer.end = end
                         self.seq = seq
                         keydir = self.keydir
-                        locations = keydir.locations
-                        if keydir.expires or keydir.expired or keydir.views:
-                            keydir.put(key, location, 0, self.size_of(keydir.newest(key)))
+                        if not keydir.is_plain:
+                            keydir.put(key, location, 0, self.size_of)
                             if keydir.is_behind:
                                 self.purge_some(_PURGED_BY_A_PUT)
                         else:
-                            if keydir.changed is not None and key not in locations:
-                                keydir.changed.add(key)
-                            old = locations.setdefault(key, location)
-                            if old is not location:
+                            locations = keydir.locations
+                            old = locations.get(key)
+                            if old is None:
+                                keydir.insert(key, location)
+                            else:
                                 locations[key] = location
-                                segment = old >> 44
-                                keydir.dead[segment] = keydir.dead.get(segment, 0) + (old & 8191 or self.size_of(old))
+                                dead, segment = keydir.usage.dead, old >> 44
+                                dead[segment] = dead.get(segment, 0) + (old & 8191 or self.size_of(old))
                         self.pending = None
                         return seq
             except StructError:  # a clock before 1970, which the long way knows to write
@@ -242,7 +243,7 @@ class Committer:
                     if queue and queue[-1].writer is writer:
                         tombstones = queue[-1].tombstones
                     else:
-                        tombstones = self.keydir.tombstones.get(writer.base >> 44, 0)
+                        tombstones = self.keydir.usage.tombstone_bytes(writer.base >> 44)
                     change = Pending(writer, offset, [entry], [(key, location, 0)], seq, end, tombstones)
                     self.pending = change
                     writer.map[offset:end] = entry  # type: ignore[index]
@@ -278,14 +279,13 @@ class Committer:
             self.pending = _ENTERED
             try:
                 writer, keydir = self.segments.writer, self.keydir
-                if writer is not None and not (keydir.expires or keydir.expired or keydir.views):
+                if writer is not None and keydir.is_plain:
                     key_size = len(key)
                     size = key_size + 27
                     offset = writer.end
                     end = offset + size
                     if end <= writer.fast_end and size <= 8191:
-                        locations = keydir.locations
-                        old = locations.get(key)
+                        old = keydir.locations.get(key)
                         if old is None:
                             self.pending = None
                             return False
@@ -294,17 +294,16 @@ class Committer:
                         body = _pack_entry(2, key_size, 0, seq, self._clock_ns() // 1000000) + key
                         entry = body + _pack_crc(checksum(body, writer.seed))
                         segment = writer.base >> 44
-                        tombstones = keydir.tombstones.get(segment, 0) + size
+                        usage = keydir.usage
+                        tombstones = usage.tombstones.get(segment, 0) + size
                         self.pending = writer, offset, entry, key, None, seq, tombstones
                         writer.map[offset:end] = entry  # type: ignore[index]
                         writer.end = end
                         self.seq = seq
-                        keydir.tombstones[segment] = tombstones
-                        if keydir.changed is not None:
-                            keydir.changed.add(key)
-                        del locations[key]
-                        segment = old >> 44
-                        keydir.dead[segment] = keydir.dead.get(segment, 0) + old_size
+                        usage.tombstones[segment] = tombstones
+                        keydir.discard(key)
+                        dead, segment = usage.dead, old >> 44
+                        dead[segment] = dead.get(segment, 0) + old_size
                         self.pending = None
                         return True
             except StructError:  # a clock before 1970, which the long way knows to write
@@ -493,7 +492,7 @@ class Committer:
         writer = self._make_room(
             size_of(operations), only_deletes=all(operation.kind != PUT for operation in operations)
         )
-        tombstones = self.keydir.tombstones.get(writer.header.segment_id, 0)
+        tombstones = self.keydir.usage.tombstone_bytes(writer.header.segment_id)
         queue = self._unseen.queue
         if queue and queue[-1].writer is writer:
             tombstones = queue[-1].tombstones
@@ -509,23 +508,10 @@ class Committer:
         """Do what `_show` does for one put that no expiry or view concerns; False, and nothing, for others."""
         keydir = self.keydir
         key, location, expires_ms = change.effects[0]
-        if (
-            len(change.effects) > 1
-            or key is None
-            or location is None
-            or expires_ms
-            or keydir.expires
-            or keydir.expired
-            or keydir.views
-            or keydir.changed is not None
-        ):
+        if len(change.effects) > 1 or key is None or location is None or expires_ms:
             return False
         uncounted, self._uncounted = self._uncounted, True
-        old = keydir.locations.get(key)
-        keydir.locations[key] = location
-        if old is not None and old != location:
-            segment = old >> SEGMENT_SHIFT
-            keydir.dead[segment] = keydir.dead.get(segment, 0) + (old & SIZE_MASK or self.size_of(old))
+        keydir.put(key, location, 0, self.size_of)
         self._uncounted = uncounted
         return True
 
@@ -534,23 +520,23 @@ class Committer:
         keys, values = bulk
         if bulk.kinds == {bytes}:
             return bulk
-        if self._unseen.queue or self.keydir.expires:
+        if self._unseen.queue or self.keydir.can_expire:
             now_ms = self._files.now_ms()
             is_due = [
                 value is not None or self.newest(key, now_ms) is not None
                 for key, value in zip(keys, values, strict=True)
             ]
         else:
-            locations = self.keydir.locations
-            is_due = [value is not None or key in locations for key, value in zip(keys, values, strict=True)]
+            exists = self.keydir.locations.__contains__
+            is_due = [value is not None or exists(key) for key, value in zip(keys, values, strict=True)]
         return bulk if all(is_due) else Bulk(list(compress(keys, is_due)), list(compress(values, is_due)))
 
     def _append_bulk(self, bulk: Bulk) -> int:
         keydir = self.keydir
-        if self._always or keydir.expires or keydir.expired:
+        if self._always or keydir.can_expire:
             return self.append(bulk.operations())
         writer = self._make_room(size_of(bulk), only_deletes=bytes not in bulk.kinds)
-        tombstones = keydir.tombstones.get(writer.header.segment_id, 0)
+        tombstones = keydir.usage.tombstone_bytes(writer.header.segment_id)
         change = pending_bulk_of(bulk, writer, self.seq, self._files.now_ms(), tombstones)
         self.pending = change
         self._carry_out_bulk(change)
@@ -576,7 +562,7 @@ class Committer:
         if self._mode == "interval" and self.dirty_since is None:
             self.dirty_since = self._files.monotonic()
         if pending.gone:
-            self.keydir.tombstones[pending.writer.header.segment_id] = pending.tombstones
+            self.keydir.usage.set_tombstones(pending.writer.header.segment_id, pending.tombstones)
         self.keydir.write_all(pending.keys, pending.locations, pending.gone, self.size_of)
         self.interrupted = unsettled
         self._uncounted = uncounted
@@ -599,7 +585,7 @@ class Committer:
         uncounted, self._uncounted = self._uncounted, True
         # Readers take no lock, yet must not see half of a batch: while this is set they come and wait.
         unsettled, self.interrupted = self.interrupted, len(change.effects) > 1 or self.interrupted
-        keydir.tombstones[change.writer.header.segment_id] = change.tombstones
+        keydir.usage.set_tombstones(change.writer.header.segment_id, change.tombstones)
         if self._mode == "interval" and self.dirty_since is None:
             self.dirty_since = self._files.monotonic()
         for key, location, expires_ms in change.effects:
@@ -607,9 +593,9 @@ class Committer:
                 keydir.clear(self.segments.with_keys)
                 uncounted = True  # nearly everything is dead now: count what is not
             elif location is None:
-                keydir.remove(key, self.size_of(keydir.newest(key)))
+                keydir.remove(key, self.size_of)
             else:
-                keydir.put(key, location, expires_ms, self.size_of(keydir.newest(key)))
+                keydir.put(key, location, expires_ms, self.size_of)
         self.interrupted = unsettled
         self._uncounted = uncounted
         if uncounted and not self._always:
@@ -645,10 +631,10 @@ class Committer:
             writer.end = offset + len(entry)
             self.seq = seq
             if location is None:
-                self.keydir.tombstones[writer.header.segment_id] = tombstones
-                self.keydir.remove(key, 0)
+                self.keydir.usage.set_tombstones(writer.header.segment_id, tombstones)
+                self.keydir.remove(key, self.size_of)
             else:
-                self.keydir.put(key, location, 0, 0)
+                self.keydir.put(key, location, 0, self.size_of)
         self.pending = _ENTERED
         if self._uncounted:
             self._recount()
@@ -794,8 +780,7 @@ class Committer:
 
         Complexity: O(number of segments).
         """
-        keydir = self.keydir
-        dead = sum(map(sum, (keydir.dead.values(), keydir.tombstones.values(), keydir.lapsed.values())))
+        dead = self.keydir.usage.total_gone()
         self.segments.resize(sizes_of(sum(self.segments.lengths().values()) - dead, self._options))
         return dead
 
@@ -836,7 +821,7 @@ class Committer:
             raise
         new = self.segments.writer
         assert new is not None
-        self.keydir.open_segment(new.header.segment_id)
+        self.keydir.usage.open_segment(new.header.segment_id)
         if old is not None:
             self.wants_worker = True
             self._note_seal(old)
@@ -998,7 +983,7 @@ class Committer:
                 writer.take_back(writer.end, mark)
             return  # a full disk: without the mark damage is merely reported as a torn tail
         uncounted, self._uncounted = self._uncounted, True
-        self.keydir.count_dead(writer.base >> SEGMENT_SHIFT, OVERHEAD)
+        self.keydir.usage.count_dead(writer.base >> SEGMENT_SHIFT, OVERHEAD)
         writer.end += OVERHEAD
         self._uncounted = uncounted
 
@@ -1066,7 +1051,7 @@ class Committer:
         """Tell whether a writer finds no key. Under the lock."""
         if self._unseen.queue:
             return False  # not worth finding out: a clear too many does no harm
-        return not self.keydir.locations
+        return not self.keydir
 
     def only_read(self, durable_seq: int, refusal: Callable[[], BytekvError]) -> None:
         """Refuse writes; what was read is visible in every mode, whether it is known to be durable or not."""

@@ -1,0 +1,154 @@
+"""Key order: a sorted index of a dict's keys, made when it is first asked for.
+
+It is kept up lazily: a set remembers the keys that came or went since the index was last right. While the index is
+being changed there is no such set, so an index that an interrupt has left half done is made anew from the dict.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import islice
+
+from ...contract.ordered import sorted_list
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+
+__all__ = ["FEW_CHANGES", "Ordered", "ordered"]
+
+#: Above this share of changed keys a fresh sort (timsort finds the sorted runs) beats single insertions.
+_RESORT = 0.1
+
+FEW_CHANGES: Final = 1000  # that an index is brought up to date with at once
+_SLICE: Final = 10_000  # keys that are sorted at once while others wait
+
+
+def _sorted_in_slices(keys: list[bytes]) -> Iterator[list[bytes]]:
+    """Yield keys in order, in pieces, without a call of C that keeps other threads out for longer than some 5 ms.
+
+    Slices are sorted, then cut at the same keys, and what lies between two cuts is sorted once more, from runs.
+    """
+    runs = [sorted(keys[at : at + _SLICE]) for at in range(0, len(keys), _SLICE)]
+    sample = sorted(key for run in runs for key in run[:: max(1, _SLICE // 32)])
+    cuts: list[bytes | None] = [*sample[:: max(1, len(sample) // len(runs))][1:], None] if runs else []
+    begins = [0] * len(runs)
+    for cut in cuts:
+        piece: list[bytes] = []
+        for number, run in enumerate(runs):
+            end = len(run) if cut is None else bisect_left(run, cut, begins[number])
+            piece += run[begins[number] : end]
+            begins[number] = end
+        piece.sort()
+        yield piece
+
+
+def ordered(keys: list[bytes]) -> Any:
+    """Return keys in order. Without the lock, and other threads are let in between."""
+    index = sorted_list()
+    add = index.add  # `update` would sort all of them again, in one call
+    for piece in _sorted_in_slices(keys):
+        for key in piece:
+            add(key)
+    return index
+
+
+class Ordered:
+    """The keys of a dict that come and go, sorted when somebody asks for that. Under the lock unless said otherwise."""
+
+    __slots__ = ("_changed", "_index", "_sorting")
+
+    _changed: set[bytes] | None  # None: there is no index yet
+    _index: Any  # None beside changed: it is being made
+    _sorting: object  # who makes it
+
+    @abstractmethod
+    def _members(self) -> dict[bytes, Any]:
+        """Return the dict."""
+
+    def _drop_index(self) -> None:
+        self._changed = self._sorting = None
+        self._index = None
+
+    def index(self) -> Any:
+        """Return all keys in bytewise order.
+
+        Complexity: O(n log n) at the first call (0.4 µs a key), then O(log n) for each key that came
+        or went since the last call.
+        """
+        changed, index = self._changed, self._index
+        if index is None:
+            self._drop_index()
+            changed, index = None, sorted_list()
+            self._index = index
+        if changed is None or len(changed) > _RESORT * len(index) + 16:
+            self._changed = None  # until it is whole: an interrupt in the middle must not leave half of it
+            index.clear()
+            index.update(self._members())
+            self._changed = set()
+        elif changed:
+            self._apply(set(changed))
+        return index
+
+    @property
+    def is_order_due(self) -> bool:
+        """Tell whether `index` would keep others waiting, so that the order is to be made before. Without the lock."""
+        changed, index = self._changed, self._index
+        if changed is None or index is None:
+            return len(self._members()) > _SLICE
+        return len(changed) > FEW_CHANGES
+
+    def begin_order(self) -> tuple[object, list[bytes]] | None:
+        """Return what `ordered` makes a new index of, None if the old one is worth keeping up. Under the lock.
+
+        What changes from here on is in `changed` and left to `order_some` and `index`.
+        """
+        changed, index = self._changed, self._index
+        if index is not None and changed is not None and len(changed) <= _RESORT * len(index):
+            return None
+        keys = list(self._members())
+        # What is replaced lives on in there until the lock is free again: to let it go takes as long as a slice.
+        self._index, self._sorting = None, [index, changed]
+        self._changed = set()
+        return self._sorting, keys
+
+    def end_order(self, order: object, index: Any) -> None:
+        """Take a new index over, unless it was needed, and made, before. Under the lock."""
+        if self._sorting is order:
+            self._index, self._sorting = index, None
+
+    def order_some(self) -> None:
+        """Bring the index up to date as far as some of the changed keys are concerned. Under the lock."""
+        if self._changed and self._index is not None:
+            self._apply(set(islice(self._changed, FEW_CHANGES)))
+
+    def _apply(self, some: set[bytes]) -> None:
+        """Bring the index up to date as far as ``some`` of the changed keys are concerned."""
+        changed, index, keys = self._changed, self._index, self._members()
+        assert changed is not None
+        assert index is not None
+        self._changed = None  # until it is whole: an interrupt in the middle must not leave half of it
+        for key in some:
+            if key not in keys:
+                index.discard(key)
+            elif key not in index:
+                index.add(key)
+        changed -= some
+        self._changed = changed
+
+    def select(
+        self,
+        start: bytes | None,
+        stop: bytes | None,
+        include_start: bool,
+        include_stop: bool,
+        reverse: bool,
+        count: int,
+    ) -> list[bytes]:
+        """Return the first ``count`` keys of a range, from its end if ``reverse``."""
+        index = self.index()
+        found: Iterator[bytes] = index.irange(start, stop, (include_start, include_stop), reverse)
+        return [key for key, _ in zip(found, range(count), strict=False)]
