@@ -20,18 +20,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 
+from . import Store
+from . import open as open_store
 from .contract.convert import Bytes, to_bytes
 from .contract.ordered import Handle, joined, refusing
-from .engine.store import Store
-from .engine.store import open as open_store
 from .errors import BytekvError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar, Unpack
 
-    from .engine.open import Flag
-    from .options import OpenOptions
+    from .options import Flag, OpenOptions
 
     T = TypeVar("T")
 

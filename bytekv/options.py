@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # which makes the signature from the fields, without the 5 ms
     from dataclasses import dataclass
     from typing import Literal, TypedDict
 
+    Flag = Literal["r", "w", "c", "n"]
     SyncMode = Literal["interval", "always", "os"]
     IOMode = Literal["auto", "mmap", "pread"]
     RecoverMode = Literal["strict", "salvage"]

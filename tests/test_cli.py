@@ -241,7 +241,7 @@ STATUSES: list[tuple[Callable[[Path], None], str, bytes, int, str]] = [
     (as_it_is, "compact", b"", 0, "given back"),
     (as_it_is, "export", b"", 0, ""),
     (as_it_is, "inspect 1", b"", 0, ""),
-    (missing, "import", b'{"key": "a", "value": "1"}\n', 0, "1 entries imported"),
+    (missing, "import", b'{"key": "a", "value": "1"}\n', 0, "1 entry imported"),
     (missing, "import", b"", 0, "0 entries imported"),
     (missing, "--help", b"", 0, ""),
     (missing, "get --help", b"", 0, ""),
@@ -659,7 +659,7 @@ def test_import_from_another_library(run, path):
 
     with dbm.dumb.open(str(path.parent / "old"), "c") as db:
         db[b"k\xff"] = b"v"
-    assert run("import", "--from", "dbm", str(path.parent / "old")).err == "bytekv: 1 entries imported\n"
+    assert run("import", "--from", "dbm", str(path.parent / "old")).err == "bytekv: 1 entry imported\n"
     assert content(path) == {b"k\xff": b"v"}
     import sqlite3
     from contextlib import closing
@@ -694,7 +694,7 @@ def test_entries_that_would_become_one_key_are_refused_by_name(run, path):
 
 def test_import_tells_what_had_expired(run, path):
     lines = b'{"key": "a", "value": "", "expires": 1.0}\n{"key": "b", "value": ""}\n'
-    assert run("import", stdin=lines).err == "bytekv: 1 entries imported, 1 had expired\n"
+    assert run("import", stdin=lines).err == "bytekv: 1 entry imported, 1 had expired\n"
     assert content(path) == {b"b": b""}
 
 

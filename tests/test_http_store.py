@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bytekv.http import application
 from bytekv.http.application import Application
 from bytekv.http.openapi import DOCUMENT
 from bytekv.http.problem import PROBLEMS
@@ -217,8 +218,7 @@ def test_the_document_has_the_rows_of_the_table():
 
 
 def test_every_row_has_its_method():
-    for route in ROUTES:
-        assert callable(getattr(Application, "_" + route.operation))
+    assert application._OPERATIONS.keys() == {route.operation for route in ROUTES}
 
 
 def test_every_reference_leads_somewhere():

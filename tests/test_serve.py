@@ -388,8 +388,8 @@ STATUSES = {
     "serve --resp": (2, "expected one argument"),
     "serve --resp host:x": (2, "'host:x' is not HOST:PORT"),
     "serve --http ::1": (2, "an IPv6 address stands in brackets"),
-    "serve --resp 0.0.0.0:0": (2, "cannot serve there: .*password"),
-    "serve --resp 127.0.0.1:{taken}": (2, "cannot serve there: .*address already in use"),
+    "serve --resp 0.0.0.0:0": (2, "cannot serve at 0.0.0.0:0: .*password"),
+    "serve --resp 127.0.0.1:{taken}": (2, r"cannot serve at 127\.0\.0\.1:\d+: .*address already in use"),
     "serve --resp :0 --password-file nothing": (2, "nothing: No such file"),
     "serve --resp :0 --password-file empty": (2, "empty: the first line is empty"),
     "serve --resp= --password-file=f": (2, "--resp is empty; is a variable not set"),
@@ -398,6 +398,7 @@ STATUSES = {
     "serve --http :0 --token-file=": (2, "--token-file is empty"),
     "serve --http :0 --token=": (2, "--token is empty"),
     "serve --resp :0 --backup-dir=": (2, "--backup-dir is empty"),
+    "serve --resp :0 --backup-dir=not/there": (2, "--backup-dir not/there: no such directory; create it first"),
     "serve --http :0 --allowed-host=": (2, "--allowed-host is empty"),
     "serve --resp :0 --password-file .": (2, r"\.: .*is a directory"),
     "serve --resp 127.0.0.1:{taken} --password-file long": (2, "long: more than 1,048,576 bytes"),
@@ -438,7 +439,7 @@ def test_exit_statuses(path, monkeypatch, line):
         found = command(path, *line.format(taken=taken.getsockname()[1]).split())
     assert found.status == status
     assert re.fullmatch(f"bytekv: .*{message}.*\n", found.err, re.IGNORECASE), found.err
-    if "cannot serve there" not in found.err:
+    if "cannot serve at" not in found.err:
         assert not path.exists(), "no store is made for what cannot be served"
 
 

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from .. import Store, repair
+from .. import open as open_store
 from ..contract.convert import MAX_VALUE_SIZE, check_sizes, expiry_of
-from ..engine.store import Store, repair
-from ..engine.store import open as open_store
 from ..errors import StoreLockedError, StoreNotFoundError
 
 TYPE_CHECKING = False
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any, BinaryIO, Final, TypeVar, Unpack
 
-    from ..engine.open import Flag
-    from ..options import OpenOptions
+    from ..options import Flag, OpenOptions
     from ..transfer.json_lines import Duplicates, Row
 
     T = TypeVar("T")
@@ -255,7 +254,7 @@ def _entry(snapshot: Any, key: bytes) -> Any:
 
 def compact(arguments: Namespace) -> int:
     """Give space back."""
-    from .terminal import Bar, quantity
+    from .terminal import Bar, counted, quantity
 
     with opened(arguments, "w") as store, Bar("compacting") as bar:
         result = store.compact(progress=bar.callback)
@@ -264,7 +263,8 @@ def compact(arguments: Namespace) -> int:
     else:
         say(
             f"{quantity(result.reclaimed_bytes)} given back: {quantity(result.bytes_before)} in"
-            f" {result.segments_before} segments became {quantity(result.bytes_after)} in {result.segments_after}"
+            f" {counted(result.segments_before, 'segment')} became {quantity(result.bytes_after)}"
+            f" in {result.segments_after}"
         )
     return DONE
 
@@ -337,7 +337,7 @@ def repair_store(arguments: Namespace) -> int:
 
 def back_up(arguments: Namespace) -> int:
     """Copy the store."""
-    from .terminal import Bar, quantity
+    from .terminal import Bar, counted, quantity
 
     with opened(arguments, "r") as store, Bar("backing up") as bar:
         try:
@@ -353,8 +353,8 @@ def back_up(arguments: Namespace) -> int:
         write_json(report._asdict())
     else:
         say(
-            f"{arguments.dest}: operations up to {report.seq} in {report.segments} segments, {report.kept} of them from"
-            f" before, {report.linked} linked, {quantity(report.copied_bytes)} copied"
+            f"{arguments.dest}: operations up to {report.seq} in {counted(report.segments, 'segment')},"
+            f" {report.kept} of them from before, {report.linked} linked, {quantity(report.copied_bytes)} copied"
         )
     return DONE
 
@@ -449,7 +449,7 @@ def import_entries(arguments: Namespace) -> int:
     """Store entries of JSON Lines or of another library's database."""
     from ..transfer.foreign import SourceError, read_source
     from ..transfer.json_lines import DuplicateError, LineError, load, read_lines
-    from .terminal import Bar
+    from .terminal import Bar, counted
 
     if arguments.source is None and (arguments.table is not None or arguments.columns is not None):
         raise UsageError("--table and --columns are for --from sqlite and --from sqlitedict")
@@ -481,9 +481,16 @@ def import_entries(arguments: Namespace) -> int:
                 advice = (
                     "; text, numbers and bytes that look alike become one key: --duplicates first or last keeps one"
                 )
-            so_far = f"{done} entries before it were imported" if done else "nothing was imported"
+            so_far = (
+                f"{counted(done, 'entry', 'entries')} before it {'was' if done == 1 else 'were'} imported"
+                if done
+                else "nothing was imported"
+            )
             raise UsageError(f"{name}{error}{advice}; {so_far}") from None
-    say(f"{result.stored} entries imported" + (f", {result.expired} had expired" if result.expired else ""))
+    say(
+        f"{counted(result.stored, 'entry', 'entries')} imported"
+        + (f", {result.expired} had expired" if result.expired else "")
+    )
     return DONE
 
 

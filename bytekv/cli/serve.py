@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Final
 
+    from ..http.server import ServeOptions
+    from ..resp.server import ServerOptions
+
 __all__ = ["serve"]
 
 _MAX_SECRETS_SIZE: Final = 1 << 20
@@ -21,7 +24,8 @@ _MAX_SECRETS_SIZE: Final = 1 << 20
 
 def serve(arguments: Namespace) -> int:
     """Serve the store at one or two doors until told to stop."""
-    doors: list[Service] = []
+    services: list[Service] = []
+    addresses: list[str] = []
     with ending_on_sigterm() as check_stopped:
         try:
             password, tokens = _secrets(arguments)
@@ -29,23 +33,25 @@ def serve(arguments: Namespace) -> int:
                 from ..resp import serve as serve_resp
 
                 host, port = _address(arguments.resp, 6379)
-                at_resp = {"password": password, "backup_dir": arguments.backup_dir}
-                doors.append(lambda started: serve_resp(store, host, port, started=started, **at_resp))
+                at_resp: ServerOptions = {"password": password, "backup_dir": arguments.backup_dir}
+                services.append(lambda started: serve_resp(store, host, port, started=started, **at_resp))
+                addresses.append(arguments.resp)
             if arguments.http is not None:
                 from ..http import serve as serve_http
 
                 http_host, http_port = _address(arguments.http, 8080)
-                at_http = {"tokens": tokens, "allowed_hosts": arguments.allowed_host}
-                doors.append(lambda started: serve_http(store, http_host, http_port, started=started, **at_http))
-            if not doors:
+                at_http: ServeOptions = {"tokens": tokens, "allowed_hosts": arguments.allowed_host}
+                services.append(lambda started: serve_http(store, http_host, http_port, started=started, **at_http))
+                addresses.append(arguments.http)
+            if not services:
                 raise UsageError("say where to serve: --resp HOST:PORT, --http HOST:PORT, or both")
             raise_descriptor_limit()
             with opened(arguments, "c", sync=arguments.sync) as store:
                 check_stopped()
                 ready = lambda where: say(f"serving {store.path} at {' and '.join(where)}")  # noqa: E731
-                asyncio.run(serve_all(store, doors, ready))
+                asyncio.run(serve_all(store, services, ready))
         except StartError as error:
-            raise UsageError(f"cannot serve there: {error}") from None
+            raise UsageError(f"cannot serve at {addresses[error.number]}: {error}") from None
         except Stopped:
             pass
     return DONE
@@ -69,6 +75,8 @@ def _secrets(arguments: Namespace) -> tuple[bytes | None, str | dict[str, str] |
             raise UsageError(f"--{option.replace('_', '-')} is empty; is a variable not set?")
     if "" in arguments.allowed_host:
         raise UsageError("--allowed-host is empty; is a variable not set?")
+    if arguments.backup_dir is not None and not os.path.isdir(arguments.backup_dir):
+        raise UsageError(f"--backup-dir {arguments.backup_dir}: no such directory; create it first")
     where, password = "--password", None if arguments.password is None else os.fsencode(arguments.password)
     if arguments.password_file is not None:
         where, password = _first_line(arguments.password_file)

@@ -25,9 +25,7 @@ from .write.commit import Committer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Literal
-
-    Flag = Literal["r", "w", "c", "n"]
+    from ..options import Flag
 
 __all__ = ["Opened", "open_directory"]
 

@@ -56,8 +56,7 @@ if TYPE_CHECKING:
     from ..contract.reports import BackupReport, Change, Compaction, Progress, Report, Stats
     from ..contract.snapshot import Snapshot
     from ..contract.transaction import Transaction
-    from ..options import OpenOptions
-    from .open import Flag
+    from ..options import Flag, OpenOptions
     from .replication.feed import ChangeFeed
 
     T = TypeVar("T")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..engine.store import Store
+from .. import Store
 from .access import Tokens
 from .application import Application
 from .server import running, serve

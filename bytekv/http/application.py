@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypedDict, TypeVar
 from urllib.parse import quote
 
+from .. import Store
 from ..contract.convert import Entry
 from ..contract.reports import Compaction, Progress
-from ..engine.store import Store
 from ..errors import BytekvError
 from ..server.sockets import Seldom
 from . import operations
@@ -49,7 +49,7 @@ from .problem import Header, Problem, changes_lost, problem_of
 from .routes import route_of
 from .streams import ChangeFeed, in_slices
 
-__all__ = ["KNOWN", "Application"]
+__all__ = ["KNOWN", "AppOptions", "Application"]
 
 T = TypeVar("T")
 logger = logging.getLogger("bytekv.http")
@@ -61,6 +61,17 @@ _WRITERS: Final = 32  # with sync="always" all who wait share the next sync
 #: In the state of a scope: what to call once a request has shown a token, if its server wants to know.
 KNOWN: Final = "bytekv.known"
 _BODIES_AT_ONCE: Final = 4  # bodies of the largest size that fit into the budget
+
+
+class AppOptions(TypedDict, total=False):
+    """The options of an `Application` besides its tokens, for type checkers; `bytekv.http.app` says what they mean."""
+
+    allowed_hosts: Iterable[str]
+    max_body_bytes: int
+    max_requests: int
+    body_timeout_s: float
+    send_timeout_s: float
+    poll_interval_s: float
 
 
 class Application:
@@ -148,7 +159,7 @@ class Application:
                 route, key = route_of(request.method, request.path)
                 operation = route.operation
                 request.allowed = self._admit(request, route.scopes)
-                reply = await getattr(self, "_" + operation)(request, key)
+                reply = await _OPERATIONS[operation](self, request, key)
             except ClientGone:
                 return
             except Exception as error:
@@ -290,9 +301,8 @@ class Application:
             since = _number("Last-Event-ID", last.encode("latin-1"), 0)
         follow = _flag("follow", query.get("follow"), default=events)
         self._count(request, self._streams)
-        if (
-            since > self._store.last_seq
-        ):  # from a store that was restored or lost its end: this one's history is another
+        # From a store that was restored or lost its end: this one's history is another.
+        if since > self._store.last_seq:
             raise changes_lost("the store has not come so far", last_seq=self._store.last_seq)
         feed = ChangeFeed(self._store, since, follow=follow, events=events, poll_s=self._poll_interval_s)
         pieces = feed.pieces(self._read, lambda: self._is_ending)
@@ -364,6 +374,29 @@ class Application:
 
     async def _get_root(self, request: Request, key: bytes) -> Reply:
         return Reply(307, [(b"location", f"{quote(request.root)}/-/console".encode())])
+
+
+#: Which method carries out the operation of a row in `ROUTES`.
+_OPERATIONS: Final[Mapping[str, Callable[[Application, Request, bytes], Awaitable[Reply]]]] = {
+    "get_text": Application._get_text,
+    "put_text": Application._put_text,
+    "delete_text": Application._delete_text,
+    "get_value": Application._get_value,
+    "put_value": Application._put_value,
+    "delete_value": Application._delete_value,
+    "list_keys": Application._list_keys,
+    "run_batch": Application._run_batch,
+    "get_changes": Application._get_changes,
+    "get_stats": Application._get_stats,
+    "compact": Application._compact,
+    "sync": Application._sync,
+    "get_openapi": Application._get_openapi,
+    "get_metrics": Application._get_metrics,
+    "get_health": Application._get_health,
+    "get_readiness": Application._get_readiness,
+    "get_console": Application._get_console,
+    "get_root": Application._get_root,
+}
 
 
 def _value_reply(request: Request, entry: Entry, media_type: bytes) -> Reply:

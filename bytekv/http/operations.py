@@ -19,12 +19,12 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, NoReturn
 
+from .. import Store
 from ..contract.batch import Batch
 from ..contract.convert import MAX_KEY_SIZE, Entry
 from ..contract.reports import Change
 from ..contract.snapshot import Snapshot
 from ..contract.transaction import Transaction
-from ..engine.store import Store
 from ..errors import ConflictError
 from .access import STEP_SCOPES, require_scopes
 from .conditions import Conditions, etag_of, seq_of
@@ -231,7 +231,7 @@ def _item(snapshot: Snapshot, key: bytes, values: bool) -> dict[str, object] | N
 # --- batches -----------------------------------------------------------------------------------
 
 
-class _Operation(NamedTuple):
+class _Step(NamedTuple):
     """One step of a batch; the value is None for a delete and a get."""
 
     op: str
@@ -280,13 +280,13 @@ def _require_all(entry_of: Callable[[bytes], Entry], wanted: list[tuple[bytes, i
 
 
 def _carry_out(
-    operations: list[_Operation],
+    operations: list[_Step],
     results: list[dict[str, object]],
     entry_of: Callable[[bytes], Entry],
     writer: Batch | Transaction | None,
     limit_bytes: int,
 ) -> None:
-    own: dict[bytes, _Operation] = {}
+    own: dict[bytes, _Step] = {}
     for step in operations:
         result: dict[str, object] = {"op": step.op, "key_b64": _b64(step.key)}
         if step.op == "get":
@@ -303,7 +303,7 @@ def _carry_out(
 
 
 def _got(
-    key: bytes, own: _Operation | None, entry_of: Callable[[bytes], Entry], limit_bytes: int
+    key: bytes, own: _Step | None, entry_of: Callable[[bytes], Entry], limit_bytes: int
 ) -> tuple[dict[str, object], int]:
     """Return what a get answers and how many bytes the others may have."""
     entry: Entry | None = None
@@ -322,7 +322,7 @@ def _got(
     return {"value_b64": encoded, "etag": None, "ttl": None if own is None else own.ttl}, limit_bytes
 
 
-def _parse_batch(body: bytes) -> tuple[list[tuple[bytes, int]], list[_Operation]]:
+def _parse_batch(body: bytes) -> tuple[list[tuple[bytes, int]], list[_Step]]:
     # Before it is parsed, as a megabyte of empty objects would take a hundred: base64 has none of these characters.
     if max(body.count(b"{") - 1, body.count(b",") // 3) > 2 * MAX_BATCH_OPS:
         raise _too_many()
@@ -357,7 +357,7 @@ def _parse_precondition(where: str, given: Any) -> tuple[bytes, int]:
     return _key(where, given), seq
 
 
-def _parse_operation(where: str, given: Any) -> _Operation:
+def _parse_operation(where: str, given: Any) -> _Step:
     op = given.get("op") if isinstance(given, dict) else None
     if op == "put":
         _members(where, given, {"op", "key_b64", "value_b64"}, {"ttl"})
@@ -366,11 +366,11 @@ def _parse_operation(where: str, given: Any) -> _Operation:
             is_number = isinstance(ttl, int | float) and not isinstance(ttl, bool)
             if not is_number or not 0 < ttl <= _MAX_TTL_S:
                 _refuse(f"{where}.ttl", f"must be a number of seconds, more than 0 and at most {_MAX_TTL_S}")
-        return _Operation(op, _key(where, given), _bytes(f"{where}.value_b64", given["value_b64"]), ttl)
+        return _Step(op, _key(where, given), _bytes(f"{where}.value_b64", given["value_b64"]), ttl)
     if not isinstance(op, str) or op not in STEP_SCOPES:
         _refuse(f"{where}.op", 'must be "put", "delete" or "get"')
     _members(where, given, {"op", "key_b64"}, set())
-    return _Operation(op, _key(where, given), None, None)
+    return _Step(op, _key(where, given), None, None)
 
 
 def _members(where: str, given: Any, needed: set[str], optional: set[str]) -> None:

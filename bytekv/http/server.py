@@ -17,12 +17,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
-from ..engine.store import Store
+from .. import Store
 from ..server.sockets import Pace, Places, Seldom, accepting, listen
 from .access import Tokens
-from .application import KNOWN, Application
+from .application import KNOWN, Application, AppOptions
 
 __all__ = ["running", "serve"]
 
@@ -36,6 +36,13 @@ _STRANGER_READ_BYTES: Final = 8 * 1024  # in one go: one-byte chunks take 8 µs 
 _STRANGER_SEND_S: Final = 10.0  # for a client without a token to take the rest of its replies
 
 
+class ServeOptions(AppOptions, total=False):
+    """The options of `serve`, for type checkers."""
+
+    tokens: Tokens | None
+    head_timeout_s: float
+
+
 async def serve(
     store: Store,
     host: str = "127.0.0.1",
@@ -44,20 +51,20 @@ async def serve(
     tokens: Tokens | None = None,
     started: Callable[[str], object] | None = None,
     head_timeout_s: float = 10.0,
-    **settings: Any,
+    **options: Unpack[AppOptions],
 ) -> None:
     """Serve an open store over HTTP until cancelled; the store is not closed.
 
     ``host``: a name or an address; only a loopback address may be served without ``tokens``. ``port``: 0 for a
     free one. ``started`` is called with the URL once connections are accepted. ``head_timeout_s``: seconds within
-    which the head of a request must have arrived. ``settings``: as for `app`. There are 1,000 connections at most, or
+    which the head of a request must have arrived. ``options``: as for `app`. There are 1,000 connections at most, or
     as many as the process has descriptors for beside the store's files.
 
     When it is cancelled it takes no new connections, ends streams and answers what has begun, for ten seconds at
     most. Raises `ValueError` if the address is not loopback and there is no token, `OSError` if it cannot listen,
     `ModuleNotFoundError` if uvicorn is not installed.
     """
-    application = Application(store, tokens=tokens, **settings)
+    application = Application(store, tokens=tokens, **options)
     uvicorn = _uvicorn()
     sockets = listen(host, port, secret="a token", is_set=application.access.asks_for_token)
     places = Places(_MAX_CONNECTIONS, guarded=application.access.asks_for_token)
@@ -109,10 +116,10 @@ async def serve(
 
 
 @contextlib.contextmanager
-def running(store: Store, host: str = "127.0.0.1", port: int = 0, **settings: Any) -> Iterator[str]:
+def running(store: Store, host: str = "127.0.0.1", port: int = 0, **options: Unpack[ServeOptions]) -> Iterator[str]:
     """Serve an open store from a thread while the block runs; gives the URL.
 
-    For programs without an event loop. ``settings``: as for `serve`, which says what is raised.
+    For programs without an event loop. ``options``: as for `serve`, which says what is raised.
     """
     url: Future[str] = Future()
     cancel: Callable[[], object] = lambda: None  # noqa: E731 - until there is something to cancel
@@ -123,7 +130,7 @@ def running(store: Store, host: str = "127.0.0.1", port: int = 0, **settings: An
         assert task is not None
         cancel = lambda: loop.call_soon_threadsafe(task.cancel)  # noqa: E731
         with contextlib.suppress(asyncio.CancelledError):
-            await serve(store, host, port, started=url.set_result, **settings)
+            await serve(store, host, port, started=url.set_result, **options)
 
     def run() -> None:
         try:

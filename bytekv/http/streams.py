@@ -13,7 +13,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, Final
 
-from ..engine.store import Store
+from .. import Store
 from .operations import change_line
 
 __all__ = ["ChangeFeed", "in_slices"]
@@ -22,10 +22,10 @@ _SLICE_BYTES: Final = 64 * 1024
 _SLICE_ITEMS: Final = 512
 _HEARTBEAT_S: Final = 15.0
 
-Run = Callable[[Callable[[], Any]], Awaitable[Any]]
+InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
-async def in_slices(run: Run, lines: Generator[bytes, None, None]) -> AsyncGenerator[bytes, None]:
+async def in_slices(run: InThread, lines: Generator[bytes, None, None]) -> AsyncGenerator[bytes, None]:
     """Yield what ``lines`` yields, joined to larger pieces; ``run`` calls a function in a thread."""
     taking: asyncio.Future[bytes] | None = None
     try:
@@ -59,7 +59,7 @@ class ChangeFeed:
         self._has_begun = False
         self._follow, self._events, self._poll_s = follow, events, poll_s
 
-    async def pieces(self, run: Run, ends: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
+    async def pieces(self, run: InThread, ends: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
         """Yield pieces until there are no more, or for ever if it follows, until ``ends`` says so."""
         clock = asyncio.get_running_loop().time
         while True:

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypedDict, Unpack
 
 from .. import BytekvError, Store
 from ..server.sockets import Places, Seldom, accepting, listen
@@ -43,7 +43,19 @@ class _Stopping(Exception):
     """Ends a compaction or a backup because the server stops."""
 
 
-_Batch = list[tuple[Connection, list[Item]]]  # who waits for what
+_Waiting = list[tuple[Connection, list[Item]]]  # connections, and what they wait for
+
+
+class ServerOptions(TypedDict, total=False):
+    """The options of a `Server`, for type checkers; its docstring says what they mean."""
+
+    password: str | bytes | None
+    max_connections: int
+    request_timeout_s: float
+    idle_timeout_s: float
+    backup_dir: str | os.PathLike[str] | None
+    group_commit: bool | None
+    limits: Limits
 
 
 class Server:
@@ -115,7 +127,7 @@ class Server:
         self._number = 0
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._unflushed: list[Connection] = []
-        self._batch: _Batch = []
+        self._batch: _Waiting = []
         self._is_batching = False
         self._writer: ThreadPoolExecutor | None = None
         self._under_way: set[asyncio.Future[Any]] = set()
@@ -347,7 +359,7 @@ class Server:
             running = running or self._begin_batch()
         self._is_batching = False
 
-    def _begin_batch(self) -> tuple[_Batch, asyncio.Future[list[list[bytes]]]] | None:
+    def _begin_batch(self) -> tuple[_Waiting, asyncio.Future[list[list[bytes]]]] | None:
         if not self._batch:
             return None
         if self._writer is None:
@@ -418,7 +430,7 @@ async def serve(
     port: int = 6379,
     *,
     started: Callable[[str], object] | None = None,
-    **options: Any,
+    **options: Unpack[ServerOptions],
 ) -> None:
     """Serve an open store until a client sends SHUTDOWN or the task is cancelled; then stop as `Server.close` does.
 

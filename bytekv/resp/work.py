@@ -20,7 +20,6 @@ from typing import Final, NamedTuple
 
 from .. import Store, Transaction
 from ..contract.convert import MAX_BATCH_SIZE, MAX_KEY_SIZE
-from ..engine.codec.entry import OVERHEAD
 from .protocol import Reply, ReplyError
 
 __all__ = ["Block", "Cursors", "Item", "Slow", "StoredValue", "TooLargeError", "UnitOfWork"]
@@ -30,7 +29,7 @@ _MAX_WRITE_BYTES: Final = MAX_BATCH_SIZE  # of one command; the log takes no mor
 _MAX_BLOCK_WRITE_BYTES: Final = 128 * 1024 * 1024  # of a block: a few short SETRANGE would make gigabytes otherwise
 _MAX_MOVED_BYTES: Final = 4 * 1024 * 1024 * 1024  # read and copied by one block, during which others wait
 _ITEM_COST: Final = 16  # bytes of an item of a reply, beside its own
-_WRITE_COST: Final = OVERHEAD + 8  # bytes of an entry with an expiry, beside key and value
+_WRITE_COST: Final = 27 + 8  # bytes of an entry with an expiry, beside key and value
 _MAX_CURSORS: Final = 10_000
 _MAX_CURSOR_BYTES: Final = 16 * 1024 * 1024
 

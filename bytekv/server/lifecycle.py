@@ -20,8 +20,7 @@ import socket
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from .. import log
-from ..engine.store import Store
+from .. import Store, log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +35,11 @@ Service = Callable[[Callable[[str], object]], Coroutine[object, object, None]]
 
 
 class StartError(Exception):
-    """Raised when a door cannot be opened: no such address, taken, not safe, nothing to serve it with."""
+    """Raised with the ``number`` of a service that cannot start: its address is wrong, taken or open to anyone."""
+
+    def __init__(self, text: str, number: int) -> None:
+        super().__init__(text)
+        self.number = number
 
 
 class Stopped(BaseException):
@@ -90,7 +93,7 @@ def ending_on_sigterm() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGTERM, before)
 
 
-async def serve_all(store: Store, doors: Iterable[Service], ready: Callable[[list[str]], object]) -> None:
+async def serve_all(store: Store, services: Iterable[Service], ready: Callable[[list[str]], object]) -> None:
     """Serve a store at all doors until a signal or the end of one of them; then sync it and close it.
 
     ``ready`` is called with the addresses once all doors are open. Raises `StartError`, or what a door has raised
@@ -98,15 +101,15 @@ async def serve_all(store: Store, doors: Iterable[Service], ready: Callable[[lis
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in _SIGNALS:
+    for signal_number in _SIGNALS:
         with suppress(NotImplementedError):  # on Windows an interrupt cancels this coroutine instead
-            loop.add_signal_handler(number, _stop_once, loop, number, stop)
+            loop.add_signal_handler(signal_number, _stop_once, loop, signal_number, stop)
     addresses: list[str] = []
     tasks: list[asyncio.Task[None]] = []
     try:
-        for door in doors:
+        for number, service in enumerate(services):
             opened: asyncio.Future[str] = loop.create_future()
-            task = asyncio.ensure_future(_pass(door, opened))
+            task = asyncio.ensure_future(_pass(number, service, opened))
             tasks.append(task)
             waited_for: list[asyncio.Future[Any]] = [task, opened]
             await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
@@ -133,17 +136,17 @@ async def serve_all(store: Store, doors: Iterable[Service], ready: Callable[[lis
             raise end
 
 
-async def _pass(door: Service, opened: asyncio.Future[str]) -> None:
+async def _pass(number: int, service: Service, opened: asyncio.Future[str]) -> None:
     def started(address: str) -> None:
         if not opened.done():
             opened.set_result(address)
 
     try:
-        await door(started)
+        await service(started)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if opened.done():
             raise
-        raise StartError(getattr(error, "strerror", None) or str(error)) from error
+        raise StartError(getattr(error, "strerror", None) or str(error), number) from error
     finally:
         opened.cancel()
 
