@@ -454,7 +454,7 @@ def test_compact(run, path):
         db["a"] = "y"
     found = run("compact")
     assert (found.status, found.out) == (0, b"")
-    assert found.err == "bytekv: 4.9 KiB given back: 5.0 KiB in 1 segments became 109 B in 1\n"
+    assert found.err == "bytekv: 4.9 KiB given back: 5.0 KiB in 1 segment became 109 B in 1\n"
     fields = json.loads(run("compact", "--json").out)
     assert fields.keys() == {"segments_before", "segments_after", "bytes_before", "bytes_after", "reclaimed_bytes"}
 
@@ -474,7 +474,7 @@ def test_stats(run, path):
 
 def test_verify_and_repair(run, path):
     as_it_is(path)
-    assert run("verify").out == b"1 segments, 2 entries, 2 keys, 138 bytes checked: ok\n"
+    assert run("verify").out == b"1 segment, 2 entries, 2 keys, 138 bytes checked: ok\n"
     with open_store(path, "r") as db:  # keeps reading what is damaged now, behind its back
         raw = bytearray((path / "0000000001.seg").read_bytes())
         raw[105] ^= 1
@@ -500,7 +500,7 @@ def test_verify_tells_of_damage(run, path):
     files[0].write_bytes(raw)
     found = run("verify")
     assert found.status == 3
-    assert b"1 damaged places\n" in found.out
+    assert b"1 damaged place\n" in found.out
     assert found.err == f"bytekv: {path}: damaged; bytekv repair saves what is whole\n"
     assert json.loads(run("verify", "--json").out)["damage"][0]["path"] == str(files[0])
 
@@ -510,7 +510,7 @@ def test_backup(run, path):
     copy = path.parent / "copy"
     found = run("backup", str(copy))
     assert (found.status, found.out) == (0, b"")
-    assert found.err.startswith(f"bytekv: {copy}: operations up to 2 in 1 segments, 0 of them from before")
+    assert found.err.startswith(f"bytekv: {copy}: operations up to 2 in 1 segment, 0 of them from before")
     assert content(copy) == {b"a": b"1", b"b": b"2"}
     assert json.loads(run("backup", str(copy), "--json").out)["kept"] == 1
     assert run("backup", str(path / "inside")).status == 2
@@ -762,7 +762,7 @@ def test_inspect_tells_damage_from_a_tail(run, path):
 def test_verbose(run, path):
     as_it_is(path)
     assert run("get", "a").err == ""
-    assert run("-v", "get", "a").err.startswith(f"bytekv: opened {path}: 2 keys in 1 segments")
+    assert run("-v", "get", "a").err.startswith(f"bytekv: opened {path}: 2 keys in 1 segment")
     with open_store(path) as db:
         db["a"] = "x" * 3000
         db["a"] = "y"

@@ -59,7 +59,7 @@ def test_recovery_says_what_it_did(open_store: Any, path: Path) -> None:
     open_store(segment_size_bytes=1 << 20).update({f"{number:05}": bytes(100) for number in range(2000)})
     with open_store("r") as reader:
         text = str(reader.recovery)
-    assert text.startswith("2000 keys in 1 segments, last seq 2000, ")
+    assert text.startswith("2000 keys in 1 segment, last seq 2000, ")
     assert "the last process did not close the store" in text
 
 
@@ -69,7 +69,7 @@ def test_recovery_counts_the_hints_that_it_missed(open_store: Any, path: Path) -
     for hint in path.glob("*.hint"):
         hint.unlink()
     with open_store("r") as reader:
-        assert str(reader.recovery).endswith(" ms; 1 segments scanned because they had no hint file")
+        assert str(reader.recovery).endswith(" ms; 1 segment without a hint file scanned")
 
 
 def test_recovery_names_what_it_set_aside_and_removed(path: Path) -> None:

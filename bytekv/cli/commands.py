@@ -254,7 +254,8 @@ def _entry(snapshot: Any, key: bytes) -> Any:
 
 def compact(arguments: Namespace) -> int:
     """Give space back."""
-    from .terminal import Bar, counted, quantity
+    from ..contract.reports import counted
+    from .terminal import Bar, quantity
 
     with opened(arguments, "w") as store, Bar("compacting") as bar:
         result = store.compact(progress=bar.callback)
@@ -337,7 +338,8 @@ def repair_store(arguments: Namespace) -> int:
 
 def back_up(arguments: Namespace) -> int:
     """Copy the store."""
-    from .terminal import Bar, counted, quantity
+    from ..contract.reports import counted
+    from .terminal import Bar, quantity
 
     with opened(arguments, "r") as store, Bar("backing up") as bar:
         try:
@@ -447,9 +449,10 @@ def _new_file(target: str, path: str) -> BinaryIO:
 
 def import_entries(arguments: Namespace) -> int:
     """Store entries of JSON Lines or of another library's database."""
+    from ..contract.reports import counted
     from ..transfer.foreign import SourceError, read_source
     from ..transfer.json_lines import DuplicateError, LineError, load, read_lines
-    from .terminal import Bar, counted
+    from .terminal import Bar
 
     if arguments.source is None and (arguments.table is not None or arguments.columns is not None):
         raise UsageError("--table and --columns are for --from sqlite and --from sqlitedict")

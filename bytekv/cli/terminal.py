@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..contract.reports import Progress
 
-__all__ = ["Bar", "counted", "quantity", "table"]
+__all__ = ["Bar", "quantity", "table"]
 
 
 def quantity(size: float) -> str:
@@ -32,15 +32,6 @@ def quantity(size: float) -> str:
         if size < 1000:
             return f"{size:.1f} {unit}"
     return f"{size / 1024:.1f} TiB"
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """Return a number with the noun that fits it.
-
-    >>> counted(1, "entry", "entries"), counted(2, "segment")
-    ('1 entry', '2 segments')
-    """
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 class Bar:

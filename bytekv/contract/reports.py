@@ -17,7 +17,17 @@ __all__ = [
     "Report",
     "SegmentStats",
     "Stats",
+    "counted",
 ]
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with the noun that fits it.
+
+    >>> counted(1, "entry", "entries"), counted(2, "segment")
+    ('1 entry', '2 segments')
+    """
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 class Progress(NamedTuple):
@@ -123,9 +133,13 @@ class Report:
         return not self.damage
 
     def __str__(self) -> str:
-        keys = "" if self._is_repair else f", {self.keys} keys"
-        text = f"{self.segments} segments, {self.entries} entries{keys}, {self.checked_bytes} bytes checked"
-        lines = [text + (": ok" if self.ok else f": {len(self.damage)} damaged places"), *map(str, self.damage)]
+        keys = "" if self._is_repair else f", {counted(self.keys, 'key')}"
+        text = f"{counted(self.segments, 'segment')}, {counted(self.entries, 'entry', 'entries')}{keys}"
+        text += f", {counted(self.checked_bytes, 'byte')} checked"
+        lines = [
+            text + (": ok" if self.ok else f": {counted(len(self.damage), 'damaged place')}"),
+            *map(str, self.damage),
+        ]
         return "\n".join([*lines, *(f"kept in {path}" for path in self.quarantined)])
 
 

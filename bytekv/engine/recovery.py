@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
+from ..contract.reports import counted
 from ..errors import CorruptionError, DiskFullError
 from .codec.entry import is_zero
 from .codec.hint import Hint
@@ -79,13 +80,15 @@ class Recovery:
         self.salvaged: object = None
 
     def __str__(self) -> str:
-        text = f"{self.keys} keys in {self.segments} segments, last seq {self.last_seq}, {self.duration_s * 1e3:.1f} ms"
+        text = f"{counted(self.keys, 'key')} in {counted(self.segments, 'segment')}"
+        text += f", last seq {self.last_seq}, {self.duration_s * 1e3:.1f} ms"
         if not self.clean:
             text += "; the last process did not close the store"
         if self.torn_bytes:
-            text += f"; {self.torn_bytes} bytes of an unfinished write set aside in {', '.join(self.quarantined)}"
+            torn = counted(self.torn_bytes, "byte")
+            text += f"; {torn} of an unfinished write set aside in {', '.join(self.quarantined)}"
         if self.hints_missing:
-            text += f"; {self.hints_missing} segments scanned because they had no hint file"
+            text += f"; {counted(self.hints_missing, 'segment')} without a hint file scanned"
         if self.swept:
             more = f" and {len(self.swept) - 8} more" if len(self.swept) > 8 else ""
             text += f"; leftovers removed: {', '.join(self.swept[:8])}{more}"
