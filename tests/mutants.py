@@ -376,6 +376,20 @@ MUTANTS = [
         "tests/test_transaction_walks.py",
     ),
     _mutant(
+        "a store that inherits popitem takes the other end",
+        "contract/store",
+        "            last = next(self.scan_keys(reverse=True, limit=1), None)",
+        "            last = next(self.scan_keys(limit=1), None)",
+        "tests/test_contract_store.py",
+    ),
+    _mutant(
+        "a store tells those who ask for the time another one than it compares expiries with",
+        "engine/store",
+        "    def _now_ms(self) -> int:\n        return self._files.now_ms()",
+        "    def _now_ms(self) -> int:\n        return __import__('time').time_ns() // 1_000_000",
+        "tests/test_contract_store.py",
+    ),
+    _mutant(
         "a transaction loses both writes of a key between which an interrupt strikes",
         "contract/overlay",
         "        intent = self._intent = key, write, old\n",

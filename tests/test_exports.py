@@ -25,9 +25,11 @@ MODULES = ["bytekv", *(module.name for module in pkgutil.walk_packages(bytekv.__
 
 
 def public_methods(kind: type) -> set[str]:
-    """Return the names that a user may call on an object of this class, those that it inherits excepted."""
-    own = {name for name in vars(kind) if not name.startswith("_")}
-    return own - set(getattr(kind, "_fields", ()))
+    """Return the names that a user may call on an object of this class, whichever of our classes has them."""
+    ours = [each for each in kind.__mro__ if each.__module__.startswith("bytekv")]
+    return {name for each in ours for name in vars(each) if not name.startswith("_")} - set(
+        getattr(kind, "_fields", ())
+    )
 
 
 @pytest.mark.parametrize("name", MODULES)

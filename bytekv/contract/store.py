@@ -1,0 +1,281 @@
+"""The abstract store: what every store gives, whatever keeps the bytes.
+
+A store gives the abstract methods. What can be written through them is written here, once; a store overrides what it
+can do better or in one step. The local store's docstrings say what each method promises.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from types import TracebackType
+
+from ..errors import LimitError
+from .batch import Batch
+from .convert import Bytes, Entry, key_of, to_bytes
+from .ordered import OrderedMapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol, Self, TypeVar, overload
+
+    from .reports import BackupReport, Change, Compaction, Progress, Report, Stats
+    from .snapshot import Snapshot
+    from .transaction import Transaction
+
+    T = TypeVar("T")
+
+    class PathLike(Protocol):
+        """What `os.fspath` takes."""
+
+        def __fspath__(self) -> str: ...
+
+
+__all__ = ["Store"]
+
+
+class Store(OrderedMapping, MutableMapping[bytes, bytes]):
+    """A mapping of bytes to bytes, in key order, that outlives the process.
+
+    *Time.* What is built on a store asks the store what time it is, with `_now_ms`, and keeps no clock of its own: what
+    has expired for one has expired for the other, also in a test that turns the store's clock.
+    """
+
+    @abstractmethod
+    def _now_ms(self) -> int:
+        """Return the time with which expiries are compared, in milliseconds since 1970."""
+
+    @abstractmethod
+    def _check_open(self) -> None:
+        """Raise what every call raises once the store is closed."""
+
+    # --- reading -------------------------------------------------------------------------------
+
+    if TYPE_CHECKING:
+
+        @overload
+        def get(self, key: Bytes) -> bytes | None: ...
+        @overload
+        def get(self, key: Bytes, default: T) -> bytes | T: ...
+
+    @abstractmethod
+    def get(self, key: Bytes, default: object = None) -> object:
+        """Return the value of ``key``, ``default`` if there is none."""
+
+    def __getitem__(self, key: Bytes) -> bytes:
+        """Return the value of ``key``; `KeyError` if there is none.
+
+        Raises `CorruptionError` rather than return wrong bytes. Complexity: as `get`.
+        """
+        value = self.get(key)
+        if value is None:
+            raise KeyError(to_bytes("key", key))
+        return value
+
+    @abstractmethod
+    def entry(self, key: Bytes) -> Entry:
+        """Return the value of ``key`` with its seq and times; `KeyError` if there is none."""
+
+    @abstractmethod
+    def ttl(self, key: Bytes) -> float | None:
+        """Return the seconds that ``key`` has left, None if it does not expire; `KeyError` if it does not exist."""
+
+    @abstractmethod
+    def get_many(self, keys: Iterable[Bytes]) -> dict[bytes, bytes]:
+        """Return the values of those of ``keys`` that exist, each as of its own moment."""
+
+    def read(self, key: Bytes, offset: int = 0, length: int | None = None) -> bytes:
+        """Return ``length`` bytes of a value from ``offset`` on, fewer at its end; `KeyError` if there is no key.
+
+        The whole entry is read and checked. Complexity: O(size of the value).
+        """
+        key = to_bytes("key", key)
+        if offset < 0 or (length is not None and length < 0):
+            raise LimitError(f"offset and length must not be negative: {offset}, {length}")
+        value = self.get(key)
+        if value is None:
+            raise KeyError(key)
+        return value[offset:] if length is None else value[offset : offset + length]
+
+    # --- writing -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def put(
+        self,
+        key: Bytes,
+        value: Bytes,
+        *,
+        ttl: float | None = None,
+        expires: float | None = None,
+        if_seq: int | None = None,
+    ) -> int:
+        """Store ``value`` under ``key`` and return the seq of this write."""
+
+    def __setitem__(self, key: Bytes, value: Bytes) -> None:
+        """Store ``value`` under ``key``; as `put`."""
+        self.put(key, value)
+
+    @abstractmethod
+    def add(self, key: Bytes, value: Bytes, *, ttl: float | None = None) -> bool:
+        """Store ``value`` only if ``key`` does not exist; tell whether it was stored."""
+
+    @abstractmethod
+    def delete(self, key: Bytes) -> bool:
+        """Delete ``key``; tell whether it existed."""
+
+    def __delitem__(self, key: Bytes) -> None:
+        """Delete ``key``; `KeyError` if it does not exist."""
+        if not self.delete(key):
+            raise KeyError(key_of(key))
+
+    @abstractmethod
+    def incr(self, key: Bytes, amount: int = 1) -> int:
+        """Add ``amount`` to the decimal integer stored under ``key`` (0 if missing) and return the sum."""
+
+    @abstractmethod
+    def expire(self, key: Bytes, ttl: float) -> bool:
+        """Expire ``key`` after ``ttl`` seconds from now; False if it does not exist."""
+
+    @abstractmethod
+    def persist(self, key: Bytes) -> bool:
+        """Take away the expiry of ``key``; False if it has none or does not exist."""
+
+    if TYPE_CHECKING:
+
+        @overload
+        def pop(self, key: Bytes) -> bytes: ...
+        @overload
+        def pop(self, key: Bytes, default: T) -> bytes | T: ...
+
+    @abstractmethod
+    def pop(self, key: Bytes, default: object = None) -> object:
+        """Delete ``key`` and return its value, in one step; ``default`` or `KeyError` if it does not exist."""
+
+    def popitem(self) -> tuple[bytes, bytes]:
+        """Delete the last key in order and return it with its value, in one step; `KeyError` if there is none."""
+        while True:
+            last = next(self.scan_keys(reverse=True, limit=1), None)
+            if last is None:
+                if not len(self):
+                    raise KeyError("popitem(): the store is empty")
+                continue
+            value = self.pop(last, None)
+            if value is not None:
+                return last, value
+
+    @abstractmethod
+    def setdefault(self, key: Bytes, default: Bytes | None = None) -> bytes:
+        """Return the value of ``key``; if it does not exist, store ``default`` first, in one step."""
+
+    def update(self, other: Any = (), /, **more: Bytes) -> None:
+        """Store all pairs of a mapping or an iterable, and keyword arguments, as one atomic batch.
+
+        Raises `LimitError` above 1 GiB; nothing has happened then. Complexity: O(n), about 0.8 µs a pair, and
+        memory for all of it.
+        """
+        with self.batch() as batch:
+            if isinstance(other, Mapping):
+                pairs: Iterable[tuple[Any, Any]] = other.items()
+            elif hasattr(other, "keys"):
+                pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118 - the protocol of dict.update
+            else:
+                pairs = other
+            batch.put_all(pairs)
+            batch.put_all(more.items())
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[misc,override]
+        self.update(other)
+        return self
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Delete every key as one operation."""
+
+    @abstractmethod
+    def batch(self) -> Batch:
+        """Return a batch: writes that become visible and durable together. See `Batch`."""
+
+    @abstractmethod
+    def transaction(self) -> Transaction:
+        """Return a transaction: reads and writes that no other writer comes between. See `Transaction`."""
+
+    # --- one moment, and what came after it ----------------------------------------------------
+
+    @abstractmethod
+    def snapshot(self) -> Snapshot:
+        """Return the store as it is now, for reading, whatever is written later. See `Snapshot`."""
+
+    @abstractmethod
+    def changes(self, since_seq: int = 0) -> Iterator[Change]:
+        """Iterate over the operations above ``since_seq`` in their order, up to those of the moment of the call."""
+
+    # --- durability and space ------------------------------------------------------------------
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Make everything written so far durable."""
+
+    @abstractmethod
+    def refresh(self) -> bool:
+        """Catch up with the writer, if the store was opened for reading; tell whether there was anything new."""
+
+    @abstractmethod
+    def compact(self, *, progress: Callable[[Progress], object] | None = None) -> Compaction:
+        """Rewrite what lives and give everything else back, now."""
+
+    @abstractmethod
+    def verify(self, *, progress: Callable[[Progress], object] | None = None) -> Report:
+        """Read every byte of the store and check it; change nothing."""
+
+    @abstractmethod
+    def backup(self, dest: str | PathLike, *, progress: Callable[[Progress], object] | None = None) -> BackupReport:
+        """Copy the store as it is now into the directory ``dest``, while others go on reading and writing."""
+
+    @abstractmethod
+    def stats(self) -> Stats:
+        """Return counts of keys and bytes."""
+
+    # --- lifecycle -----------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def path(self) -> str:
+        """Return where the store is."""
+
+    @property
+    @abstractmethod
+    def readonly(self) -> bool:
+        """Tell whether the store was opened for reading only."""
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool:
+        """Tell whether `close` has been called."""
+
+    @property
+    @abstractmethod
+    def failure(self) -> BaseException | None:
+        """Return the failure since which writes are refused, None if they are not for that reason."""
+
+    @property
+    @abstractmethod
+    def last_seq(self) -> int:
+        """Return the sequence number of the newest visible operation."""
+
+    @property
+    @abstractmethod
+    def durable_seq(self) -> int:
+        """Return the sequence number up to which every operation survives a power cut."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Make everything durable and release what the store holds; again does nothing."""
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
