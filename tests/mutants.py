@@ -1040,8 +1040,8 @@ MUTANTS = [
     _mutant(
         "a run is cut without its checksum",
         "engine/codec/runs",
-        "    return pairs if trusting or checksum(piece, seed) == crc_of_run(seed, size, count) else None",
-        "    return pairs",
+        "    return checksum(piece, seed) == crc_of_run(seed, size, count)",
+        "    return True",
         *_RUNS,
     ),
     _mutant(
@@ -1054,8 +1054,36 @@ MUTANTS = [
     _mutant(
         "a run that lies backwards is handed out forwards",
         "engine/fast",
-        "        pairs.reverse()\n",
-        "        pass\n",
+        "    if is_reverse:\n        pairs.reverse()\n",
+        "",
+        "tests/test_runs.py",
+    ),
+    _mutant(
+        "entries that were read backwards are handed out so",
+        "engine/fast",
+        "    if pairs is not None and is_reverse:\n        pairs.reverse()\n",
+        "",
+        "tests/test_runs.py",
+    ),
+    _mutant(
+        "entries of one size that lie scattered are not checked",
+        "engine/fast",
+        "        if not (trusting or set(map(checksum, parts, seeds)) == {RESIDUE}):",
+        "        if False:",
+        "tests/test_runs.py",
+    ),
+    _mutant(
+        "a stretch of neighbours is not checked",
+        "engine/fast",
+        "        if not (trusting or is_sound(part, seed, size, end - begin)):",
+        "        if False:",
+        "tests/test_runs.py",
+    ),
+    _mutant(
+        "what is read together need not be of the keys that were asked for",
+        "engine/codec/runs",
+        "        or list(map(_first, pairs)) != wanted\n",
+        "",
         "tests/test_runs.py",
     ),
     _mutant(

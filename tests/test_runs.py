@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from bytekv.engine.codec.checksum import CRC_SIZE, RESIDUE, checksum
-from bytekv.engine.codec.entry import OVERHEAD, PUT, encode_entry
-from bytekv.engine.codec.runs import crc_of_run, cut_pairs, pack_run
+from bytekv.engine.codec.entry import ENTRY_SIZE, OVERHEAD, PUT
+from bytekv.engine.codec.runs import Pairs, crc_of_run, cut_pairs, is_sound, pack_run
+from bytekv.engine.store import Store
 from bytekv.errors import CorruptionError
 from tests.harness import damage, open_store, segment_files
 
@@ -116,19 +117,24 @@ def others() -> Iterator[tuple[str, bytes, bool]]:
 
 
 def test_pieces_that_are_damaged_shuffled_or_swapped_are_judged_alike() -> None:
-    for name, piece, is_sound in others():
-        assert agree(piece) is is_sound, name
+    for name, piece, expected in others():
+        assert agree(piece) is expected, name
+
+
+def read(piece: bytes, keys: list[bytes]) -> Pairs | None:
+    """Read a piece as a scan does."""
+    return cut_pairs(piece, keys, SIZE) if is_sound(piece, SEED, SIZE, len(keys)) else None
 
 
 def test_what_is_cut_is_what_was_asked_for() -> None:
     pairs = list(zip(KEYS, VALUES, strict=True))
-    assert cut_pairs(RUN, KEYS, SIZE, SEED, trusting=False) == pairs
+    assert read(RUN, KEYS) == pairs
     for name, piece, _ in others():
         count = len(piece) // SIZE
-        found = cut_pairs(piece, KEYS[:count], SIZE, SEED, trusting=False)
+        found = read(piece, KEYS[:count])
         assert found == (pairs[:count] if piece == RUN[: len(piece)] else None), name
     for bit in range(8 * len(RUN)):
-        assert cut_pairs(flipped(RUN, bit), KEYS, SIZE, SEED, trusting=False) is None
+        assert read(flipped(RUN, bit), KEYS) is None
 
 
 def test_two_damages_can_be_made_to_cancel_and_each_entry_still_tells() -> None:
@@ -146,30 +152,82 @@ def test_two_damages_can_be_made_to_cancel_and_each_entry_still_tells() -> None:
 # --- in a store ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["scan", "reverse", "prefix", "get_many", "snapshot"])
+def laid_out(path: Path, layout: str, **options: Any) -> Store:
+    """Return a store of 300 entries of one size that lie as the layout says."""
+    db = open_store(path, sync="os", **options)
+    numbers = list(range(300))
+    chance = random.Random(4)
+    if layout == "backwards":
+        numbers.reverse()
+    elif layout == "scattered":
+        chance.shuffle(numbers)
+    elif layout == "stretches":
+        numbers += chance.sample(numbers, 12)
+    for number in numbers:
+        db[b"%06d" % number] = b"x" * 20
+    return db
+
+
+_WAYS: dict[str, Any] = {
+    "scan": lambda db: list(db.scan()),
+    "reverse": lambda db: list(db.scan(reverse=True)),
+    "prefix": lambda db: list(db.scan("000")),
+    "get_many": lambda db: list(db.get_many([b"%06d" % each for each in range(300)]).items()),
+    "snapshot": lambda db: list(db.snapshot().items()),
+}
+
+
+@pytest.mark.parametrize("layout", ["in order", "backwards", "scattered", "stretches"])
+@pytest.mark.parametrize("how", _WAYS)
 @pytest.mark.parametrize("number", [0, 1, 63, 150, 299])
-def test_a_damaged_entry_is_named_however_it_is_reached(path: Path, how: str, number: int) -> None:
-    db = open_store(path, sync="os")
-    for each in range(300):
-        db[b"%06d" % each] = b"x" * 20
-    calls: dict[str, Any] = {
-        "scan": lambda: list(db.scan()),
-        "reverse": lambda: list(db.scan(reverse=True)),
-        "prefix": lambda: list(db.scan("000")),
-        "get_many": lambda: db.get_many([b"%06d" % each for each in range(300)]),
-        "snapshot": lambda: list(db.snapshot().items()),
-    }
-    whole = calls[how]()
-    assert len(whole) == 300
+def test_a_damaged_entry_is_named_however_it_is_reached(path: Path, layout: str, how: str, number: int) -> None:
+    db = laid_out(path, layout)
+    whole = _WAYS[how](db)
+    expected = [(b"%06d" % each, b"x" * 20) for each in range(300)]
+    assert whole == (expected[::-1] if how == "reverse" else expected)
     (segment,) = segment_files(path)
-    size = len(b"".join(encode_entry(PUT, b"000000", b"x" * 20, 1, 1, 0, 0)))
-    at = 80 + number * size
+    at = segment.read_bytes().rindex(b"%06d" % number) - ENTRY_SIZE
     damage(segment, at + 40)
     with pytest.raises(CorruptionError) as raised:
-        calls[how]()
+        _WAYS[how](db)
     assert (raised.value.path, raised.value.offset) == (str(segment), at)
     damage(segment, at + 40)
-    assert calls[how]() == whole
+    assert _WAYS[how](db) == whole
+    db.close()
+
+
+@pytest.mark.parametrize("layout", ["in order", "scattered", "stretches"])
+@pytest.mark.parametrize("how", _WAYS)
+def test_an_entry_that_is_sound_but_that_of_another_key_is_not_given_out(path: Path, layout: str, how: str) -> None:
+    """Two entries have changed places in the file: no CRC can see that."""
+    db = laid_out(path, layout)
+    (segment,) = segment_files(path)
+    content = bytearray(segment.read_bytes())
+    size = OVERHEAD + 6 + 20
+    first, second = (content.rindex(b"%06d" % number) - ENTRY_SIZE for number in (100, 101))
+    content[first : first + size], content[second : second + size] = (
+        content[second : second + size],
+        content[first : first + size],
+    )
+    with segment.open("r+b") as file:
+        file.write(content)
+    with pytest.raises(CorruptionError, match=r"holds key b'00010.' where b'00010.' was"):
+        _WAYS[how](db)
+    db.close()
+
+
+@pytest.mark.parametrize("layout", ["in order", "backwards", "scattered", "stretches"])
+def test_entries_of_one_size_are_not_read_one_by_one(path: Path, layout: str) -> None:
+    """However they lie, in one segment or in two: what is read slowly is right, too, so nothing else would tell."""
+    db = laid_out(path, layout, segment_size_bytes=1 << 20)
+    db._commit.seal()
+    db["000007"] = b"y" * 20
+    whole = list(db.items())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bytekv.engine.fast._one_by_one", None)  # a call of it would be a TypeError
+        assert list(db.items()) == whole
+        assert list(db.scan(reverse=True)) == whole[::-1]
+        assert list(db.get_many([key for key, _ in whole]).items()) == whole
     db.close()
 
 
@@ -180,7 +238,7 @@ def test_runs_that_lie_backwards_are_cut_too(path: Path) -> None:
     for key in reversed(content):
         db[key] = content[key]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bytekv.engine.fast._one_by_one", None)  # what is no run would be a TypeError
+        patch.setattr("bytekv.engine.fast._alike", None)  # what is no run would be a TypeError
         assert list(db.scan()) == list(content.items())
         assert list(db.scan(reverse=True)) == list(content.items())[::-1]
         assert list(db.get_many(list(content)).items()) == list(content.items())

@@ -4,16 +4,18 @@ Knows how an entry looks and where readers find it; the rest, what is missing, e
 larger than a location can say, is left to the one-by-one way of the store, which knows what to answer.
 
 Keys in order whose entries are of one size and lie next to each other, as a compaction leaves them, are cut out
-of one piece of the file and checked by one CRC: 0.2 µs an entry. Others cost 0.7 µs; `Store.get` costs 1.1.
+of one piece of the file and checked by one CRC: 0.2 µs an entry. Entries of one size that lie elsewhere cost 0.5 µs,
+those of many sizes 0.7; `Store.get` costs 1.1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from .codec.checksum import RESIDUE, checksum
 from .codec.entry import OFFSET_MASK, OFFSET_SHIFT, OVERHEAD, PREFIX, PUT, SEGMENT_SHIFT, SIZE_MASK
-from .codec.runs import Pairs, cut_pairs
+from .codec.runs import Pairs, cut_pairs, is_sound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["read_many"]
 
 _HELD: Final = 1 << 20  # bytes of values in memory at once, or one value
+_AT_ONCE: Final = 1024  # keys that are looked up together, if they are not in one run
+_FEWEST: Final = 8  # keys for which it pays to look whether their entries are alike
+_NOT_OPEN: Final = (b"", 0)
 
 
 def read_many(
@@ -45,7 +50,14 @@ def read_many(
             at += len(run)
             yield at, run
         else:
-            at = yield from _one_by_one(keys, at, locations, readers, find, trusting=trusting)
+            some = keys[at : at + _AT_ONCE]
+            pairs = _alike(some, locations, readers, trusting=trusting)
+            if pairs is None:
+                yield from _one_by_one(some, at, locations, readers, find, trusting=trusting)
+                at += len(some)
+            else:
+                at += len(some)
+                yield at, pairs
 
 
 def _run(
@@ -75,10 +87,70 @@ def _run(
         return None
     view, seed = reader
     offset = first >> OFFSET_SHIFT & OFFSET_MASK
-    pairs = cut_pairs(view[offset : offset + count * size], wanted, size, seed, trusting=trusting)
+    piece = view[offset : offset + count * size]
+    pairs = cut_pairs(piece, wanted, size)
+    if pairs is None or not (trusting or is_sound(piece, seed, size, count)):
+        return None
+    if is_reverse:
+        pairs.reverse()
+    return pairs
+
+
+def _alike(keys: list[bytes], locations: Any, readers: Any, *, trusting: bool) -> Pairs | None:
+    """Return the pairs of keys whose entries are of one size, wherever they lie, None if they are not.
+
+    Neighbours are read by one slice and checked by one CRC. Where there are none it still takes four fifths of the
+    time of `_one_by_one`.
+    """
+    count = len(keys)
+    if count < _FEWEST:
+        return None
+    sample = list(map(locations.get, (keys[0], keys[count // 2], keys[-1])))
+    if None in sample:
+        return None
+    size = sample[0] & SIZE_MASK
+    if sample[1] & SIZE_MASK != size or sample[2] & SIZE_MASK != size or size < OVERHEAD + len(keys[0]):
+        return None
+    where = list(map(locations.get, keys))
+    if None in where or [location & 8191 for location in where].count(size) != count:
+        return None
+    is_reverse = where[-1] < where[0]
+    if is_reverse:
+        keys, where = keys[::-1], where[::-1]
+    parts = _neighbours(where, size, readers, trusting=trusting)
+    if parts is None:
+        parts, seeds = [], []
+        for location in where:
+            view, seed = readers.get(location >> 44, _NOT_OPEN)
+            offset = location >> 13 & 0x7FFFFFFF
+            parts.append(view[offset : offset + size])
+            seeds.append(seed)
+        if not (trusting or set(map(checksum, parts, seeds)) == {RESIDUE}):
+            return None
+    pairs = cut_pairs(b"".join(parts), keys, size)
     if pairs is not None and is_reverse:
         pairs.reverse()
     return pairs
+
+
+def _neighbours(where: list[int], size: int, readers: Any, *, trusting: bool) -> list[bytes] | None:
+    """Return the bytes of entries of one size, each stretch of neighbours in one piece; None if there are few such."""
+    count, step = len(where), size << OFFSET_SHIFT
+    middle = count // 2
+    if (where[1] - where[0], where[middle] - where[middle - 1], where[-1] - where[-2]).count(step) < 2:
+        return None  # it is not worth a look at each
+    breaks = [at for at, (one, next_one) in enumerate(pairwise(where), 1) if next_one - one != step]
+    if len(breaks) > count // 4:
+        return None
+    parts = []
+    for begin, end in pairwise([0, *breaks, count]):
+        view, seed = readers.get(where[begin] >> SEGMENT_SHIFT, _NOT_OPEN)
+        offset = where[begin] >> OFFSET_SHIFT & OFFSET_MASK
+        part = view[offset : offset + (end - begin) * size]
+        if not (trusting or is_sound(part, seed, size, end - begin)):
+            return None
+        parts.append(part)
+    return parts
 
 
 def _one_by_one(
@@ -89,16 +161,16 @@ def _one_by_one(
     find: Callable[[bytes], bytes | None],
     *,
     trusting: bool,
-) -> Any:
-    """Yield as `read_many` does, and return where to go on; `Store.get` written out, less what is common."""
+) -> Iterator[tuple[int, Pairs]]:
+    """Yield as `read_many` does, for keys of which the first is number ``at``; `Store.get` written out, less what is
+    common."""
     pairs: Pairs = []
     held = 0
     current = -1
     view: Any = None
     seed = 0
     prefix_of = PREFIX.unpack_from
-    rest = keys[at:] if at else keys
-    for key, location in zip(rest, map(locations.get, rest), strict=True):
+    for key, location in zip(keys, map(locations.get, keys), strict=True):
         at += 1
         if location is None:
             continue
@@ -131,4 +203,3 @@ def _one_by_one(
                 pairs, held = [], 0
     view = None
     yield at, pairs
-    return at

@@ -80,11 +80,10 @@ def cut_entries(
     return (keys, raws) if set(map(checksum, raws, repeat(seed))) == {RESIDUE} else None
 
 
-def cut_pairs(piece: bytes, wanted: list[bytes], size: int, seed: int, *, trusting: bool) -> Pairs | None:
-    """Return keys and values of a run of puts of one size and without expiry, None if that is not what it is.
+def cut_pairs(piece: bytes, wanted: list[bytes], size: int) -> Pairs | None:
+    """Return keys and values of puts of one size and without expiry, None if something else is among them.
 
-    ``wanted``: the keys that it must hold, in this order, all of one length. One call checks them
-    all, unless ``trusting``.
+    ``wanted``: the keys that they must have, in this order, all of one length. `is_sound` checks the bytes.
     """
     count, key_size = len(wanted), len(wanted[0])
     if len(piece) != count * size:
@@ -97,7 +96,12 @@ def cut_pairs(piece: bytes, wanted: list[bytes], size: int, seed: int, *, trusti
         or list(map(_first, pairs)) != wanted
     ):
         return None
-    return pairs if trusting or checksum(piece, seed) == crc_of_run(seed, size, count) else None
+    return pairs
+
+
+def is_sound(piece: bytes, seed: int, size: int, count: int) -> bool:
+    """Tell whether ``count`` entries of one size pass their checks, by one call for all of them."""
+    return checksum(piece, seed) == crc_of_run(seed, size, count)
 
 
 @lru_cache(maxsize=1024)
