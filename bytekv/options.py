@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # which makes the signature from the fields, without the 5 ms
     from dataclasses import dataclass
     from typing import Literal, TypedDict
 
+    from .events import Listener
+
     Flag = Literal["r", "w", "c", "n"]
     SyncMode = Literal["interval", "always", "os"]
     IOMode = Literal["auto", "mmap", "pread"]
@@ -36,6 +38,7 @@ if TYPE_CHECKING:  # which makes the signature from the fields, without the 5 ms
         max_open_segments: int | None
         recover: RecoverMode
         follow: float | None
+        listener: Listener | None
 else:
 
     def dataclass(**_):
@@ -126,6 +129,10 @@ class Options:
     #: Seconds between two looks at what the writer has done, with flag "r"; None: only when ``refresh()`` is called.
     follow: float | None = None
 
+    #: Called with each event of the store, a named tuple of ``bytekv.events``, in the thread in which it happens and
+    #: without the locks that reads and writes need. What it raises is logged and changes nothing.
+    listener: Listener | None = None
+
     if not TYPE_CHECKING:
 
         def __init__(self, **given):
@@ -161,6 +168,10 @@ class Options:
             self._number("follow", 0.001, 86_400.0)
         if self.max_open_segments is not None:
             self._number("max_open_segments", 1, 1 << 20)
+        if not (self.listener is None or callable(self.listener)):
+            raise TypeError(f"listener must be callable, not {type(self.listener).__name__}")
+        if self.listener is not None:
+            from . import events  # noqa: F401  # now, for later there may be no descriptor left to read it with
 
     def _number(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)

@@ -231,6 +231,11 @@ class _Moving(dict[bytes, int]):
                 self.here.set()
                 self.go_on.wait()
 
+    def update(self, pairs: Any) -> None:
+        """Set one after the other what a dict sets in one call of C, which nobody sees half done."""
+        for key, location in pairs:
+            self[key] = location
+
 
 @pytest.mark.parametrize("number", range(1, len(KEYS)))
 def test_a_scan_while_keys_are_pointed_at_their_copies(

@@ -20,7 +20,7 @@ from bytekv import errors
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "tests" / "typing" / "program.py"
 API = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
-PUBLIC = ["bytekv", "bytekv.dbm", "bytekv.http", "bytekv.resp"]
+PUBLIC = ["bytekv", "bytekv.dbm", "bytekv.events", "bytekv.http", "bytekv.resp"]
 MODULES = ["bytekv", *(module.name for module in pkgutil.walk_packages(bytekv.__path__, "bytekv."))]
 
 
@@ -56,8 +56,9 @@ def test_every_error_is_public() -> None:
 def test_everything_public_is_on_a_page() -> None:
     documented = set(re.findall(r"^::: (\S+)", API, re.MULTILINE))
     wanted = {f"bytekv.{name}" for name in bytekv.__all__ if name not in errors.__all__}
-    for name in ("bytekv.http", "bytekv.resp"):
+    for name in ("bytekv.events", "bytekv.http", "bytekv.resp"):
         wanted |= {f"{name}.{each}" for each in importlib.import_module(name).__all__}
+    wanted.discard("bytekv.events.Event")  # one of all these
     assert documented - {"bytekv.dbm"} == wanted
     dbm = API.partition("::: bytekv.dbm\n")[2].partition(":::")[0]
     assert "members: [open, error]" in dbm

@@ -24,7 +24,7 @@ def test_every_option_has_its_range_or_its_choices() -> None:
     limits = reference_pages.limit_table()
     for name in bytekv.Options.names():
         value = getattr(bytekv.Options(), name)
-        if isinstance(value, (bool, str)):
+        if isinstance(value, (bool, str)) or name == "listener":  # which can be called, or not
             continue
         assert f"| `{name}` |" in limits, name
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bytekv.engine.codec.checksum import CRC_SIZE, RESIDUE, checksum
-from bytekv.engine.codec.entry import ENTRY_SIZE, OVERHEAD, PUT
-from bytekv.engine.codec.runs import Pairs, crc_of_run, cut_pairs, is_sound, pack_run
+from bytekv.engine.codec.entry import CONTINUES, ENTRY_SIZE, OVERHEAD, PUT, TOMBSTONE, decode_entry, encode_entry
+from bytekv.engine.codec.runs import Pairs, copy_run, crc_of_run, cut_pairs, is_sound, pack_run
 from bytekv.engine.store import Store
 from bytekv.errors import CorruptionError
 from tests.harness import damage, open_store, segment_files
@@ -243,3 +243,69 @@ def test_runs_that_lie_backwards_are_cut_too(path: Path) -> None:
         assert list(db.scan(reverse=True)) == list(content.items())[::-1]
         assert list(db.get_many(list(content)).items()) == list(content.items())
     db.close()
+
+
+# --- copies under another seed -------------------------------------------------------------------
+
+
+def mixed_entries(seed: int, chance: random.Random) -> tuple[list[bytes], list[bytes], dict[bytes, int]]:
+    """Return keys, entries and expiries of puts of every shape."""
+    keys = [b"%d" % number + chance.randbytes(number % 5) for number in range(40)]
+    expires = {key: chance.getrandbits(41) for key in keys[::3]}
+    raws = [
+        b"".join(
+            encode_entry(
+                PUT | (CONTINUES if number % 4 else 0),
+                key,
+                chance.randbytes(chance.choice([0, 1, 9, 9, 300])),
+                number + 1,
+                NOW_MS,
+                expires.get(key, 0),
+                seed,
+            )
+        )
+        for number, key in enumerate(keys)
+    ]
+    return keys, raws, expires
+
+
+def test_copies_are_entries_of_their_own_under_the_new_seed() -> None:
+    chance = random.Random(1)
+    keys, raws, expires = mixed_entries(SEED, chance)
+    copied = copy_run(raws, keys, [SEED] * len(keys), OTHER_SEED)
+    assert copied is not None
+    assert copied[1] == expires
+    piece = b"".join(copied[0])
+    at = 0
+    for key, raw in zip(keys, raws, strict=True):
+        was, now = decode_entry(raw, SEED, "", 0), decode_entry(piece[at : at + len(raw)], OTHER_SEED, "", 0)
+        assert now == was._replace(flags=was.flags & ~CONTINUES)
+        assert now.key == key
+        at += len(raw)
+    assert at == len(piece)
+
+
+def test_copies_of_entries_of_several_segments() -> None:
+    keys, raws, _ = mixed_entries(SEED, random.Random(2))
+    others = mixed_entries(OTHER_SEED, random.Random(2))[1]
+    seeds = [SEED if number % 2 else OTHER_SEED for number in range(len(keys))]
+    both = [raw if number % 2 else other for number, (raw, other) in enumerate(zip(raws, others, strict=True))]
+    assert copy_run(both, keys, seeds, 7) == copy_run(raws, keys, [SEED] * len(keys), 7)
+
+
+@pytest.mark.parametrize("number", [0, 3, 39])
+def test_one_damaged_entry_is_not_copied_whichever_bit_it_is(number: int) -> None:
+    keys, raws, _ = mixed_entries(SEED, random.Random(3))
+    for bit in range(8 * len(raws[number])):
+        damaged = [*raws[:number], flipped(raws[number], bit), *raws[number + 1 :]]
+        assert copy_run(damaged, keys, [SEED] * len(keys), OTHER_SEED) is None
+    for short in (b"", raws[number][:20], raws[number][:-1], raws[number] + b"\0"):
+        assert copy_run([*raws[:number], short, *raws[number + 1 :]], keys, [SEED] * len(keys), OTHER_SEED) is None
+
+
+def test_what_is_no_put_of_that_key_is_not_copied() -> None:
+    keys, raws, _ = mixed_entries(SEED, random.Random(4))
+    seeds = [SEED] * len(keys)
+    assert copy_run([raws[1], raws[0], *raws[2:]], keys, seeds, OTHER_SEED) is None
+    tombstone = b"".join(encode_entry(TOMBSTONE, keys[5], b"", 1, NOW_MS, 0, SEED))
+    assert copy_run([*raws[:5], tombstone, *raws[6:]], keys, seeds, OTHER_SEED) is None

@@ -36,6 +36,7 @@ from .codec.checksum import RESIDUE, checksum
 from .codec.entry import CLEAR, PREFIX, PUT, TOMBSTONE
 from .codec.entry import Entry as StoredEntry
 from .exit_and_fork import register, unregister
+from .listener import tell
 from .log.directory import Directory
 from .log.files import Files
 from .open import open_directory
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from ..contract.reports import BackupReport, Change, Compaction, Progress, Report, Stats
     from ..contract.snapshot import Snapshot
     from ..contract.transaction import Transaction
+    from ..events import Listener
     from ..options import Flag, OpenOptions
     from .replication.feed import ChangeFeed
 
@@ -145,6 +147,8 @@ class Store(AbstractStore):
             if os.getpid() != self._pid:  # a signal handler has forked meanwhile, and this is the child
                 self._after_fork()
             log.info("opened %s: %s", path, self.recovery)
+            if options.listener is not None:
+                self._tell_of_recovery(options.listener)
             is_due = options.follow is not None or (
                 flag != "r" and (self.recovery.hints_missing or (options.auto_compact and self._maintenance.pick()))
             )
@@ -159,6 +163,16 @@ class Store(AbstractStore):
                 opened.directory.release()
                 opened.committer.segments.drop()
             raise
+
+    def _tell_of_recovery(self, listener: Listener) -> None:
+        from ..events import Quarantined, Recovered
+
+        found, report = self.recovery, self.recovery.salvaged
+        if not found.clean or report is not None:
+            what = self._path, found.last_seq, found.torn_bytes, report is not None, found.duration_s
+            tell(listener, Recovered(*what))
+        for file in [*found.quarantined, *getattr(report, "quarantined", [])]:
+            tell(listener, Quarantined(self._path, file))
 
     # --- reading -------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, assert_type
 
 import bytekv
 import bytekv.dbm
+import bytekv.events
 import bytekv.http
 import bytekv.resp
 from bytekv import (
@@ -197,11 +198,34 @@ def upkeep(db: Store, folder: pathlib.Path) -> None:
     db.close()
 
 
+def listen(event: bytekv.events.Event) -> None:
+    """Tell the events apart."""
+    assert_type(event.path, str)
+    match event:
+        case bytekv.events.SegmentSealed():
+            assert_type((event.segment_id, event.length_bytes, event.last_seq), tuple[int, int, int])
+        case bytekv.events.CompactionBegan():
+            assert_type(event.segment_ids, tuple[int, ...])
+        case bytekv.events.CompactionEnded():
+            assert_type(event.error, str | None)
+        case bytekv.events.ThrottleBegan():
+            assert_type((event.dead_bytes, event.live_bytes, event.free_bytes), tuple[int, int, int])
+        case bytekv.events.ThrottleEnded():
+            assert_type(event.throttled_s, float)
+        case bytekv.events.SyncSlow():
+            assert_type(event.duration_s, float)
+        case bytekv.events.Recovered():
+            assert_type((event.torn_bytes, event.is_repaired), tuple[int, bool])
+        case bytekv.events.Quarantined():
+            assert_type(event.file, str)
+
+
 def options() -> None:
     """Choose how."""
     chosen = Options(sync="always", segment_size_bytes=1 << 20, compact_rate_bytes_s=None)
     assert_type(chosen.sync_interval_s, float)
     assert_type(Options.names(), list[str])
+    assert callable(Options(listener=listen).listener)
 
 
 def dbm(folder: pathlib.Path) -> None:

@@ -13,13 +13,26 @@ from operator import add, itemgetter
 from struct import Struct
 
 from .checksum import CRC, CRC_SIZE, RESIDUE, checksum
-from .entry import CONTINUES, ENTRY, ENTRY_SIZE, OVERHEAD, PUT, ZEROS
+from .entry import (
+    CONTINUES,
+    ENTRY,
+    ENTRY_EXPIRES,
+    ENTRY_SIZE,
+    EXPIRES,
+    FIXED_SIZE,
+    KIND,
+    MIN_ENTRY_SIZE,
+    OVERHEAD,
+    PREFIX,
+    PUT,
+    ZEROS,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-__all__ = ["Pairs", "crc_of_run", "cut_entries", "cut_pairs", "locate_run", "pack_run", "sizes_of_run"]
+__all__ = ["Pairs", "copy_run", "crc_of_run", "cut_entries", "cut_pairs", "locate_run", "pack_run", "sizes_of_run"]
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -55,6 +68,41 @@ def pack_run(flags: list[int], keys: list[bytes], values: list[bytes], seq: int,
     heads = map(_pack_entry, flags, map(len, keys), map(len, values), seqs, repeat(now_ms))
     bodies = list(map(b"".join, zip(heads, keys, values, strict=True)))
     return b"".join(map(add, bodies, map(_pack_crc, map(checksum, bodies, repeat(seed)))))
+
+
+def copy_run(
+    raws: list[bytes], keys: list[bytes], seeds: list[int], seed: int
+) -> tuple[list[bytes], dict[bytes, int]] | None:
+    """Return puts under another seed, in parts to be joined, and when those that expire do; each is a batch of its own.
+
+    None if not every entry is a sound put of its key under its own seed.
+    """
+    if min(map(len, raws)) < MIN_ENTRY_SIZE:
+        return None
+    flags, key_sizes = zip(*map(PREFIX.unpack_from, raws), strict=True)
+    fixed = list(map(FIXED_SIZE.__getitem__, flags))
+    if (
+        {kind & KIND for kind in set(flags)} != {PUT}
+        or not all(fixed)
+        or [raw[at : at + size] for raw, at, size in zip(raws, fixed, key_sizes, strict=True)] != keys
+        or set(map(checksum, raws, seeds)) != {RESIDUE}
+    ):
+        return None
+    bodies = [raw[:-CRC_SIZE] for raw in raws]
+    expires: dict[bytes, int] = {}
+    if set(flags) != {PUT}:
+        bodies = [
+            bytes((kind & ~CONTINUES,)) + body[1:] if kind & CONTINUES else body
+            for kind, body in zip(flags, bodies, strict=True)
+        ]
+        expires = {
+            key: ENTRY_EXPIRES.unpack_from(raw, ENTRY_SIZE)[0]
+            for kind, key, raw in zip(flags, keys, raws, strict=True)
+            if kind & EXPIRES
+        }
+    parts = bodies * 2
+    parts[::2], parts[1::2] = bodies, list(map(_pack_crc, map(checksum, bodies, repeat(seed))))
+    return parts, expires
 
 
 # --- reading -----------------------------------------------------------------------------------

@@ -228,10 +228,11 @@ class Keydir(Ordered):
     def move_all(self, keys: list[bytes], originals: list[int], copies: list[int], sizes_of: SizeOf) -> None:
         """Do what `move` does for several keys; a copy at which no key points now is dead."""
         locations = self.locations
+        if list(map(locations.get, keys)) == originals:  # none was written to meanwhile, which is usual
+            locations.update(zip(keys, copies, strict=True))
+            return
         for key, old, new in zip(keys, originals, copies, strict=True):
-            if locations.get(key) == old:  # `move` written out for what is usual
-                locations[key] = new
-            elif not self.move(key, old, new):
+            if not self.move(key, old, new):
                 self.usage.count_dead(new >> SEGMENT_SHIFT, new & SIZE_MASK or sizes_of(new))
 
     def merge(self, segment: int, hint: Hint, sizes_of: SizeOf) -> None:

@@ -16,6 +16,7 @@ from ..codec.checksum import CRC, CRC_SIZE, checksum, seed_of
 from ..codec.entry import CONTINUES, KIND, OFFSET_SHIFT, PUT, SEGMENT_SHIFT, SIZE_MASK, TOMBSTONE
 from ..codec.hint import Hint, Pieces
 from ..codec.manifest import OUTPUT, SEALED, SEGMENT_HEADER_SIZE, SegmentRow, encode_segment_header
+from ..codec.runs import locate_run
 from .directory import Directory
 from .segment import header_for
 from .summary import is_worth_a_hint, save_hint
@@ -76,7 +77,7 @@ class SegmentBuilder:
         self.header = header = header_for(directory, uuid, segment_id, OUTPUT, previous)
         self.path = self._directory.segment_path(header.segment_id)
         self._descriptor: int | None = self._files.open_new(self.path)
-        self._seed = seed_of(header.salt)
+        self.seed = seed_of(header.salt)
         self.base = header.segment_id << SEGMENT_SHIFT
         self._parts = [encode_segment_header(header)]
         self._flushed = 0
@@ -101,6 +102,22 @@ class SegmentBuilder:
             self._expires[key] = expires_ms
         self._append(flags, raw)
 
+    def put_run(
+        self, keys: list[bytes], sizes: list[int], originals: list[int], parts: list[bytes], expires: dict[bytes, int]
+    ) -> None:
+        """Append puts that are under this file's seed already, see `copy_run`, none larger than a location can say."""
+        ends = list(accumulate(sizes, initial=self.end))
+        latest_keys, latest_originals, positions = self._latest
+        latest_keys += keys
+        latest_originals += originals
+        positions += locate_run(0, ends, sizes)
+        self._live_bytes += ends[-1] - self.end
+        self._expires.update(expires)
+        self._parts += parts
+        self.end = ends[-1]
+        if self.end - self._flushed >= _FLUSH:
+            self._flush()
+
     def append(self, flags: int, key: bytes, expires_ms: int, raw: bytes) -> None:
         """Copy one entry of any kind."""
         kind = flags & KIND
@@ -116,7 +133,7 @@ class SegmentBuilder:
     def _append(self, flags: int, raw: bytes) -> None:
         body = bytes((flags & ~CONTINUES,)) + raw[1:-CRC_SIZE] if flags & CONTINUES else raw[:-CRC_SIZE]
         self._parts.append(body)
-        self._parts.append(_pack_crc(checksum(body, self._seed)))
+        self._parts.append(_pack_crc(checksum(body, self.seed)))
         self.end += len(raw)
         if self.end - self._flushed >= _FLUSH:
             self._flush()

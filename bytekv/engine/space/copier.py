@@ -16,7 +16,9 @@ Everything else is copied, seq and times unchanged. A damaged entry stops the co
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate, compress, islice
 
 from ..._lean import NamedTuple
 from ...errors import CorruptionError
@@ -30,6 +32,7 @@ from ..codec.entry import (
     FIXED_SIZE,
     KIND,
     MIN_ENTRY_SIZE,
+    OFFSET_MASK,
     OFFSET_SHIFT,
     PREFIX,
     PUT,
@@ -38,6 +41,7 @@ from ..codec.entry import (
     TOMBSTONE,
 )
 from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentRow
+from ..codec.runs import copy_run
 from ..log.builder import SegmentBuilder
 from ..log.scan import Scan, header_of, scan_segment
 from ..write.commit import Committer
@@ -49,7 +53,8 @@ if TYPE_CHECKING:
 __all__ = ["Copier", "Pause", "Run"]
 
 _SLICE: Final = 32  # entries, less than 200 µs, between two chances for other threads
-_IN_ORDER: Final = 64  # keys, likewise, where each is read by itself
+_IN_ORDER: Final = 256  # keys whose entries are copied together, in 300 µs
+_IN_ORDER_BYTES: Final = 128 * 1024  # of entries, likewise
 _NO_CRC: Final = bytes(CRC_SIZE)  # a copy gets one of its own
 
 Pause = Callable[[], None]
@@ -190,15 +195,16 @@ class Copier:
         """Check one segment and gather its tombstones, as `_copy_segment` does."""
         is_oldest, deletions, pause = self._run.is_oldest, self._deletions, self._pause
         keydir = self._keydir
-        for number, (flags, key, _, expires_ms, _, raw) in enumerate(scan):
-            if number % _SLICE == 0:
-                pause()
+        entries = iter(scan)
+        while some := list(islice(entries, _SLICE)):
+            pause()
             if is_oldest:
                 continue
-            if flags & KIND != PUT:
-                deletions.note(flags, key, raw)
-            elif expires_ms and keydir.newest(key) is None:
-                deletions.note_expired(key, raw)
+            for flags, key, _, expires_ms, _, raw in some:
+                if flags & KIND != PUT:
+                    deletions.note(flags, key, raw)
+                elif expires_ms and keydir.newest(key) is None:
+                    deletions.note_expired(key, raw)
 
     def _copy_by_key(self) -> None:
         """Copy the live puts of a run in the order of their keys, then those that have expired.
@@ -213,8 +219,7 @@ class Copier:
             self._committer.order(keydir)
             with self._committer.lock, self._committer:
                 keys = keydir.select(last, None, last is None, True, False, _IN_ORDER)
-            for key in keys:
-                self._copy_key(key, keydir.locations.get(key), victims)
+            self._copy_keys(keys, list(map(keydir.locations.get, keys)), victims)
             pause()
             if len(keys) < _IN_ORDER:
                 break
@@ -227,13 +232,50 @@ class Copier:
                         waiting.pop(key, None)
                     pause()
         for number, (key, location) in enumerate(waiting.items()):
-            self._copy_key(key, location, victims)
-            if number % _IN_ORDER == 0:
+            self._copy_key(key, location)
+            if number % _SLICE == 0:
                 pause()
 
-    def _copy_key(self, key: bytes, location: int | None, victims: set[int]) -> None:
-        if location is None or location >> SEGMENT_SHIFT not in victims:
-            return
+    def _copy_keys(self, keys: list[bytes], found: list[int | None], victims: set[int]) -> None:
+        """Copy the entries of keys that lie in the run, as many together as make a slice."""
+        is_here = [location is not None and location >> SEGMENT_SHIFT in victims for location in found]
+        if not all(is_here):
+            keys, found = list(compress(keys, is_here)), list(compress(found, is_here))
+        locations: list[int] = found  # type: ignore[assignment]
+        sizes = list(map(SIZE_MASK.__and__, locations))
+        ends = list(accumulate(sizes))
+        at, count = 0, len(keys)
+        while at < count:
+            output = self._output(sizes[at])
+            room = min(self._limit - output.end, _IN_ORDER_BYTES)
+            stop = bisect_right(ends, ends[at] - sizes[at] + room, at)
+            if not all(sizes[at:stop]):
+                stop = sizes.index(0, at)
+            if stop - at < 2 or not self._copy_together(output, keys[at:stop], locations[at:stop], sizes[at:stop]):
+                stop = max(stop, at + 1)
+                for key, location in zip(keys[at:stop], locations[at:stop], strict=True):
+                    self._copy_key(key, location)
+            at = stop
+            if at < count:
+                self._pause()
+
+    def _copy_together(self, output: SegmentBuilder, keys: list[bytes], locations: list[int], sizes: list[int]) -> bool:
+        """Copy entries that have room in an output; False, and nothing is copied, if one of them fails its check."""
+        get = self._segments.open.get
+        files = {segment_id: get(segment_id) for segment_id in {location >> SEGMENT_SHIFT for location in locations}}
+        raws, seeds = [], []
+        for location, size in zip(locations, sizes, strict=True):
+            file, seed = files[location >> SEGMENT_SHIFT]
+            offset = location >> OFFSET_SHIFT & OFFSET_MASK
+            raws.append(file[offset : offset + size])
+            seeds.append(seed)
+        copied = copy_run(raws, keys, seeds, output.seed)
+        if copied is None:
+            return False
+        output.put_run(keys, sizes, locations, *copied)
+        return True
+
+    def _copy_key(self, key: bytes, location: int) -> None:
         raw, seed, segment_id, offset = self._segments.open.raw(location)
         flags, key_size = PREFIX.unpack_from(raw) if len(raw) >= MIN_ENTRY_SIZE else (0, 0)
         fixed = FIXED_SIZE[flags]

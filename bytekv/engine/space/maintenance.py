@@ -89,7 +89,7 @@ class Maintenance:
         self.compacting: Any = threading.RLock()
         self._waiting: weakref.WeakSet[_Waiter] = weakref.WeakSet()
         self.refusal: Callable[[], BytekvError] | None = None  # closed, forked
-        self.compactor = Compactor(committer)
+        self.compactor = Compactor(committer, options.listener)
         self.compactions = 0
         self.background_error: str | None = None
         self.may_compact = options.auto_compact  # in the background

@@ -46,6 +46,7 @@ from ..codec.checksum import CRC, checksum
 from ..codec.entry import ENTRY, OVERHEAD, PUT, SEGMENT_SHIFT, SIZE_MASK, SYNC_MARK, TOMBSTONE
 from ..index.keydir import PURGED_AT_ONCE, Keydir
 from ..index.order import Ordered, ordered
+from ..listener import tell
 from ..log.segment import Writer
 from ..log.segment_manager import SegmentManager
 from ..log.sizes import sizes_of
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Final, NoReturn
 
+    from ...events import Event
+
 __all__ = ["Committer"]
 
 
@@ -72,6 +75,7 @@ _ENTERED: Final = ()  # a thread is inside the lock, and nothing is to be carrie
 _REENTRY: Final = "a signal handler, a finaliser or a callback called a store in the middle of its own thread's call"
 _PATIENCE_S: Final = 0.1  # after this long a waiter looks whether there still is a leader, then less and less often
 _LONGEST_PATIENCE_S: Final = 1.0
+_SLOW_SYNC_S: Final = 1.0  # an operator wants to know
 _PURGED_BY_A_PUT: Final = 2  # expired keys, 4 µs
 _PREPARE_FROM: Final = 1024 * 1024  # bytes of a segment that is worth preparing the next for
 _BREATH_S: Final = 0.001
@@ -153,7 +157,7 @@ class Committer:
         self.drags = False  # a worker compacts, and writers that outrun it are slowed down
         self.is_due: Callable[[], bool] = lambda: False  # tells whether a compaction is, that gives something back
         self._debt = Debt()
-        self.notes: list[tuple[Callable[..., None], str, tuple[object, ...]]] = []  # to be logged once the lock is free
+        self.notes: list[tuple[Callable[..., None], Any, tuple[object, ...]]] = []  # to be said once the lock is free
         self._unseen = Unseen()
         self._synced_seq = last_seq  # durable, though perhaps not all of it is shown yet
         self._uncounted = False  # a call was interrupted between a location and the count of dead bytes
@@ -800,16 +804,28 @@ class Committer:
 
     def forgive(self) -> None:
         """Let writers go at full speed: there is no compaction that they would wait for. Under the lock."""
+        before = self._debt.why
         self._debt.forgive()
+        self._tell_of_throttle(before)
 
     def _look_at_debt(self, writer: Writer) -> None:
-        debt, end = self._debt, writer.end
+        debt, end, before = self._debt, writer.end, self._debt.why
         if debt.is_to_count(end):
             dead = self.measure()
             debt.look(end, dead, self.segments.sizes, self.is_due)
         elif debt.is_to_look(end):
             debt.pay(end, self.segments.sizes)
         writer.fast_end = min(writer.fast_end, debt.next_look)
+        self._tell_of_throttle(before)
+
+    def _tell_of_throttle(self, before: tuple[int, int, int] | None) -> None:
+        why = self._debt.why
+        if self._options.listener is None or (why is None) is (before is None):
+            return
+        from ...events import ThrottleBegan, ThrottleEnded
+
+        path = self.segments.directory.path
+        self._tell_later(ThrottleEnded(path, self._debt.paid_s) if why is None else ThrottleBegan(path, *why))
 
     def _roll(self) -> Writer:
         old = self.segments.writer
@@ -854,7 +870,7 @@ class Committer:
             self.wants_worker = False
             if not self._wake():
                 self.drags = False  # nobody compacts
-                self._debt.forgive()
+                self.forgive()
         if self._debt.due_s:
             self._files.pause(self._debt.take())
         if self._always:
@@ -888,6 +904,8 @@ class Committer:
                 waiter = self._group.join(seq)
             if waiter is None or self._is_left_alone(waiter):
                 self._lead(seq)
+        if self.notes:
+            self.flush_notes()
 
     def _is_left_alone(self, waiter: Waiter) -> bool:
         """Return once ``waiter`` was woken or has nothing left to wait for; True: nobody leads, and somebody has to."""
@@ -932,7 +950,12 @@ class Committer:
             writer, target, began = self.segments.writer, self.seq, self._files.monotonic()
         if writer is not None:
             writer.sync()  # an append from now on joins the next sync: target was read before
+        took_s = self._files.monotonic() - began if self._options.listener is not None else 0.0
         with self.lock, self:
+            if took_s >= _SLOW_SYNC_S:
+                from ...events import SyncSlow
+
+                self._tell_later(SyncSlow(self.segments.directory.path, took_s))
             if self.failure is not None:
                 # The kernel tells each write error once, and a roll's sync of the same file got it.
                 self._refuse_after_failure()
@@ -1007,9 +1030,17 @@ class Committer:
     def _note_seal(self, old: Writer) -> None:
         where = old.header.segment_id, old.end, self.seq
         self.notes.append((log.debug, "sealed segment %d at %d bytes, seq %d", where))
+        if self._options.listener is not None:
+            from ...events import SegmentSealed
+
+            self._tell_later(SegmentSealed(self.segments.directory.path, *where))
+
+    def _tell_later(self, event: Event) -> None:
+        """Have the listener told of an event once the lock is free."""
+        self.notes.append((tell, self._options.listener, (event,)))
 
     def flush_notes(self) -> None:
-        """Log what happened under the lock. Without the lock: a logging handler is user code."""
+        """Log what happened under the lock, and tell the listener. Without the lock: both are user code."""
         notes, self.notes = self.notes, []
         for say, text, values in notes:
             say(text, *values)
