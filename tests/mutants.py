@@ -872,6 +872,15 @@ MUTANTS = [
         "follows or small",
     ),
     _mutant(
+        "a repair fills segments as large as the options allow",
+        "engine/integrity/repair",
+        "limit = segment_size(max(self._listed_bytes, sum(place.size for place in places)), self._limit)",
+        "limit = self._limit",
+        "tests/test_repair.py",
+        "-k",
+        "suits_the_store",
+    ),
+    _mutant(
         "segments are as large in a small store as in a large one",
         "engine/log/sizes",
         "min(limit, max(_SMALLEST, live // _SEGMENTS))",
@@ -892,11 +901,20 @@ MUTANTS = [
     _mutant(
         "a compaction takes as many segments at once as are worth it, whatever their copies take",
         "engine/space/picker",
-        "if count and copies > sizes.segment:",
-        "if False:",
+        "(copies > sizes.segment or ",
+        "(",
         "tests/test_background_compaction.py",
         "-k",
         "a_choice",
+    ),
+    _mutant(
+        "in a small store a compaction takes victims that are larger than all that lives",
+        "engine/space/picker",
+        " or length > max(sizes.live, 2 * sizes.segment)",
+        "",
+        "tests/test_background_compaction.py",
+        "-k",
+        "little_lives",
     ),
     _mutant(
         "a write finds no address space because of what is open for reading",

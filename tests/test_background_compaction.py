@@ -661,7 +661,15 @@ SMALL, TINY = (1000, 0, 0), (60, 0, 0)
     ],
 )
 def test_a_choice(log: list[tuple[int, int, int]], chosen: list[int], options: Options) -> None:
-    assert pick([SegmentUsage(number, *use) for number, use in enumerate(log)], sizes_of(0, options)) == chosen
+    assert pick([SegmentUsage(number, *use) for number, use in enumerate(log)], sizes_of(16_384, options)) == chosen
+
+
+@pytest.mark.parametrize(("live", "count"), [(0, 2), (8_000, 2), (12_000, 3), (15_999, 3), (16_000, 4), (1 << 30, 4)])
+def test_where_little_lives_few_victims_wait_for_their_copies(live: int, count: int) -> None:
+    """Four victims of a store of 10 MiB were 16 MiB, and stayed until the last key pointed at its copy: meanwhile the
+    writer went on, and 40 MiB were on the disk where 36 are promised."""
+    log = [SegmentUsage(number, *DEAD) for number in range(20)]
+    assert pick(log, sizes_of(live, CHOICES)) == list(range(count))
 
 
 @st.composite

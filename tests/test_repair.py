@@ -17,7 +17,7 @@ from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.scan import Scan
 from bytekv.errors import StoreIOError
 from tests.forge import Entry, Segment, write_store
-from tests.harness import QuickFiles, crash, damage, open_store, segment_files, snapshot_of
+from tests.harness import QuickFiles, crash, damage, open_store, patched, segment_files, snapshot_of
 
 
 def build(path: Path) -> dict[bytes, bytes]:
@@ -750,3 +750,23 @@ def test_opening_to_salvage_needs_no_manifest(path: Path):
     with open_store(path, "w", recover="salvage") as db:
         assert dict(db) == content
         assert not db.recovery.salvaged.ok
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_a_repair_writes_segments_of_the_size_that_suits_the_store(path: Path, with_manifest: bool):
+    """It filled each up to ``segment_size_bytes``, 64 MiB, though the store was one of 4 MiB: its disk was too large
+    until the last of that had been overwritten."""
+    with open_store(path, segment_size_bytes=1 << 20) as db:
+        for number in range(40):
+            db[b"%02d" % number] = b"v" * 200
+        content = dict(db)
+    (file,) = segment_files(path)
+    damage(file, SEGMENT_HEADER_SIZE + 100)
+    if not with_manifest:
+        damage(path / "MANIFEST", 40)
+    with patched({"bytekv.engine.log.sizes._SMALLEST": 2000}):
+        bytekv.repair(path)
+    with open_store(path, "r") as db:
+        assert dict(db) == {key: value for key, value in content.items() if key != b"00"}
+        assert len(db.stats().segments) > 4
+        assert max(row.length_bytes for row in db.stats().segments) <= 2000

@@ -51,6 +51,7 @@ def test_everything_follows_from_the_current_size(live: int, more: int, size: in
     assert sizes.small == sizes.segment // 4
     assert sizes.worth <= sizes.segment // 4, "no segment would ever pass that"
     assert sizes.slack >= sizes.segment
+    assert sizes.slack - max(0, sizes.kept - 8 * MIB) <= max(sizes.segment * 5 // 2, 256 * KIB)
     assert sizes.free_dead < sizes.dear_dead <= live + max(4 * sizes.segment, 512 * KIB)
 
 

@@ -42,6 +42,7 @@ from ..log.builder import SegmentBuilder
 from ..log.directory import Directory
 from ..log.resync import Resync
 from ..log.scan import Scanned, header_of, open_segment
+from ..log.sizes import segment_size
 from .walk import Known, Walk, all_durable, pieces
 
 __all__ = ["repair_directory"]
@@ -119,10 +120,12 @@ class _Replacements:
         self._manifest: Manifest | None = None
         self.uuid = bytes(16)
         self.next_id = 1
+        self._listed_bytes = 0
 
-    def begin(self, uuid: bytes, next_id: int) -> None:
-        """Say of which store they are, and from which id on there may be free ones."""
+    def begin(self, uuid: bytes, next_id: int, listed_bytes: int = 0) -> None:
+        """Say of which store they are, how large it is, and from which id on there may be free ones."""
         self.uuid, self.next_id = uuid, self.directory.unused_id(next_id)
+        self._listed_bytes = listed_bytes
 
     def copy(
         self, places: list[_Place], salts: dict[int, int], last_seq: int, previous: tuple[int, int] = (0, 0)
@@ -132,6 +135,7 @@ class _Replacements:
         One at least: a log that begins later follows on what was written, though nothing of it be left.
         """
         files, rows = self.directory.files, list[SegmentRow]()
+        limit = segment_size(max(self._listed_bytes, sum(place.size for place in places)), self._limit)
         output: SegmentBuilder | None = None
         source, descriptor, path = 0, -1, ""
         try:
@@ -144,7 +148,7 @@ class _Replacements:
                     source = place.segment_id
                 raw = files.read(descriptor, place.size, place.offset, path)
                 entry = decode_entry(raw, seed_of(salts[source]), path, place.offset)
-                if output is not None and output.end + len(raw) > self._limit:
+                if output is not None and output.end + len(raw) > limit:
                     rows.append(output.finish(last_seq))
                     output = None
                 output = output or self._output(previous)
@@ -217,11 +221,11 @@ class _Replacements:
 
 def _repair_listed(new: _Replacements, manifest: Manifest, progress: Callable[[Progress], object] | None) -> None:
     directory, report = new.directory, new.report
-    new.begin(manifest.store_uuid, manifest.next_id)
+    total = sum(row.length for row in manifest.segments)
+    new.begin(manifest.store_uuid, manifest.next_id, total)
     rows: list[SegmentRow] = []
     removed: list[int] = []
     last_seq = manifest.last_seq
-    total = sum(row.length for row in manifest.segments)
     for number, row in enumerate(manifest.segments):
         before = len(report.damage)
         newest = _Newest()

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["Sizes", "sizes_of"]
+__all__ = ["Sizes", "segment_size", "sizes_of"]
 
 _SMALLEST: Final = 4 * 1024 * 1024
 _SEGMENTS: Final = 16  # of live bytes; fewer make the slack more than a quarter of what lives, more are only files
@@ -55,11 +55,17 @@ class Sizes(NamedTuple):
     def slack(self) -> int:
         """Return the dead bytes that a store may have, however little lives in it.
 
-        Three segments while a copy is next to nothing; what copies take until their originals can go is taken off.
+        Two and a half segments while a copy is next to nothing; what copies take until their originals can go is taken
+        off, down to one segment.
         What is kept of the log beyond the usual cannot be given back, so it comes on top.
         """
         copies = min(2 * self.segment, self.live // 3)
-        return max(3 * self.segment - copies, _LEAST_SLACK) + max(0, self.kept - _KEPT)
+        return max(5 * self.segment // 2 - copies, self.segment, _LEAST_SLACK) + max(0, self.kept - _KEPT)
+
+
+def segment_size(live: int, limit: int) -> int:
+    """Return the current segment size of a store of so many live bytes; ``limit`` is what the options allow."""
+    return min(limit, max(_SMALLEST, live // _SEGMENTS))
 
 
 def sizes_of(live: int, options: Options) -> Sizes:
@@ -69,7 +75,7 @@ def sizes_of(live: int, options: Options) -> Sizes:
     [4, 4, 31, 64, 64]
     """
     limit = options.segment_size_bytes
-    segment = min(limit, max(_SMALLEST, live // _SEGMENTS))
+    segment = segment_size(live, limit)
     kept = options.keep_changes_bytes
     if kept is None:
         kept = _KEPT if limit >= _SMALLEST else 0

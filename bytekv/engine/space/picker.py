@@ -72,11 +72,16 @@ def _gain(use: SegmentUsage, oldest: bool) -> int:
 
 
 def _first_of(run: list[SegmentUsage], oldest: bool, sizes: Sizes) -> list[SegmentUsage]:
-    """Return as much of the beginning of a run as can be copied beside it: no more than fills a segment."""
-    copies = count = 0
+    """Return as much of the beginning of a run as can be copied beside it: no more than fills a segment.
+
+    The victims stay until every key points at its copy, and writers go on meanwhile. In a store that is smaller than
+    they are, that is most of what it takes on the disk, so there they are fewer.
+    """
+    copies = length = count = 0
     for use in run[:_LONGEST_RUN]:
         copies += use.length - _gain(use, oldest)
-        if count and copies > sizes.segment:
+        length += use.length
+        if count and (copies > sizes.segment or length > max(sizes.live, 2 * sizes.segment)):
             break
         count += 1
     return run[:count]
