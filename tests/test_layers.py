@@ -31,7 +31,7 @@ LEVELS = [
     ("engine.recovery", "engine.integrity", "engine.write"),
     ("engine.fast", "engine.replication"),
     ("engine.reader", "engine.space"),
-    ("engine.stats", "engine.exit_and_fork", "engine.open"),
+    ("engine.exit_and_fork", "engine.open"),
     ("engine.store",),
     ("backends",),
     ("",),  # bytekv/__init__.py: the public names

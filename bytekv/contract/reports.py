@@ -63,6 +63,10 @@ class SegmentStats(NamedTuple):
 class Stats(NamedTuple):
     """What `Store.stats` tells; bytes are file bytes, headers included.
 
+    Every byte of a segment is live or dead; its header counts as live. Any compaction of their segment gives dead
+    entries back; tombstones go only with all that is older, and count as dead, too. An expired entry is live until its
+    grace is over; then a compaction leaves a tombstone of it, and so much of it counts as dead already.
+
     ``throttled`` says why writers are slowed down now, with the figures that it was decided by, None while they are
     not; ``throttled_s`` for how many seconds all of them together have slept for that since the store was opened.
     """

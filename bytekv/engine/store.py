@@ -1,20 +1,15 @@
-"""The store: a dict whose contents survive. Lifecycle, mapping semantics.
+"""The local store: one directory as a store.
 
 What this module adds to the layers below is what a user sees: conversions of keys and values, what each method decides
-on the entry that it finds, the contract of a mapping, one moment of truth for `close`. How a change gets onto the disk
-is `Committer`'s business, how an entry is read `Reader`'s, what happens without being asked `Maintenance`'s. Only
-`get` is written out here once more.
+on the entry that it finds, and one moment of truth for `close`. What follows from that is written in the contract's
+store. How a change gets onto the disk is `Committer`'s business, how an entry is read `Reader`'s, what happens without
+being asked `Maintenance`'s. Only `get` is written out here once more.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import (
-    Callable,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -658,11 +653,39 @@ class Store(AbstractStore):
 
     def stats(self) -> Stats:
         """Return counts of keys and bytes. Complexity: O(number of segments)."""
-        self._check_open()
-        with translated("bytekv.stats"):
-            from .stats import stats_of
+        with translated("bytekv.contract.reports"):
+            from ..contract.reports import SegmentStats, Stats
 
-        return stats_of(len(self), self._commit, self._maintenance)
+        commit, segments, keydir = self._commit, self._segments, self._keydir
+        keys = len(self)
+        commit.check_reentry()
+        with commit.lock, commit:
+            commit.count_if_due()
+            usage = keydir.usage
+            rows = tuple(
+                SegmentStats(segment, length, usage.dead_bytes(segment), usage.hiding_bytes(segment))
+                for segment, length in segments.lengths().items()
+            )
+            pinned_bytes = segments.obsolete.pinned_bytes
+        total = sum(row.length_bytes for row in rows)
+        gone = sum(row.dead_bytes + row.tombstone_bytes for row in rows)
+        return Stats(
+            keys=keys,
+            last_seq=commit.visible_seq,
+            durable_seq=commit.durable_seq,
+            total_bytes=total,
+            live_bytes=total - gone,
+            dead_bytes=gone,
+            open_segments=len(segments.open.table),
+            compactions=self._maintenance.compactions,
+            background_error=self._maintenance.background_error,
+            open_views=keydir.view_count,
+            pinned_bytes=pinned_bytes,
+            expired_keys=keydir.expired_count,
+            throttled=commit.throttled,
+            throttled_s=commit.throttled_s,
+            segments=rows,
+        )
 
     def refresh(self) -> bool:
         """Catch up with the writer, if the store was opened with flag "r"; tell whether there was anything new.
