@@ -2197,17 +2197,25 @@ class Result(NamedTuple):
     seconds: float
 
 
-def apply(mutant: Mutant, package: Path) -> None:
-    """Make a changed copy of the package; `LookupError` if a passage to be replaced is not there exactly once."""
-    shutil.copytree(ROOT / "bytekv", package, ignore=shutil.ignore_patterns("__pycache__"))
+def changed(mutant: Mutant) -> dict[str, str]:
+    """Return the modules that change; `LookupError` if a passage to be replaced is not there exactly once."""
+    texts: dict[str, str] = {}
     for module, old, new in mutant.changes:
-        file = package / f"{module}.py"
-        text = file.read_text(encoding="utf-8")
+        text = texts.get(module) or (ROOT / "bytekv" / f"{module}.py").read_text(encoding="utf-8")
         if text.count(old) != 1:
             raise LookupError(
                 f"{mutant.story}: {module}.py holds {text.count(old)} times {old!r}; the mutant must follow"
             )
-        file.write_text(text.replace(old, new), encoding="utf-8")
+        texts[module] = text.replace(old, new)
+    return texts
+
+
+def apply(mutant: Mutant, package: Path) -> None:
+    """Make a changed copy of the package."""
+    texts = changed(mutant)
+    shutil.copytree(ROOT / "bytekv", package, ignore=shutil.ignore_patterns("__pycache__"))
+    for module, text in texts.items():
+        (package / f"{module}.py").write_text(text, encoding="utf-8")
 
 
 #: What nobody would overlook. A mutant that breaks this proves nothing about the tests.

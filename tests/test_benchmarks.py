@@ -29,7 +29,7 @@ IN_A_PROCESS_OF_ITS_OWN = ("open_crash", "memory")
 def session(engine: type[Engine], path: Path, **options: Any) -> Session:
     path.mkdir()
     data = DataSet(KEYS, VALUE_SIZE, seed=1)
-    return Session(engine, data, str(path), seconds=0.05, settles=False, **options)
+    return Session(engine, data, str(path), seconds=0.02, settles=False, **options)
 
 
 # --- workloads on engines ----------------------------------------------------------------------

@@ -82,12 +82,12 @@ def often() -> Iterator[None]:
 def test_the_stale_entry_behind_a_lost_one_never_returns(place: Path) -> None:
     """Three writes, the page of the second is lost; written again in the same place, the third would follow it.
 
-    Every image of every boundary, and from each the story goes on.
+    Every image of every boundary, and from each the story goes on; up to 32 images of each boundary there.
     """
     judge = Judge(place)
     for io in ("mmap", "pread"):
         steps = [put(key, key * 480) for key in KEYS]
-        judge.tell(steps, Setting("os", io, 512, 480, 6000), at_most=4096, share=1.0, again=64, only_again=True)
+        judge.tell(steps, Setting("os", io, 512, 480, 6000), at_most=4096, share=1.0, again=32, only_again=True)
     assert judge.counts["images"] > 60, judge
     assert judge.counts["images after a second crash"] > 5000, judge
 
@@ -104,9 +104,9 @@ def all_short_stories(length: int) -> Iterator[tuple[list[Step], int, Setting]]:
 
 @pytest.mark.usefixtures("often")
 def test_every_short_story(place: Path) -> None:
-    """Every step from each beginning in three modes; from nothing also every two and three steps, each in one mode."""
+    """Every step from each beginning, from nothing also every two steps and every other three; each in some modes."""
     judge = Judge(place)
-    for length, every in (1, 2), (2, len(MODES)), (3, len(MODES)):
+    for length, every in (1, 2), (2, len(MODES)), (3, 2 * len(MODES)):
         for steps, last, setting in itertools.islice(all_short_stories(length), 0, None, every):
             if last <= 3 or length == 1:
                 judge.tell(steps, setting, at_most=3, share=0.02, begin=last)
@@ -142,9 +142,9 @@ def tellings_with_kills(judge: Judge, every: int) -> Iterator[Callable[[], objec
 def test_a_kill_at_every_boundary_of_a_step_and_then_a_power_cut(place: Path) -> None:
     """What a killed process left unsynced is still in the kernel's memory, and the next one builds on it."""
     judge = Judge(place)
-    for tell in tellings_with_kills(judge, every=11):
+    for tell in tellings_with_kills(judge, every=23):
         tell()
-    assert judge.counts["stories"] > 150, judge
+    assert judge.counts["stories"] > 75, judge
 
 
 @pytest.mark.usefixtures("often")
@@ -282,8 +282,8 @@ def crash_images(place: Path, seed: int) -> Iterator[Case]:
 @pytest.mark.usefixtures("often")
 def test_random_stories(place: Path) -> None:
     judge = Judge(place)
-    for number in range(20):
+    for number in range(10):
         steps, setting, deaths = random_story(f"0 {number}")
         judge.tell(steps, setting, at_most=5, share=0.1, deaths=deaths)
-    assert judge.counts["images"] > 1000, judge
-    assert judge.counts["images after a second crash"] > 3000, judge
+    assert judge.counts["images"] > 500, judge
+    assert judge.counts["images after a second crash"] > 1500, judge

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.mutants import MUTANTS, Mutant, apply, run
+from tests.mutants import MUTANTS, Mutant, changed, run
 
 pytestmark = pytest.mark.once
 
@@ -24,9 +24,9 @@ def _expect_caught(mutant: Mutant) -> None:
     assert result.caught, f"nothing notices that {mutant.story}"
 
 
-def test_the_passages_that_mutants_replace_are_there(tmp_path):
-    for number, mutant in enumerate(MUTANTS):
-        apply(mutant, tmp_path / str(number))
+def test_the_passages_that_mutants_replace_are_there():
+    for mutant in MUTANTS:
+        assert changed(mutant)
     assert len({mutant.story for mutant in MUTANTS}) == len(MUTANTS)
 
 
