@@ -65,7 +65,7 @@ MUTANTS = [
     _mutant(
         "opening does not sync the names that a killed predecessor left",
         "engine/recovery",
-        "directory.settle_names(manifest)",
+        "directory.sync_names(manifest)",
         "pass",
     ),
     _mutant(
@@ -77,8 +77,8 @@ MUTANTS = [
     _mutant(
         "on a full disk a torn tail keeps the store from being opened",
         "engine/recovery",
-        "        except DiskFullError:  # the blocks behind it",
-        "        except ZeroDivisionError:  # the blocks behind it",
+        "        except DiskFullError:  # the blocks after it",
+        "        except ZeroDivisionError:  # the blocks after it",
         "tests/test_disk_full.py",
     ),
     _mutant(
@@ -1427,7 +1427,7 @@ MUTANTS = [
     _mutant(
         "a fork does not wait for a lock that is just taken",
         "engine/exit_and_fork",
-        "before=settle_locks_before_fork, after_in_parent=go_on_after_fork, ",
+        "before=hold_locks_before_fork, after_in_parent=go_on_after_fork, ",
         "",
         _REPLACED,
     ),

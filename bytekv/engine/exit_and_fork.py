@@ -15,7 +15,7 @@ import weakref
 
 from .. import log
 from ..errors import BytekvError, StoreClosedError
-from .log.lock import forget_locks_after_fork, go_on_after_fork, settle_locks_before_fork
+from .log.lock import forget_locks_after_fork, go_on_after_fork, hold_locks_before_fork
 from .space.worker import start_no_more
 
 TYPE_CHECKING = False
@@ -92,4 +92,4 @@ def _forked() -> None:
 
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=settle_locks_before_fork, after_in_parent=go_on_after_fork, after_in_child=_forked)
+    os.register_at_fork(before=hold_locks_before_fork, after_in_parent=go_on_after_fork, after_in_child=_forked)

@@ -1,8 +1,8 @@
-"""How a store is opened: who may come in, what is made, what is tried again, what is salvaged.
+"""Opening: which directory may be opened, what is created, what is tried again, what is salvaged.
 
-The flag decides whether a directory has to be there, whether its lock is needed and whether it begins anew. A writer
-has the store to itself from then on; a reader comes beside one that may roll, compact and append meanwhile, so it
-tries until it has seen a state that is whole. What the files of such a state come to is the business of `recovery`.
+The flag decides whether the directory must exist, whether its lock is needed and whether the store is emptied. From
+then on a writer has the store to itself. A reader opens it beside a writer that may roll, compact and append meanwhile,
+so it tries until it has seen a whole state. What the files of that state contain is the business of `recovery`.
 """
 
 from __future__ import annotations

@@ -172,11 +172,11 @@ class Reader:
             return self._keydir.open_view(self._committer.visible_seq, owner)
 
     def close_view(self, view: ReadView) -> None:
-        """Let a moment go, and with it the files that only it needed."""
+        """End a moment, and remove the files that only it needed."""
         self._keydir.close_view(view)
-        self.release()
+        self.remove_obsolete()
 
-    def release(self) -> None:
+    def remove_obsolete(self) -> None:
         """Remove the files that nobody can need any more."""
         # From a finaliser in the middle of this thread's own write it is left to the next call.
         if not self._committer.is_entered and self._segments.obsolete.has_replaced:

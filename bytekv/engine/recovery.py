@@ -1,4 +1,4 @@
-"""From a directory to a keydir: what opening finds, decides and does.
+"""Recovery: what opening finds, decides and does, from a directory to a keydir.
 
 The rules (design: a torn tail is legal, damage to what was durable is not):
 
@@ -7,9 +7,9 @@ The rules (design: a torn tail is legal, damage to what was durable is not):
 2. The active segment of a clean close has exactly the published length. Then (1) holds, too, and the
    segment is continued.
 3. Otherwise the process or the machine died. The segment is scanned up to the first place that is no
-   entry with the next seq. Below the published length, or with a sync mark behind it that vouches for
+   entry with the next seq. Below the published length, or with a sync mark after it that vouches for
    what is missing, that place is corruption. Else it is the torn tail: legal, and over.
-4. After (3) nothing is ever appended to that segment. What lies behind its valid end is kept in
+4. After (3) nothing is ever appended to that segment. What follows its valid end is kept in
    quarantine/, the segment is sealed at that end, and the next write begins a new one. An append in the
    same place could be followed, after a second crash, by an entry of before the first.
 5. What was recovered is durable before `open` returns, and opening twice finds the same.
@@ -109,7 +109,7 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool, kept: K
     directory, manifest = segments.directory, segments.manifest
     report = Recovery(len(manifest.segments))
     if not readonly:
-        directory.settle_names(manifest)
+        directory.sync_names(manifest)
     last_seq = 0
     torn: _Torn | None = None
     too_long: list[SegmentRow] = []
@@ -237,7 +237,7 @@ class _Torn:
         check_torn(scan, path)
 
     def set_aside(self, report: Recovery) -> None:
-        """Copy what lies behind the valid end, up to its last byte that is not zero, into quarantine."""
+        """Copy what follows the valid end, up to its last byte that is not zero, into quarantine."""
         end = self.hint.length
         last = end
         for offset in range(end, self._size, _WINDOW):
@@ -248,7 +248,7 @@ class _Torn:
             return
         try:
             kept = self._keep(end, last)
-        except DiskFullError:  # the blocks behind it, which hold nothing, are enough for a few bytes
+        except DiskFullError:  # the blocks after it, which hold nothing, are enough for a few bytes
             files = self._directory.files
             if files.has_other_names(self._descriptor, self.path):
                 raise
@@ -276,7 +276,7 @@ def _seal(segments: SegmentManager, torn: _Torn, last_seq: int, *, readonly: boo
     try:
         segments.publish(rows, last_seq=last_seq)
     except DiskFullError:
-        _trim(segments.directory, row)  # the blocks behind its end are enough for a manifest
+        _trim(segments.directory, row)  # the blocks after its end are enough for a manifest
         segments.publish(rows, last_seq=last_seq)
     if not empty:
         _trim(segments.directory, row)

@@ -497,7 +497,7 @@ class Store(AbstractStore):
                 from .replication.feed import ChangeFeed
 
             changes = self._changes = ChangeFeed(self._commit)
-        return changes.feed(since_seq, self._reader.release, self._check_open)
+        return changes.feed(since_seq, self._reader.remove_obsolete, self._check_open)
 
     def batch(self) -> Batch:
         """Return a batch: writes that become visible and durable together. See `Batch`."""
@@ -641,7 +641,7 @@ class Store(AbstractStore):
         while True:
             self._check_open()
             target = Directory(path, self._files)
-            pin, moment = moment_of(self._commit, self._reader.release, readonly=self._readonly)
+            pin, moment = moment_of(self._commit, self._reader.remove_obsolete, readonly=self._readonly)
             try:
                 return back_up(source, moment, target, progress)
             except StoreNotFoundError:

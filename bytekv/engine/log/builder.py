@@ -1,4 +1,4 @@
-"""A segment that is written as a whole: copies of entries from other segments, then sealed.
+"""Segment builder: a segment written as a whole, copies of entries from others, then sealed.
 
 What a compaction and a repair write. Until a manifest names it nobody reads it; `discard` removes it.
 """

@@ -259,7 +259,7 @@ class Directory:
         self.save(manifest)
         self._sync_parent()  # a kill between mkdir and here left the directory's own name unsynced
 
-    def settle_names(self, manifest: Manifest) -> None:
+    def sync_names(self, manifest: Manifest) -> None:
         """Make durable what a killed predecessor may have renamed but not synced."""
         self.sync()
         if manifest.generation <= 1:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from ...errors import AccessDeniedError, BytekvError, StoreIOError, StoreLockedError
 from .files import Files, Folder
 
-__all__ = ["LOCK", "Lock", "forget_locks_after_fork", "go_on_after_fork", "settle_locks_before_fork"]
+__all__ = ["LOCK", "Lock", "forget_locks_after_fork", "go_on_after_fork", "hold_locks_before_fork"]
 
 LOCK = "LOCK"
 _TRIES = 100
@@ -29,7 +29,7 @@ _held_guard = threading.RLock()  # re-entered if a finaliser closes another stor
 _FORK_PATIENCE_S = 5.0  # a slow disk, or what a finaliser in that thread waits for, must not keep a fork for ever
 
 
-def settle_locks_before_fork() -> bool:
+def hold_locks_before_fork() -> bool:
     """Wait until no other thread is just taking or giving back a lock, whose descriptor nobody would know of."""
     return _held_guard.acquire(timeout=_FORK_PATIENCE_S)
 

@@ -51,12 +51,12 @@ def _sync_marks(read: Read, start: int, stop: int, seed: int) -> Iterator[tuple[
 
 
 def find_sync_mark(read: Read, start: int, stop: int, seed: int, above: int) -> int | None:
-    """Return the offset of a sync mark behind ``start`` that vouches for a seq above ``above``, or None."""
+    """Return the offset of a sync mark after ``start`` that vouches for a seq above ``above``, or None."""
     return next((offset for offset, seq in _sync_marks(read, start, stop, seed) if seq > above), None)
 
 
 class Resync:
-    """Look for what is whole behind damage, from the front of a segment to its end.
+    """Look for what is whole after damage, from the front of a segment to its end.
 
     Altogether it takes time in proportion to the segment, however many damaged places there are and whatever
     they look like: sync marks are gone through once; and once the CRCs of places that only looked like entries

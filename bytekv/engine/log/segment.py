@@ -55,7 +55,7 @@ class Writer:
 
     ``limit`` is the size at which it is full, which may change; ``end`` is where the next entry goes; ``room_end``
     is how far `map` may be written without asking (allocated, populated, and below the limit); ``fast_end`` is the
-    same, or less where the committer wants to be asked all the same. The hot paths in `Committer` use them.
+    same, or less where the committer must be asked all the same. The hot paths in `Committer` use them.
     """
 
     __slots__ = (
@@ -162,7 +162,7 @@ class Writer:
     def make_room(self, size: int, *, use_reserve: bool = False) -> None:
         """Allocate and populate so that ``size`` bytes can be appended; `DiskFullError` changes nothing.
 
-        Only `open_room` lets anybody use more than that.
+        Only after `open_room` may more than that be used.
         """
         if not self._reserves:
             return
@@ -237,7 +237,7 @@ class Writer:
     def take_back(self, offset: int, parts: list[bytes]) -> bool:
         """Cut off what a `write` that raised has left; False if the file may hold all of it nevertheless.
 
-        Less than all lies behind ``end``, fails its check, and the next append goes over it.
+        A part of it lies after ``end``, fails its check, and is overwritten by the next append.
         """
         if self.map is not None:
             return False
@@ -292,7 +292,7 @@ class Writer:
             self.map = None
 
     def trim(self) -> None:
-        """Give back what was allocated behind the last entry. Only once nothing will be appended."""
+        """Give back what was allocated after the last entry. Only once nothing will be appended."""
         if self._descriptor is not None and self._allocated != self.end:
             self._files.truncate(self._descriptor, self.end, self.path)
             self._allocated = self.end

@@ -1,4 +1,4 @@
-"""How large things are in a store of so many live bytes: one rule, which everything follows that depends on it.
+"""Sizes: one rule that says how large everything is in a store with a given number of live bytes.
 
 The measure is the *current segment size*: a sixteenth of what lives, but never less than 4 MiB nor more than the option
 ``segment_size_bytes``. From it follow when the active segment is sealed, how large the outputs of a compaction become,
@@ -35,7 +35,7 @@ class Sizes(NamedTuple):
     live: int
     segment: int  # at which a segment is full
     small: int  # below which neighbours are merged
-    small_files: int  # so many of them
+    small_files: int  # from this many on
     worth: int  # dead bytes of a segment that is worth a compaction...
     ratio: float  # ...and their share of it
     kept: int  # at the end of the log, where compaction in the background does not go
@@ -64,12 +64,12 @@ class Sizes(NamedTuple):
 
 
 def segment_size(live: int, limit: int) -> int:
-    """Return the current segment size of a store of so many live bytes; ``limit`` is what the options allow."""
+    """Return the current segment size of a store with this many live bytes; ``limit`` is what the options allow."""
     return min(limit, max(_SMALLEST, live // _SEGMENTS))
 
 
 def sizes_of(live: int, options: Options) -> Sizes:
-    """Return the sizes that a store of so many live bytes is to have.
+    """Return the sizes of a store with this many live bytes.
 
     >>> [sizes_of(mib << 20, Options()).segment >> 20 for mib in (0, 64, 500, 1024, 100_000)]
     [4, 4, 31, 64, 64]

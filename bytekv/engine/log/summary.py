@@ -139,7 +139,7 @@ def scanned(directory: Directory, descriptor: int, header: SegmentHeader, start:
 
 
 def is_worth_a_hint(size: int) -> bool:
-    """Tell whether so many bytes take longer to scan than their hint to read."""
+    """Tell whether this many bytes take longer to scan than their hint takes to read."""
     return size >= HINT_FROM
 
 

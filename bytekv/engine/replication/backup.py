@@ -47,8 +47,8 @@ class Moment(NamedTuple):
     sealed: set[int]
 
 
-def moment_of(committer: Committer, release: Callable[[], None], *, readonly: bool) -> tuple[Pin, Moment]:
-    """Return what a store holds now; ``release`` is called when the pin lets its files go.
+def moment_of(committer: Committer, when_closed: Callable[[], None], *, readonly: bool) -> tuple[Pin, Moment]:
+    """Return what a store holds now; ``when_closed`` is called when the pin keeps its files no longer.
 
     A backup holds nothing that a power cut could take from the store, so that is made durable first.
     """
@@ -63,7 +63,7 @@ def moment_of(committer: Committer, release: Callable[[], None], *, readonly: bo
         if not readonly:
             committer.sync_what_waits()
             sealed = _sealed(segments.manifest.segments)
-        seq, manifest, pin = committer.seq, segments.manifest, segments.pin(release, is_call=True)
+        seq, manifest, pin = committer.seq, segments.manifest, segments.pin(when_closed, is_call=True)
     rows = _rows_of(pin.rows, pin.lengths, seq)
     listed = {row.segment_id for row in rows if (row.segment_id, row.length) in sealed}
     return pin, Moment(manifest.store_uuid, manifest.compat_flags, manifest.next_id, seq, rows, listed)

@@ -46,17 +46,17 @@ class ChangeFeed:
         self._segments = committer.segments
         self._positions: dict[int, tuple[int, int]] = {}  # seq -> segment and offset after its entry
 
-    def feed(self, since_seq: int, release: Callable[[], None], check_open: Callable[[], None]) -> Iterator[Change]:
+    def feed(self, since_seq: int, when_closed: Callable[[], None], check_open: Callable[[], None]) -> Iterator[Change]:
         """Yield the changes above ``since_seq`` up to the last that is visible now.
 
-        ``release`` is called when it has ended and its files may go, ``check_open`` between two changes. Raises, at
+        ``when_closed`` is called when it has ended and keeps no file, ``check_open`` between two changes. Raises, at
         once, `ChangesLostError` if some of them have been compacted away, `LimitError` if there is no such seq yet.
         """
         self._committer.settle()
         with self._committer.lock, self._committer:
             check_open()
             last_seq = self._committer.visible_seq
-            pin = self._segments.pin(release, is_call=False)
+            pin = self._segments.pin(when_closed, is_call=False)
         try:
             if not 0 <= since_seq <= last_seq:
                 raise LimitError(f"since_seq must lie between 0 and {last_seq}, the last seq, not {since_seq}")
