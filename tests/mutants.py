@@ -712,6 +712,20 @@ MUTANTS = [
         "tests/test_runs.py",
     ),
     _mutant(
+        "copies that are alike are written unchecked",
+        "engine/codec/runs",
+        "    return bytes(piece) if is_sound(piece, seed, size, count) else None\n",
+        "    return bytes(piece)\n",
+        "tests/test_runs.py",
+    ),
+    _mutant(
+        "a compaction checks the first of each run only",
+        "engine/codec/runs",
+        "    return count if set(map(checksum, raws, repeat(seed))) == {RESIDUE} else 0\n",
+        "    return count if checksum(raws[0], seed) == RESIDUE else 0\n",
+        "tests/test_runs.py",
+    ),
+    _mutant(
         "a copy in the order of the keys is the rest of a batch",
         "engine/codec/runs",
         "            bytes((kind & ~CONTINUES,)) + body[1:] if kind & CONTINUES else body\n",
@@ -1135,14 +1149,14 @@ MUTANTS = [
     _mutant(
         "what is read together need not be of the keys that were asked for",
         "engine/codec/runs",
-        "        or list(map(_first, pairs)) != wanted\n",
+        " or list(map(_first, pairs)) != wanted",
         "",
         "tests/test_runs.py",
     ),
     _mutant(
         "what lies in a run need not say how long its key is",
         "engine/codec/runs",
-        "        or piece[1::size] != bytes((key_size & 0xFF,)) * count\n",
+        "        and piece[1::size] == bytes((key_size & 0xFF,)) * count\n",
         "",
         *_RUNS,
     ),

@@ -10,8 +10,18 @@ from typing import Any
 import pytest
 
 from bytekv.engine.codec.checksum import CRC_SIZE, RESIDUE, checksum
-from bytekv.engine.codec.entry import CONTINUES, ENTRY_SIZE, OVERHEAD, PUT, TOMBSTONE, decode_entry, encode_entry
+from bytekv.engine.codec.entry import (
+    CONTINUES,
+    ENTRY_SIZE,
+    OVERHEAD,
+    PUT,
+    SYNC_MARK,
+    TOMBSTONE,
+    decode_entry,
+    encode_entry,
+)
 from bytekv.engine.codec.runs import Pairs, copy_run, crc_of_run, cut_pairs, is_sound, pack_run
+from bytekv.engine.log.scan import Scan
 from bytekv.engine.store import Store
 from bytekv.errors import CorruptionError
 from tests.harness import damage, open_store, segment_files
@@ -248,16 +258,16 @@ def test_runs_that_lie_backwards_are_cut_too(path: Path) -> None:
 # --- copies under another seed -------------------------------------------------------------------
 
 
-def mixed_entries(seed: int, chance: random.Random) -> tuple[list[bytes], list[bytes], dict[bytes, int]]:
-    """Return keys, entries and expiries of puts of every shape."""
-    keys = [b"%d" % number + chance.randbytes(number % 5) for number in range(40)]
-    expires = {key: chance.getrandbits(41) for key in keys[::3]}
+def entries(seed: int, chance: random.Random, alike: bool) -> tuple[list[bytes], list[bytes], dict[bytes, int]]:
+    """Return keys, entries and expiries of puts of every shape, or of one size and without expiry."""
+    keys = [b"%02d" % number + chance.randbytes(0 if alike else number % 5) for number in range(40)]
+    expires = {} if alike else {key: chance.getrandbits(41) for key in keys[::3]}
     raws = [
         b"".join(
             encode_entry(
                 PUT | (CONTINUES if number % 4 else 0),
                 key,
-                chance.randbytes(chance.choice([0, 1, 9, 9, 300])),
+                chance.randbytes(9 if alike else chance.choice([0, 1, 9, 9, 300])),
                 number + 1,
                 NOW_MS,
                 expires.get(key, 0),
@@ -269,9 +279,10 @@ def mixed_entries(seed: int, chance: random.Random) -> tuple[list[bytes], list[b
     return keys, raws, expires
 
 
-def test_copies_are_entries_of_their_own_under_the_new_seed() -> None:
+@pytest.mark.parametrize("alike", [False, True])
+def test_copies_are_entries_of_their_own_under_the_new_seed(alike: bool) -> None:
     chance = random.Random(1)
-    keys, raws, expires = mixed_entries(SEED, chance)
+    keys, raws, expires = entries(SEED, chance, alike)
     copied = copy_run(raws, keys, [SEED] * len(keys), OTHER_SEED)
     assert copied is not None
     assert copied[1] == expires
@@ -285,17 +296,19 @@ def test_copies_are_entries_of_their_own_under_the_new_seed() -> None:
     assert at == len(piece)
 
 
-def test_copies_of_entries_of_several_segments() -> None:
-    keys, raws, _ = mixed_entries(SEED, random.Random(2))
-    others = mixed_entries(OTHER_SEED, random.Random(2))[1]
+@pytest.mark.parametrize("alike", [False, True])
+def test_copies_of_entries_of_several_segments(alike: bool) -> None:
+    keys, raws, _ = entries(SEED, random.Random(2), alike)
+    others = entries(OTHER_SEED, random.Random(2), alike)[1]
     seeds = [SEED if number % 2 else OTHER_SEED for number in range(len(keys))]
     both = [raw if number % 2 else other for number, (raw, other) in enumerate(zip(raws, others, strict=True))]
     assert copy_run(both, keys, seeds, 7) == copy_run(raws, keys, [SEED] * len(keys), 7)
 
 
+@pytest.mark.parametrize("alike", [False, True])
 @pytest.mark.parametrize("number", [0, 3, 39])
-def test_one_damaged_entry_is_not_copied_whichever_bit_it_is(number: int) -> None:
-    keys, raws, _ = mixed_entries(SEED, random.Random(3))
+def test_one_damaged_entry_is_not_copied_whichever_bit_it_is(number: int, alike: bool) -> None:
+    keys, raws, _ = entries(SEED, random.Random(3), alike)
     for bit in range(8 * len(raws[number])):
         damaged = [*raws[:number], flipped(raws[number], bit), *raws[number + 1 :]]
         assert copy_run(damaged, keys, [SEED] * len(keys), OTHER_SEED) is None
@@ -303,9 +316,53 @@ def test_one_damaged_entry_is_not_copied_whichever_bit_it_is(number: int) -> Non
         assert copy_run([*raws[:number], short, *raws[number + 1 :]], keys, [SEED] * len(keys), OTHER_SEED) is None
 
 
-def test_what_is_no_put_of_that_key_is_not_copied() -> None:
-    keys, raws, _ = mixed_entries(SEED, random.Random(4))
+@pytest.mark.parametrize("alike", [False, True])
+def test_what_is_no_put_of_that_key_is_not_copied(alike: bool) -> None:
+    keys, raws, _ = entries(SEED, random.Random(4), alike)
     seeds = [SEED] * len(keys)
     assert copy_run([raws[1], raws[0], *raws[2:]], keys, seeds, OTHER_SEED) is None
     tombstone = b"".join(encode_entry(TOMBSTONE, keys[5], b"", 1, NOW_MS, 0, SEED))
     assert copy_run([*raws[:5], tombstone, *raws[6:]], keys, seeds, OTHER_SEED) is None
+
+
+# --- checked, not cut ----------------------------------------------------------------------------
+
+
+def log_of(chance: random.Random) -> bytes:
+    """Return a log of runs, of puts of other sizes, deletes, batches and sync marks."""
+    made, seq = bytearray(), 0
+    for _ in range(30):
+        kind = chance.choice(["run", "run", "mixed", "delete", "batch", "mark"])
+        if kind == "mark":
+            made += b"".join(encode_entry(SYNC_MARK, b"", b"", seq, NOW_MS, 0, SEED))
+            continue
+        for left in reversed(range(chance.choice([1, 9, 70, 300]) if kind == "run" else chance.randrange(1, 12))):
+            seq += 1
+            value = chance.randbytes(40 if kind == "run" else chance.randrange(60))
+            flags = TOMBSTONE if kind == "delete" else PUT | (CONTINUES if kind == "batch" and left else 0)
+            parts = encode_entry(
+                flags, b"%04d" % (seq % 1000), b"" if kind == "delete" else value, seq, NOW_MS, 0, SEED
+            )
+            made += b"".join(parts)
+    return bytes(made)
+
+
+def told(scan: Scan) -> tuple[object, ...]:
+    return scan.end, scan.last_seq, scan.durable_seq, scan.entries, scan.damage
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_what_is_checked_stops_where_what_is_read_stops(number: int) -> None:
+    """Whole, cut short, damaged, followed by zeros, with an entry of another seq; the first window is a small one."""
+    chance = random.Random(number)
+    whole = log_of(chance)
+    logs = [whole, whole[: chance.randrange(len(whole))], whole + bytes(500), flipped(whole, 3)]
+    logs += [flipped(whole, chance.randrange(8 * len(whole))) for _ in range(20)]
+    at = chance.randrange(len(whole) // 2)
+    logs.append(whole[:at] + whole[at + 71 * chance.randrange(1, 9) :])
+    for log in logs:
+        for seq in (0, None):
+            one, other = (Scan(lambda size, at, log=log: log[at : at + size], 0, len(log), SEED, seq) for _ in range(2))  # type: ignore[misc]
+            count = sum(1 for _ in one)
+            assert sum(other.check()) == count
+            assert told(one) == told(other)

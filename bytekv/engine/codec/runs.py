@@ -26,17 +26,30 @@ from .entry import (
     PREFIX,
     PUT,
     ZEROS,
+    measure_entry,
 )
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-__all__ = ["Pairs", "copy_run", "crc_of_run", "cut_entries", "cut_pairs", "locate_run", "pack_run", "sizes_of_run"]
+__all__ = [
+    "Pairs",
+    "check_entries",
+    "copy_run",
+    "crc_of_run",
+    "cut_entries",
+    "cut_pairs",
+    "locate_run",
+    "pack_run",
+    "sizes_of_run",
+]
 
 Pairs = list[tuple[bytes, bytes]]
 
 _ENTRIES: Final = 64  # that `cut_entries` checks together, in 20 µs
+_CHECKED: Final = 256  # that `check_entries` checks together, in 70 µs
+_CHECKED_BYTES: Final = 256 * 1024
 _FEW: Final = 8  # that are read one by one as fast
 _HEAD: Final = 7  # bytes of flags and lengths, equal in entries that are alike
 _FIRST_BYTES: Final = {PUT, PUT | CONTINUES}
@@ -77,6 +90,9 @@ def copy_run(
 
     None if not every entry is a sound put of its key under its own seed.
     """
+    alike = _copy_alike(raws, keys, seeds, seed)
+    if alike is not None:
+        return [alike], {}
     if min(map(len, raws)) < MIN_ENTRY_SIZE:
         return None
     flags, key_sizes = zip(*map(PREFIX.unpack_from, raws), strict=True)
@@ -105,7 +121,61 @@ def copy_run(
     return parts, expires
 
 
+def _copy_alike(raws: list[bytes], keys: list[bytes], seeds: list[int], seed: int) -> bytes | None:
+    """Do what `copy_run` does where all entries are of one size and none expires, with few calls for all of them.
+
+    A CRC is not computed anew: from one seed to another it changes by what the two make of as many zeros. So the copy
+    of a damaged entry would be as damaged, and one CRC of all copies tells.
+    """
+    size, count, key_size = len(raws[0]), len(raws), len(keys[0])
+    if set(map(len, raws)) != {size} or size < OVERHEAD + key_size:
+        return None
+    piece = bytearray().join(raws)
+    flags = piece[::size]
+    if not _are_puts(piece, size, count, key_size) or [raw[ENTRY_SIZE : ENTRY_SIZE + key_size] for raw in raws] != keys:
+        return None
+    piece[::size] = bytes((PUT,)) * count
+    zeros = ZEROS[1 : size - CRC_SIZE]
+    kinds = list(zip(seeds, flags, strict=True))
+    was = {(old, kind): checksum(zeros, checksum(bytes((kind ^ PUT,)), old)) for old, kind in set(kinds)}
+    becomes = checksum(zeros, checksum(b"\0", seed))
+    changes = {each: _pack_crc(crc ^ becomes) for each, crc in was.items()}
+    crcs = bytearray(CRC_SIZE * count)
+    at = size - CRC_SIZE
+    for byte in range(CRC_SIZE):
+        crcs[byte::CRC_SIZE] = piece[at + byte :: size]
+    change = int.from_bytes(b"".join(map(changes.__getitem__, kinds)), "little")
+    crcs[:] = (int.from_bytes(crcs, "little") ^ change).to_bytes(CRC_SIZE * count, "little")
+    for byte in range(CRC_SIZE):
+        piece[at + byte :: size] = crcs[byte::CRC_SIZE]
+    return bytes(piece) if is_sound(piece, seed, size, count) else None
+
+
 # --- reading -----------------------------------------------------------------------------------
+
+
+def check_entries(window: bytes, here: int, seq: int, seed: int) -> int:
+    """Return how many of the next entries are puts of one size, follow each other from ``seq`` on and pass their check.
+
+    0 if they are few, or if something is different or wrong. `cut_entries` in half the time, for nothing is cut.
+    """
+    head = window[here : here + _HEAD]
+    size = measure_entry(head)
+    if not size or head[0] != PUT:
+        return 0
+    count = min(_CHECKED, (len(window) - here) // size, _CHECKED_BYTES // size)
+    end = here + count * size
+    if (
+        count < _FEW
+        or window[end - size : end - size + _HEAD] != head
+        or any(window[here + byte : end : size] != head[byte : byte + 1] * count for byte in range(_HEAD))
+    ):
+        return 0
+    seqs = _seqs(count).pack(*range(seq, seq + count))
+    if any(window[here + _HEAD + byte : end : size] != seqs[byte::8] for byte in range(8)):
+        return 0
+    raws = [window[at : at + size] for at in range(here, end, size)]
+    return count if set(map(checksum, raws, repeat(seed))) == {RESIDUE} else 0
 
 
 def cut_entries(
@@ -137,17 +207,21 @@ def cut_pairs(piece: bytes, wanted: list[bytes], size: int) -> Pairs | None:
     if len(piece) != count * size:
         return None
     pairs: Pairs = list(_keys_and_values(key_size, size).iter_unpack(piece))
-    if (
-        not _FIRST_BYTES.issuperset(piece[::size])
-        or piece[1::size] != bytes((key_size & 0xFF,)) * count
-        or piece[2::size] != bytes((key_size >> 8,)) * count
-        or list(map(_first, pairs)) != wanted
-    ):
+    if not _are_puts(piece, size, count, key_size) or list(map(_first, pairs)) != wanted:
         return None
     return pairs
 
 
-def is_sound(piece: bytes, seed: int, size: int, count: int) -> bool:
+def _are_puts(piece: bytes | bytearray, size: int, count: int, key_size: int) -> bool:
+    """Tell whether entries of one size say that they are puts without expiry, of keys of one length."""
+    return (
+        _FIRST_BYTES.issuperset(piece[::size])
+        and piece[1::size] == bytes((key_size & 0xFF,)) * count
+        and piece[2::size] == bytes((key_size >> 8,)) * count
+    )
+
+
+def is_sound(piece: bytes | bytearray, seed: int, size: int, count: int) -> bool:
     """Tell whether ``count`` entries of one size pass their checks, by one call for all of them."""
     return checksum(piece, seed) == crc_of_run(seed, size, count)
 
@@ -171,6 +245,11 @@ def crc_of_run(seed: int, size: int, count: int) -> int:
     zeros = memoryview(ZEROS)[: second * size]
     difference = checksum(zeros, crc_of_run(seed, size, count - second)) ^ checksum(zeros, seed)
     return crc_of_run(seed, size, second) ^ difference
+
+
+@lru_cache(maxsize=256)
+def _seqs(count: int) -> Struct:
+    return Struct(f"<{count}Q")
 
 
 @lru_cache(maxsize=256)

@@ -195,11 +195,13 @@ class Copier:
         """Check one segment and gather its tombstones, as `_copy_segment` does."""
         is_oldest, deletions, pause = self._run.is_oldest, self._deletions, self._pause
         keydir = self._keydir
+        if is_oldest:  # nothing older is left that a tombstone could hide
+            for _ in scan.check():
+                pause()
+            return
         entries = iter(scan)
         while some := list(islice(entries, _SLICE)):
             pause()
-            if is_oldest:
-                continue
             for flags, key, _, expires_ms, _, raw in some:
                 if flags & KIND != PUT:
                     deletions.note(flags, key, raw)
@@ -263,13 +265,12 @@ class Copier:
         """Copy entries that have room in an output; False, and nothing is copied, if one of them fails its check."""
         get = self._segments.open.get
         files = {segment_id: get(segment_id) for segment_id in {location >> SEGMENT_SHIFT for location in locations}}
-        raws, seeds = [], []
-        for location, size in zip(locations, sizes, strict=True):
-            file, seed = files[location >> SEGMENT_SHIFT]
-            offset = location >> OFFSET_SHIFT & OFFSET_MASK
-            raws.append(file[offset : offset + size])
-            seeds.append(seed)
-        copied = copy_run(raws, keys, seeds, output.seed)
+        opened = [files[location >> SEGMENT_SHIFT] for location in locations]
+        raws = [
+            file[(at := location >> OFFSET_SHIFT & OFFSET_MASK) : at + size]
+            for (file, _), location, size in zip(opened, locations, sizes, strict=True)
+        ]
+        copied = copy_run(raws, keys, [seed for _, seed in opened], output.seed)
         if copied is None:
             return False
         output.put_run(keys, sizes, locations, *copied)
