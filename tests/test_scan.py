@@ -466,3 +466,36 @@ def test_writers_come_in_while_a_compaction_sorts_keys(open_store, monkeypatch):
     monkeypatch.setattr(commit, "ordered", ordered_beside_a_writer)
     db.compact()
     assert [writer.is_alive() for writer in threads] == [False]
+
+
+@pytest.mark.parametrize("ends", ["store", "snapshot"])
+@pytest.mark.parametrize("given", [1, 127, 128, 129, 400])
+def test_every_scan_of_what_is_closed_says_so_at_its_next_step(
+    open_store: Callable[..., Store], ends: str, given: int
+) -> None:
+    """Keys and values are read ahead, a thousand at once, and none of them is given out once the moment has ended."""
+    db = open_store()
+    db.update({b"%05d" % number: b"" for number in range(3000)})
+    snapshot = db.snapshot()
+    scans: list[Iterator[Any]] = [iter(snapshot), snapshot.scan(), snapshot.scan_keys(reverse=True), iter(snapshot)]
+    for scan in scans:
+        assert len(list(itertools.islice(scan, given))) == given
+    (snapshot if ends == "snapshot" else db).close()
+    for scan in scans:
+        with pytest.raises(StoreClosedError):
+            next(scan)
+
+
+def test_a_scan_that_has_given_out_everything_has_ended_and_nothing_is_kept_of_it(
+    open_store: Callable[..., Store],
+) -> None:
+    db = open_store()
+    db.update({b"%05d" % number: b"" for number in range(500)})
+    with db.snapshot() as snapshot:
+        for whole in (snapshot.scan_keys(), snapshot.scan(limit=500)):
+            assert len(list(whole)) == 500
+        unfinished = snapshot.scan_keys()
+        next(unfinished)
+        assert len(snapshot._view._read_ahead) == 1
+        del unfinished
+        assert not snapshot._view._read_ahead

@@ -225,56 +225,85 @@ class Reader:
 
     def walk_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[bytes]:
         """Walk through the keys of a range at the moment of a view."""
+        return chain.from_iterable(self._keys_in(view, range_, limit))
+
+    def _keys_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[list[bytes]]:
+        scan = object()
         count = _FIRST_CHUNK if limit is None else min(limit, _FIRST_CHUNK)
-        while not range_.is_empty and limit != 0:
-            self.check_open()
-            keys = self._select(view, range_, count)
-            for key in keys:
+        try:
+            while not range_.is_empty and limit != 0:
                 self.check_open()
-                if view.locate(key, self._now_ms() if self._keydir.can_expire or view.undo else 0) is not None:
-                    yield key
+                selected = self._select(view, range_, count)
+                is_last = len(selected) < count
+                range_ = range_ if is_last else range_.after(selected[-1])
+                for some in self._there(view, selected):
+                    keys = some if limit is None else some[:limit]
                     if limit is not None:
-                        limit -= 1
-                        if not limit:
-                            return
-            if len(keys) < count:
-                return
-            range_ = range_.after(keys[-1])
-            count = min(2 * count, _LAST_CHUNK)  # also with a limit: many of those that follow may have expired, too
+                        limit -= len(keys)
+                    view.read_ahead(scan, keys)
+                    self.check_open()  # after that: who closes does it the other way round
+                    yield keys
+                    self.check_open()
+                    if not keys:
+                        view.check_open()
+                    if limit == 0:
+                        return
+                if is_last:
+                    return
+                count = min(2 * count, _LAST_CHUNK)  # with a limit, too: many of those that follow may have expired
+        finally:
+            view.end_read_ahead(scan)
+
+    def _there(self, view: ReadView, selected: list[bytes]) -> Iterator[list[bytes]]:
+        """Yield those of the selected keys that were there at the moment of a view, in pieces that cannot expire."""
+        # Who changes a key notes it first. So what was selected is of the moment unless it is noted by now.
+        if not self._keydir.can_expire and (not view.undo or view.undo.keys().isdisjoint(selected)):
+            yield selected
+            return
+        for key in selected:
+            if view.locate(key, self._now_ms() if self._keydir.can_expire or view.undo else 0) is not None:
+                yield [key]
 
     def pairs_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
         """Walk through keys and values of a range at the moment of a view."""
         return chain.from_iterable(self._chunks_in(view, range_, limit))
 
     def _chunks_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[list[tuple[bytes, bytes]]]:
+        scan = object()
         chunk = _FIRST_CHUNK if limit is None else 1
-        while not range_.is_empty and limit != 0:
-            # More than is wanted, once all there was had expired: so may many of those that follow.
-            count = min(chunk if limit is None else max(limit, chunk), _LAST_CHUNK)
-            self.check_open()
-            if self._committer.interrupted:
-                self._committer.settle_for_reader()
-            keys = self._select(view, range_, count)
-            done = 0
-            for stop, pairs in read_many(
-                keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting
-            ):
-                # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
-                if view.undo and not view.undo.keys().isdisjoint(keys[done:stop]):
-                    pairs = self._pairs_at(view, keys[done:stop])
-                done = stop
-                if limit is not None:
-                    pairs = pairs[:limit]
-                    limit -= len(pairs)
-                view.read_ahead = pairs
-                yield pairs
+        try:
+            while not range_.is_empty and limit != 0:
+                # More than is wanted, once all there was had expired: so may many of those that follow.
+                count = min(chunk if limit is None else max(limit, chunk), _LAST_CHUNK)
                 self.check_open()
-                if limit == 0:
+                if self._committer.interrupted:
+                    self._committer.settle_for_reader()
+                keys = self._select(view, range_, count)
+                done = 0
+                for stop, pairs in read_many(
+                    keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting
+                ):
+                    # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
+                    if view.undo and not view.undo.keys().isdisjoint(keys[done:stop]):
+                        pairs = self._pairs_at(view, keys[done:stop])
+                    done = stop
+                    if limit is not None:
+                        pairs = pairs[:limit]
+                        limit -= len(pairs)
+                    view.read_ahead(scan, pairs)
+                    self.check_open()  # after that: who closes does it the other way round
+                    yield pairs
+                    self.check_open()
+                    if not pairs:
+                        view.check_open()
+                    if limit == 0:
+                        return
+                if len(keys) < count:
                     return
-            if len(keys) < count:
-                return
-            range_ = range_.after(keys[-1])
-            chunk *= 8
+                range_ = range_.after(keys[-1])
+                chunk *= 8
+        finally:
+            view.end_read_ahead(scan)
 
     def _is_whole(self, segment: int) -> bool:
         # In this order: what is counted by now counts for all that was changed before the view was opened.
@@ -289,7 +318,7 @@ class Reader:
     def walk(self, owner: object, range_: Range, limit: int | None) -> Iterator[bytes]:
         """Walk through the keys of a range as they are now."""
         view = self.open_view(owner)
-        return self._closing(self.walk_in(view, range_, limit), view)
+        return chain.from_iterable(self._closing(self._keys_in(view, range_, limit), view))
 
     def pairs(self, owner: object, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
         """Walk through keys and values of a range as they are now."""

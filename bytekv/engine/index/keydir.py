@@ -303,7 +303,7 @@ class Keydir(Ordered):
     def drop_views(self) -> None:
         """Take from every open view what it has read ahead: the store is closed, and its scans are to say so."""
         for view in self._views.alive():
-            view.read_ahead.clear()
+            view.drop_read_ahead()
 
     def _remember(self, key: bytes) -> None:
         location = self.locations.get(key)

@@ -151,4 +151,4 @@ class Ordered:
         """Return the first ``count`` keys of a range, from its end if ``reverse``."""
         index = self.index()
         found: Iterator[bytes] = index.irange(start, stop, (include_start, include_stop), reverse)
-        return [key for key, _ in zip(found, range(count), strict=False)]
+        return list(islice(found, count))

@@ -67,10 +67,10 @@ class ReadView(Ordered):
         "_keydir",
         "_mortal",
         "_noted",
+        "_read_ahead",
         "count",
         "number",
         "owner",
-        "read_ahead",
         "segments",
         "seq",
         "undo",
@@ -85,7 +85,7 @@ class ReadView(Ordered):
         self._noted: dict[bytes, int | None] = {}  # key -> location; None: was not there
         self.undo: Any = self._noted  # for readers; it ends with `close`, while a writer may be noting something
         self.segments: set[int] = set()  # into which undo points
-        self.read_ahead: list[tuple[bytes, bytes]] = []  # what a scan has read and perhaps not yet given out
+        self._read_ahead: dict[object, list[Any]] = {}  # what each scan has read and perhaps not yet given out
         self._mortal: dict[bytes, int] = {}  # those of undo that were to expire
         self._drop_index()
 
@@ -143,6 +143,25 @@ class ReadView(Ordered):
     def close(self) -> None:
         """Have readers raise `StoreClosedError`, those that are under way included."""
         self.undo = _Ended()
+        self.drop_read_ahead()
+
+    def check_open(self) -> None:
+        """Raise `StoreClosedError` once `close` was called."""
+        self.undo.get(b"")
+
+    def read_ahead(self, scan: object, some: list[Any]) -> None:
+        """Note what a scan gives out next, in place of what it gave out before; it is emptied by `drop_read_ahead`."""
+        self._read_ahead[scan] = some
+        self.check_open()  # in this order, for `close` does it the other way round
+
+    def end_read_ahead(self, scan: object) -> None:
+        """Forget a scan."""
+        self._read_ahead.pop(scan, None)
+
+    def drop_read_ahead(self) -> None:
+        """Take from every scan what it has read and not yet given out, so that its next step says what has ended."""
+        for some in list(self._read_ahead.values()):
+            some.clear()
 
     def locate(self, key: bytes, now_ms: int) -> int | None:
         """Return where the key's entry was, None if it was not there or has expired since. Without the lock."""
