@@ -7,7 +7,7 @@ in between, caught inside the block, lost both writes, and the block's end carri
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -143,3 +143,24 @@ def test_what_an_interrupt_has_struck_last_is_carried_out_with_the_rest(
         return struck
 
     _strike_everywhere(attempt)
+
+
+def test_a_write_that_fails_has_not_happened(
+    open_store: Callable[..., bytekv.Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A walk is open, and no descriptor is left to read the module with that sorts what it notes."""
+    db = open_store()
+
+    def fail() -> NoReturn:
+        raise bytekv.StoreIOError(24, "Too many open files", "sortedcontainers")
+
+    with db.transaction() as tx:
+        tx["a"] = "1"
+        walk = tx.scan()
+        with monkeypatch.context() as patch:
+            patch.setattr("bytekv.contract.overlay.sorted_list", fail)
+            with pytest.raises(bytekv.StoreIOError):
+                tx["a"] = "2"
+            assert (tx["a"], len(tx)) == (b"1", 1)
+        assert [*walk] == [(b"a", b"1")]
+    assert dict(db) == {b"a": b"1"}

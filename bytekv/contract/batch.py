@@ -40,7 +40,7 @@ class Batch(Handle):
     def __init__(self, commit: Callable[[Writes], int | None]) -> None:
         self._commit = commit
         self._writes: Writes = {}
-        self._moving: tuple[bytes, Write] | None = None  # on its way to the end
+        self._moving: tuple[bytes, Write] | None = None  # a key that is being written again, and its write before
         self._done = False
         #: seq of the last operation once committed; None before, or if there was nothing to do.
         self.seq: int | None = None
@@ -71,20 +71,20 @@ class Batch(Handle):
         self._write(key_of(key), None)
 
     def _write(self, key: bytes, write: Write) -> None:
-        if key in self._writes:  # it takes its place at the end
-            self._moving = key, write
-            del self._writes[key]
-            self._writes[key] = write
+        writes = self._writes
+        if key in writes:  # it takes its place at the end
+            self._moving = key, writes[key]
+            del writes[key]
+            writes[key] = write
             self._moving = None
         else:
-            self._writes[key] = write
+            writes[key] = write
 
-    def _end_move(self) -> None:
-        """Write what an interrupt has kept from its place after it had left the old one."""
+    def _put_back(self) -> None:
+        """Put back what was taken out to be written again, if an exception has struck in between."""
         if self._moving is not None:
             key, write = self._moving
-            self._writes.pop(key, None)
-            self._writes[key] = write
+            self._writes.setdefault(key, write)
             self._moving = None
 
     __setitem__ = put
@@ -101,7 +101,7 @@ class Batch(Handle):
         __iand__, __isub__, __ixor__ = refusing("&="), refusing("-="), refusing("^=")
 
     def __len__(self) -> int:
-        self._end_move()
+        self._put_back()
         return len(self._writes)
 
     def commit(self) -> int | None:
@@ -120,7 +120,7 @@ class Batch(Handle):
         if self._done:
             raise BytekvError("this batch was committed or discarded already; begin a new one")
         if self._moving is not None:
-            self._end_move()
+            self._put_back()
 
     def __enter__(self) -> Batch:
         return self

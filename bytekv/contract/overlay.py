@@ -8,8 +8,8 @@ before. Keys come from three sorted places, a chunk at a time: the store, less w
 been written here, and what is noted. A loop that takes the first key and deletes it meets a growing run of deleted
 keys in the store; where such a run ends is remembered, so that it is passed in one step.
 
-*Interrupts.* A write changes several things, one after the other. What it is going to do is noted first; should an
-exception of a signal handler strike in between, and be caught, the next call does it again from the beginning.
+*Interrupts.* A write changes several things, one after the other. What was there is noted first: if an exception
+strikes in between and is caught, the next call takes back what had been done.
 """
 
 from __future__ import annotations
@@ -93,12 +93,12 @@ class Overlay(OrderedMapping):
         self._walk_numbers = count()
         #: By direction: a key of the store -> the last of the run of written ones that it is in, as far as is known.
         self._runs: dict[bool, dict[bytes, bytes]] = {False: {}, True: {}}
-        self._intent: tuple[bytes, Write, Any] | None = None  # a key, what is being written and what was before
+        self._undo: tuple[bytes, Any] | None = None  # a key that is being written, and its write before
 
     def _check(self) -> None:
         """Raise unless this may be used now; every call and every step of a walk begins here."""
-        if self._intent is not None:
-            self._redo()
+        if self._undo is not None:
+            self._take_back()
 
     # --- writing -------------------------------------------------------------------------------
 
@@ -106,8 +106,12 @@ class Overlay(OrderedMapping):
         """Write under a key, which takes its place at the end; None deletes it. Complexity: O(1) for each open walk."""
         writes = self._writes
         old = writes.get(key, ABSENT)
-        intent = self._intent = key, write, old
-        self._note(key, old)
+        undo = self._undo = key, old
+        if self._walks:
+            for reference in list(self._walks.values()):
+                walk = reference()
+                if walk is not None:
+                    walk.note(key, old)
         if self._own is not None and (write is None) is not (old is None or old is ABSENT):
             (self._own.discard if write is None else self._own.add)(key)
         if old is ABSENT:
@@ -116,32 +120,27 @@ class Overlay(OrderedMapping):
             del writes[key]
         writes[key] = write
         self._puts += (write is not None) - (old is not None and old is not ABSENT)
-        if self._intent is not intent:  # a signal handler has written, too, and did this one again before
+        if self._undo is not undo:  # a signal handler has written meanwhile, and took this one back before
             self._derive()
-        self._intent = None
+        self._undo = None
 
-    def _note(self, key: bytes, old: Any) -> None:
-        if self._walks:
-            for reference in list(self._walks.values()):
-                walk = reference()
-                if walk is not None:
-                    walk.note(key, old)
-
-    def _redo(self) -> None:
-        """Do an interrupted write again."""
-        assert self._intent is not None
-        key, write, old = self._intent
-        self._note(key, old)
+    def _take_back(self) -> None:
+        """Undo a write that was not finished, again and again if need be. What walks have noted stays true."""
+        assert self._undo is not None
+        key, old = self._undo
+        if old is ABSENT:
+            self._writes.pop(key, None)
+        else:
+            self._writes[key] = old
         for reference in list(self._walks.values()):
             walk = reference()
-            if walk is not None:
+            if walk is not None and walk.vanished is not None:
                 walk.sort_again()
-        self._writes.pop(key, None)
-        self._writes[key] = write
         self._derive()
-        self._intent = None
+        self._undo = None
 
     def _derive(self) -> None:
+        """Make anew what follows from the writes."""
         self._own = None
         self._counts = list(self._writes), 0, []
         self._puts = sum(write is not None for write in self._writes.values())

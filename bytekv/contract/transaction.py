@@ -78,8 +78,8 @@ class Transaction(Overlay, MutableMapping[bytes, bytes]):
         # In the try from the first instruction on: whatever strikes in here must not leave the gate shut.
         try:
             self._thread = 0
-            if self._intent is not None:
-                self._redo()
+            if self._undo is not None:
+                self._take_back()
             self.seq = self._end(self, self._writes if kind is None else None)
         except BaseException:
             self.has_given_up = True
@@ -93,8 +93,8 @@ class Transaction(Overlay, MutableMapping[bytes, bytes]):
                 if not self._thread
                 else "a transaction belongs to the thread that began it"
             )
-        if self._intent is not None:
-            self._redo()
+        if self._undo is not None:
+            self._take_back()
 
     def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None, expires: float | None = None) -> None:
         """Store ``value`` under ``key``; ``ttl`` counts from the commit on."""
