@@ -350,7 +350,7 @@ MUTANTS = [
     _mutant(
         "a transaction walks past each key that it has deleted, again and again",
         "contract/overlay",
-        "            runs.update(dict.fromkeys(passed, behind))",
+        "            runs.update(dict.fromkeys(passed, last))",
         "            pass",
         "tests/test_transaction_walks.py",
     ),

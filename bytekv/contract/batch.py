@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 
 __all__ = ["Batch", "Write", "Writes"]
 
-#: What is done with each key: a value is stored, perhaps with an expiry, or it is deleted: None.
+#: What happens to a key: it gets a value, perhaps with an expiry, or None: it is deleted.
 Write = bytes | tuple[bytes, Expiry] | None
 Writes = dict[bytes, Write]
 
@@ -52,7 +52,7 @@ class Batch(Handle):
         self._write(key, value if ttl is None and expires is None else (value, expiry_of(ttl, expires)))
 
     def put_all(self, pairs: Iterable[tuple[Bytes, Bytes]]) -> None:
-        """Store all of these when the batch is committed: as `put` of each, in half the time."""
+        """Store all of these when the batch is committed: the same as a `put` of each, in half the time."""
         self._check_open()
         writes = self._writes
         for key, value in pairs:

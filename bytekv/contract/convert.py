@@ -57,7 +57,7 @@ def check_sizes(key: bytes, value: bytes = b"") -> None:
 
 
 def to_bytes(what: str, given: object) -> bytes:
-    """Return a key or a value as bytes; ``what`` it is goes into the `TypeError`."""
+    """Return a key or a value as bytes; ``what`` names it in the `TypeError`."""
     if type(given) is bytes:
         return given
     if isinstance(given, str):
@@ -94,18 +94,18 @@ def ttl_to_ms(ttl: float) -> int:
 
 
 class Expiry(NamedTuple):
-    """When a key will be gone, in milliseconds: so long after the write, or at a time; 0 and 0: never."""
+    """When a key expires, in milliseconds: a time after the write, or one since 1970; both 0: never."""
 
     ttl_ms: int
     expires_ms: int
 
     def at(self, now_ms: int) -> int:
-        """Return the time since 1970 for a write that happens now, 0 for never."""
+        """Return when a key expires that is written now, in milliseconds since 1970; 0 for never."""
         return now_ms + self.ttl_ms if self.ttl_ms else self.expires_ms
 
 
 def expiry_of(ttl: float | None, expires: float | None) -> Expiry:
-    """Return when a key is to be gone that is written with these arguments; raise `TypeError` or `LimitError`."""
+    """Return when a key expires that is written with these arguments; raise `TypeError` or `LimitError`."""
     if expires is None:
         return _NEVER if ttl is None else Expiry(ttl_to_ms(ttl), 0)
     if ttl is not None:

@@ -1,6 +1,6 @@
-"""What every ordered mapping of bytes here has in common: conversions, ranges, views, iteration.
+"""Ordered mappings: ranges, scans, and the views of a mapping.
 
-Knows the contract of a mapping and nothing of storage: a subclass says how to walk through a range.
+A store, a snapshot and a transaction share these. A subclass says how to walk through a range.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ __all__ = [
 
 
 class Handle:
-    """What stands for something that is open: a copy would be a second owner of the same files and locks."""
+    """An object that owns something open: a copy would be a second owner of the same files and locks."""
 
     __slots__ = ()
 
-    _instead = ""  # what to do
+    _instead = ""  # what to do instead of a copy
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         raise TypeError(f"a {type(self).__name__.lstrip('_')} cannot be copied or pickled; {self._instead}")
@@ -105,7 +105,7 @@ def range_of(
     return Range(low, high, include_start, include_stop, reverse)
 
 
-# --- the views of a mapping, which also go backwards -------------------------------------------
+# --- the views of a mapping, which also iterate backwards --------------------------------------
 
 
 class _Keys(KeysView[bytes]):
@@ -126,14 +126,14 @@ class _Values(ValuesView[bytes]):
         return (value for _, value in self._mapping.scan())  # type: ignore[attr-defined]
 
     def __contains__(self, value: object) -> bool:
-        return any(value == found for found in self)  # the inherited one asks for keys that may be gone by then
+        return any(value == found for found in self)  # the inherited one looks up keys that may be gone by then
 
     def __reversed__(self) -> Iterator[bytes]:
         return (value for _, value in self._mapping.scan(reverse=True))  # type: ignore[attr-defined]
 
 
 def joined(left: object, right: object) -> dict[bytes, bytes]:
-    """Return a dict of two mappings, the right one's values first; `NotImplemented` for what is none."""
+    """Return a dict of two mappings, in which the right one's values win; `NotImplemented` if one is no mapping."""
     if not isinstance(left, Mapping) or not isinstance(right, Mapping):
         return NotImplemented  # type: ignore[no-any-return]
     found: dict[bytes, bytes] = {}
@@ -145,8 +145,8 @@ def joined(left: object, right: object) -> dict[bytes, bytes]:
 def refusing(operator: str) -> Callable[[object, object], object]:
     """Return an operator that raises `TypeError`.
 
-    Python would take ``a &= b`` for ``a = a & b`` if it is missing, and the name would no longer mean the store: every
-    write after it would go into a set or a dict, and be lost in silence.
+    Without it, Python would take ``a &= b`` for ``a = a & b``. The name would no longer mean the store, and every later
+    write would go into a set or a dict and be lost in silence.
     """
 
     def refuse(self: object, other: object) -> object:
@@ -161,11 +161,11 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
 
     @abstractmethod
     def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
-        """Walk through the keys of a range as of now; called at the beginning of a scan, not at its first step."""
+        """Iterate over the keys of a range as they are now. Called when a scan begins, not at its first step."""
 
     @abstractmethod
     def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
-        """Walk likewise through keys and values."""
+        """Iterate over keys and values in the same way."""
 
     def scan(
         self,

@@ -1,6 +1,6 @@
 """Overlay: writes that have not been carried out yet, over what a store holds.
 
-It reads as the store would if they were. The store's own keys must not change while there are writes: a transaction
+It reads as the store would after them. The store's own keys must not change while there are writes: a transaction
 keeps other writers out.
 
 *Iteration.* A walk shows the moment of its call. Of its own writes an overlay notes in every open walk what a key was
@@ -51,7 +51,7 @@ ABSENT: Final[Any] = object()
 
 
 class _Walk:
-    """What an open walk has to know of the moment of its call: what the keys were that have been written since."""
+    """An open walk: what the keys were, at the moment of its call, that have been written since."""
 
     __slots__ = ("__weakref__", "undo", "vanished")
 
@@ -75,10 +75,10 @@ class _Walk:
 
 
 class Overlay(OrderedMapping):
-    """What a store would hold if some writes were carried out, which stay in memory. Not for several threads at once.
+    """What a store would hold after some writes, which stay in memory. Not for several threads at once.
 
-    For what builds on it: `_write` is the only way in, `_written` tells what has been written under a key, and
-    ``_writes`` is what `Store.batch` would carry out.
+    For a subclass: `_write` is the only way in, `_written` tells what has been written under a key, and ``_writes`` are
+    all of them in the order of the last write to each key, as a batch commits them.
     """
 
     def __init__(self, store: Below) -> None:
@@ -154,7 +154,7 @@ class Overlay(OrderedMapping):
         return self._writes.get(key, ABSENT)
 
     def __getitem__(self, key: Bytes) -> bytes:
-        """Return the value of ``key`` with the writes; `KeyError` if there is none."""
+        """Return the value of ``key`` after the writes; `KeyError` if there is none."""
         self._check()
         key = to_bytes("key", key)
         if key in self._writes:
@@ -167,7 +167,7 @@ class Overlay(OrderedMapping):
         return value
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether ``key`` exists with the writes; reads no file. Complexity: O(1)."""
+        """Tell whether ``key`` exists after the writes; reads no file. Complexity: O(1)."""
         self._check()
         key = to_bytes("key", key)
         return self._writes[key] is not None if key in self._writes else key in self._store
@@ -249,29 +249,29 @@ class Overlay(OrderedMapping):
         """Walk through the keys of the store that have not been written here."""
         writes, runs = self._writes, self._runs[range_.reverse]
         passed: list[bytes] = []  # of the run of written keys that the walk is in
-        behind: bytes | None = None  # the last key of that run
+        last: bytes | None = None  # the last key of that run
         while not range_.is_empty:
             end = None
             for key in self._store._walk(range_, None):
                 if key in writes:
                     passed.append(key)
-                    behind = key
+                    last = key
                     end = runs.get(key)
                     if end is not None and end != key:
-                        behind = end
+                        last = end
                         break
                     end = None
                 elif passed:
-                    self._remember(runs, passed, behind)
+                    self._remember(runs, passed, last)
                     passed = []
                     yield key
                 else:
                     yield key
             if end is None:
-                self._remember(runs, passed, behind)
+                self._remember(runs, passed, last)
                 return
             range_ = range_.after(end)
 
-    def _remember(self, runs: dict[bytes, bytes], passed: list[bytes], behind: bytes | None) -> None:
-        if behind is not None and (len(passed) >= _LONG_RUN or any(key in runs for key in passed)):
-            runs.update(dict.fromkeys(passed, behind))
+    def _remember(self, runs: dict[bytes, bytes], passed: list[bytes], last: bytes | None) -> None:
+        if last is not None and (len(passed) >= _LONG_RUN or any(key in runs for key in passed)):
+            runs.update(dict.fromkeys(passed, last))

@@ -67,7 +67,7 @@ class Transaction(Overlay, MutableMapping[bytes, bytes]):
             self._begin(self)
             return self
         except BaseException:
-            # Struck behind the gate, and no __exit__ follows that would open it.
+            # The gate may be shut by now, and no __exit__ follows that would open it.
             self.has_given_up = True  # opening the gate takes memory, this does not
             self._end(self, None)
             raise
@@ -75,7 +75,7 @@ class Transaction(Overlay, MutableMapping[bytes, bytes]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # In the try from the first instruction on: whatever strikes in here must not leave the gate shut.
+        # All of it is in the try: an exception that strikes here must not leave the gate shut.
         try:
             self._thread = 0
             if self._undo is not None:
