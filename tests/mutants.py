@@ -1815,6 +1815,13 @@ MUTANTS = [
         "                if False:",
         _MIGRATE,
     ),
+    _mutant(
+        "servers: a transaction is not foreseen",
+        "engine/write/commit",
+        "if self._always or self._gate.owner is not None or self.segments.is_unsettled:",
+        "if self._always or self.segments.is_unsettled:",
+        "tests/test_event_loop.py",
+    ),
     # --- the HTTP door -------------------------------------------------------------------------
     _mutant(
         "HTTP: compare-and-set looks first and stores then",
@@ -1861,8 +1868,8 @@ MUTANTS = [
     _mutant(
         "HTTP: a streamed listing shows what was written meanwhile",
         "http/operations",
-        "item |= _content(snapshot.entry(key))",
-        "item |= _content(snapshot._view.owner.entry(key))",
+        "item |= _content(store, snapshot.entry(key))",
+        "item |= _content(store, store.entry(key))",
         _HTTP_MANY,
     ),
     _mutant(
@@ -2012,6 +2019,13 @@ MUTANTS = [
         "run_in_executor(self._readers,",
         "run_in_executor(self._writers,",
         "tests/test_http_store.py",
+    ),
+    _mutant(
+        "HTTP: a write waits for a transaction on the event loop",
+        "http/application",
+        "return size > _SMALL_BODY_BYTES or self._store.would_wait(key, write_bytes=size)",
+        "return False",
+        "tests/test_event_loop.py",
     ),
     _mutant(
         "HTTP: a feed tells the last change again",
@@ -2218,9 +2232,16 @@ MUTANTS = [
     _mutant(
         "RESP: the writes of several clients have a sync each",
         "resp/connection",
-        "answer.writes and server.group_commit",
+        "answer.writes and self._writes_wait",
         "answer.writes and False",
         _RESP_SERVER,
+    ),
+    _mutant(
+        "RESP: a write waits for a transaction on the event loop",
+        "resp/connection",
+        "writes_wait = server.group_commit or server.store.would_wait(write_bytes=self._read_bytes)",
+        "writes_wait = server.group_commit",
+        "tests/test_event_loop.py",
     ),
     _mutant(
         "RESP: the table of cursors grows for ever",

@@ -97,6 +97,14 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
             raise KeyError(key)
         return value[offset:] if length is None else value[offset : offset + length]
 
+    def would_wait(self, key: Bytes | None = None, *, write_bytes: int | None = None) -> bool:
+        """Tell whether a call would have to wait now, so that an event loop hands it to a thread, and only then.
+
+        ``key``: the call reads the value of this key. ``write_bytes``: the call writes so many bytes of keys and
+        values. A store that cannot tell says that it would.
+        """
+        return True
+
     # --- writing -------------------------------------------------------------------------------
 
     @abstractmethod

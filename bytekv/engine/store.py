@@ -28,7 +28,7 @@ from ..errors import (
 )
 from ..options import Options
 from .codec.checksum import RESIDUE, checksum
-from .codec.entry import CLEAR, PREFIX, PUT, TOMBSTONE
+from .codec.entry import CLEAR, OVERHEAD, PREFIX, PUT, SIZE_MASK, TOMBSTONE
 from .codec.entry import Entry as StoredEntry
 from .exit_and_fork import register, unregister
 from .listener import tell
@@ -60,6 +60,7 @@ __all__ = ["Entry", "Store", "open", "repair"]
 _prefix_of = PREFIX.unpack_from
 
 _MISSING: Final = object()
+_ENTRY_COST: Final = OVERHEAD + 8  # bytes of an entry with an expiry, beside key and value
 _MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refuses more than 4300
 
 
@@ -282,6 +283,31 @@ class Store(AbstractStore):
         self._check_open()
         wanted = [key if type(key) is bytes else to_bytes("key", key) for key in keys]
         return self._reader.find_many(wanted)
+
+    def would_wait(self, key: Bytes | None = None, *, write_bytes: int | None = None) -> bool:
+        """Tell whether a call would have to wait now, so that an event loop hands it to a thread, and only then.
+
+        ``write_bytes``: the call writes so many bytes of keys and values. It would wait for its turn (during another
+        thread's transaction), for the next segment, for a sync (``sync="always"``) or for a compaction that writers
+        outrun. ``key``: the call reads the value of this key. It would wait if the value is larger than about
+        8 KiB or its segment is not open. Every call waits while a batch is being made visible.
+
+        Nothing is reserved: another thread may begin a transaction before the call that follows. A read of pages that
+        are not in memory is not foreseen. Complexity: O(1), no system call.
+
+        >>> import bytekv, tempfile
+        >>> with bytekv.open(tempfile.mkdtemp()) as db:
+        ...     db["colour"] = "blue"
+        ...     with db.transaction():
+        ...         db.would_wait("colour"), db.would_wait(write_bytes=100)
+        (False, True)
+        """
+        if self._commit.would_wait(None if write_bytes is None else write_bytes + _ENTRY_COST):
+            return True
+        if key is None:
+            return False
+        location = self._locations.get(to_bytes("key", key))
+        return location is not None and (not location & SIZE_MASK or self._readers.get(location >> 44) is None)
 
     def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
         return self._reader.walk(self, range_, limit)

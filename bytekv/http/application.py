@@ -3,9 +3,9 @@
 Every request goes the same way: is its head sound, is it meant for this server, which row of the table is it,
 may its sender do that; then the operation, then the reply. What goes wrong anywhere becomes a problem document.
 
-No call of the store runs in the event loop, not even a get, which a page fault can hold up: they run in
-threads, reads and writes in two pools, so that writers who wait for a sync or a transaction hold up no reader.
-The hop costs an eighth of the requests per second (docs/decisions/0011-http.md).
+A get, put or delete of a small value runs on the event loop, unless it would wait (`Store.would_wait`). All else runs
+in threads, reads and writes in two pools, so that writers that wait for a sync or a transaction hold up no reader (see
+docs/decisions/0166-the-loop-asks-first.md).
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ _READERS: Final = 8
 _WRITERS: Final = 32  # with sync="always" all who wait share the next sync
 #: In the state of a scope: what to call once a request has shown a token, if its server wants to know.
 KNOWN: Final = "bytekv.known"
+_SMALL_BODY_BYTES: Final = 64 * 1024  # written on the event loop; copying and checking take some 20 µs
 _BODIES_AT_ONCE: Final = 4  # bodies of the largest size that fit into the budget
 
 
@@ -218,6 +219,16 @@ class Application:
     async def _write(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writers, partial(function, *arguments))
 
+    async def _read_key(self, key: bytes, function: Callable[[Store, bytes], T]) -> T:
+        if self._store.would_wait(key):
+            return await self._read(function, self._store, key)
+        return function(self._store, key)
+
+    def _must_wait(self, key: bytes, value: bytes) -> bool:
+        """Tell whether a write would hold up the event loop."""
+        size = len(key) + len(value)
+        return size > _SMALL_BODY_BYTES or self._store.would_wait(key, write_bytes=size)
+
     async def _body(self, request: Request) -> bytes:
         budget = self._bodies if "write" in request.allowed else self._bodies_of_readers
         return await request.body(self._max_body_bytes, self._body_timeout_s, budget)
@@ -226,13 +237,13 @@ class Application:
 
     async def _get_value(self, request: Request, key: bytes) -> Reply:
         request.query()
-        entry = await self._read(operations.find, self._store, key)
-        return _value_reply(request, entry, b"application/octet-stream")
+        entry = await self._read_key(key, operations.find)
+        return _value_reply(self._store, request, entry, b"application/octet-stream")
 
     async def _get_text(self, request: Request, key: bytes) -> Reply:
         request.query()
-        entry, media_type = await self._read(operations.find_text, self._store, key)
-        reply = _value_reply(request, entry, media_type)
+        entry, media_type = await self._read_key(key, operations.find_text)
+        reply = _value_reply(self._store, request, entry, media_type)
         # Whatever a value contains, a browser must not run it as a page of this server.
         reply.headers.append((b"content-security-policy", b"default-src 'none'; sandbox"))
         return reply
@@ -253,7 +264,9 @@ class Application:
         if request.headers(b"content-range"):
             raise Problem("malformed", "a part of a value cannot be stored")
         body = await self._body(request)
-        return await self._write(operations.put, self._store, key, body, ttl, conditions)
+        if self._must_wait(key, body):
+            return await self._write(operations.put, self._store, key, body, ttl, conditions)
+        return operations.put(self._store, key, body, ttl, conditions)
 
     async def _delete_value(self, request: Request, key: bytes) -> Reply:
         if not await self._delete(request, key):
@@ -266,7 +279,10 @@ class Application:
 
     async def _delete(self, request: Request, key: bytes) -> bool:
         request.query()
-        return await self._write(operations.delete, self._store, key, _conditions(request))
+        conditions = _conditions(request)
+        if conditions.are_given or self._must_wait(key, b""):
+            return await self._write(operations.delete, self._store, key, conditions)
+        return operations.delete(self._store, key, conditions)
 
     # --- many keys -----------------------------------------------------------------------------
 
@@ -399,14 +415,14 @@ _OPERATIONS: Final[Mapping[str, Callable[[Application, Request, bytes], Awaitabl
 }
 
 
-def _value_reply(request: Request, entry: Entry, media_type: bytes) -> Reply:
+def _value_reply(store: Store, request: Request, entry: Entry, media_type: bytes) -> Reply:
     """Return a value, a part of it, or the news that the client has it already."""
     conditions = _conditions(request)
     if not conditions.match(entry.seq):
         conditions.require(entry.seq)
     etag = etag_of(entry.seq)
     headers: list[Header] = [(b"etag", etag.encode()), (b"cache-control", b"no-cache"), (b"accept-ranges", b"bytes")]
-    left = operations.ttl_left(entry)
+    left = operations.ttl_left(store, entry)
     if left is not None:
         headers.append((b"bytekv-ttl", b"%.3f" % left))
     if not conditions.none_match(entry.seq):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import binascii
 import json
 import re
-import time
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -191,7 +190,7 @@ def page(store: Store, listing: Listing) -> tuple[int, dict[str, object]]:
         for key in listing.keys(snapshot):
             if len(items) == limit or size >= _PAGE_BYTES:
                 return snapshot.seq, {"items": items, "cursor": listing.cursor_after(last)}
-            item = _item(snapshot, key, listing.values)
+            item = _item(store, snapshot, key, listing.values)
             if item is not None:
                 items.append(item)
                 size += len(key) + len(str(item.get("value_b64", "")))
@@ -202,14 +201,14 @@ def page(store: Store, listing: Listing) -> tuple[int, dict[str, object]]:
 def open_listing(store: Store, listing: Listing) -> tuple[int, Generator[bytes, None, None]]:
     """Return the lines of a whole listing as of one moment, and the seq of that moment."""
     snapshot = store.snapshot()
-    return snapshot.seq, _lines(snapshot, listing)
+    return snapshot.seq, _lines(store, snapshot, listing)
 
 
-def _lines(snapshot: Snapshot, listing: Listing) -> Generator[bytes, None, None]:
+def _lines(store: Store, snapshot: Snapshot, listing: Listing) -> Generator[bytes, None, None]:
     with snapshot:
         left = listing.limit
         for key in listing.keys(snapshot):
-            item = _item(snapshot, key, listing.values)
+            item = _item(store, snapshot, key, listing.values)
             if item is not None:
                 yield json_line(item)
                 if left is not None:
@@ -218,11 +217,11 @@ def _lines(snapshot: Snapshot, listing: Listing) -> Generator[bytes, None, None]
                         return
 
 
-def _item(snapshot: Snapshot, key: bytes, values: bool) -> dict[str, object] | None:
+def _item(store: Store, snapshot: Snapshot, key: bytes, values: bool) -> dict[str, object] | None:
     item = _shown(key)
     if values:
         try:
-            item |= _content(snapshot.entry(key))
+            item |= _content(store, snapshot.entry(key))
         except KeyError:
             return None  # expired between the two
     return item
@@ -251,13 +250,13 @@ def run_batch(store: Store, body: bytes, limit_bytes: int, allowed: frozenset[st
     if all(step.op == "get" for step in operations):
         with store.snapshot() as snapshot:  # one moment for all, also where nothing may be written
             _require_all(snapshot.entry, wanted)
-            _carry_out(operations, results, snapshot.entry, None, limit_bytes)
+            _carry_out(store, operations, results, snapshot.entry, None, limit_bytes)
         return {"seq": None, "results": results}
     # What reads nothing needs no transaction, and then its sync is shared with other writers.
     reads = bool(wanted) or any(step.op == "get" for step in operations)
     with store.transaction() if reads else store.batch() as writer:
         _require_all(store.entry, wanted)
-        _carry_out(operations, results, store.entry, writer, limit_bytes)
+        _carry_out(store, operations, results, store.entry, writer, limit_bytes)
     for step, result in zip(operations, results, strict=True):
         if step.op == "put":
             # Seqs at and below the batch's own are the batch's, as this key was written in it. A newer one is
@@ -280,6 +279,7 @@ def _require_all(entry_of: Callable[[bytes], Entry], wanted: list[tuple[bytes, i
 
 
 def _carry_out(
+    store: Store,
     operations: list[_Step],
     results: list[dict[str, object]],
     entry_of: Callable[[bytes], Entry],
@@ -290,7 +290,7 @@ def _carry_out(
     for step in operations:
         result: dict[str, object] = {"op": step.op, "key_b64": _b64(step.key)}
         if step.op == "get":
-            got, limit_bytes = _got(step.key, own.get(step.key), entry_of, limit_bytes)
+            got, limit_bytes = _got(store, step.key, own.get(step.key), entry_of, limit_bytes)
             result |= got
         elif writer is not None:
             own[step.key] = step
@@ -303,7 +303,7 @@ def _carry_out(
 
 
 def _got(
-    key: bytes, own: _Step | None, entry_of: Callable[[bytes], Entry], limit_bytes: int
+    store: Store, key: bytes, own: _Step | None, entry_of: Callable[[bytes], Entry], limit_bytes: int
 ) -> tuple[dict[str, object], int]:
     """Return what a get answers and how many bytes the others may have."""
     entry: Entry | None = None
@@ -317,7 +317,7 @@ def _got(
     if limit_bytes < 0:
         raise Problem("too-large", "the values that the batch gets are too large together; nothing was changed")
     if entry is not None:
-        return _content(entry), limit_bytes
+        return _content(store, entry), limit_bytes
     encoded = None if value is None else _b64(value)
     return {"value_b64": encoded, "etag": None, "ttl": None if own is None else own.ttl}, limit_bytes
 
@@ -429,9 +429,9 @@ def json_line(document: object) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
-def ttl_left(entry: Entry) -> float | None:
-    """Return the seconds that an entry has left, to the millisecond."""
-    return None if entry.expires is None else max(0.0, round(entry.expires - time.time(), 3))
+def ttl_left(store: Store, entry: Entry) -> float | None:
+    """Return the seconds that an entry has left by the store's clock, to the millisecond."""
+    return None if entry.expires is None else max(0.0, round(entry.expires - store._now_ms() / 1000, 3))
 
 
 def _shown(key: bytes) -> dict[str, object]:
@@ -442,8 +442,8 @@ def _shown(key: bytes) -> dict[str, object]:
     return {"key": text, "key_b64": _b64(key)}
 
 
-def _content(entry: Entry) -> dict[str, object]:
-    return {"value_b64": _b64(entry.value), "etag": etag_of(entry.seq), "ttl": ttl_left(entry)}
+def _content(store: Store, entry: Entry) -> dict[str, object]:
+    return {"value_b64": _b64(entry.value), "etag": etag_of(entry.seq), "ttl": ttl_left(store, entry)}
 
 
 def _b64(raw: bytes) -> str:

@@ -17,6 +17,7 @@ import socket
 import time
 from typing import Final, Protocol, cast
 
+from .. import Store
 from ..server.sockets import Seldom
 from .commands.table import COMMANDS
 from .errors import error_of
@@ -43,7 +44,10 @@ class ConnectionHost(Protocol):
 
     loop: asyncio.AbstractEventLoop
     executor: Executor
-    fast_paths: list[dict[bytes, FastPath]]  # the shorter ways of commands, in RESP2 and RESP3
+    store: Store
+    fast_paths: list[dict[bytes, FastPath]]  # of commands, in RESP2 and RESP3
+    fast_reads: list[dict[bytes, FastPath]]  # those of them that write nothing
+    fast_pings: list[dict[bytes, FastPath]]  # those of them that do not touch the store
     now: float
     group_commit: bool
     commands_processed: int
@@ -89,6 +93,8 @@ class Connection(asyncio.BufferedProtocol):
         "_is_waiting",
         "_left",
         "_parser",
+        "_read_bytes",
+        "_reads_wait",
         "_server",
         "_strange_commands",
         "_taken_bytes",
@@ -96,6 +102,7 @@ class Connection(asyncio.BufferedProtocol):
         "_unsent",
         "_untaken_since",
         "_view",
+        "_writes_wait",
         "active_at",
         "closing_since",
         "request_since",
@@ -109,7 +116,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, server: ConnectionHost) -> None:
         self._server = server
-        self._fast_paths: dict[bytes, FastPath] = {}  # the shorter ways that are open now
+        self._fast_paths: dict[bytes, FastPath] = {}  # that are open now
         self._backlog: list[list[bytes]] = []  # parsed, not carried out
         self._left: list[Item] = []  # were too many for a batch
         self._unsent = b""  # leaves at the end of this turn of the loop
@@ -117,6 +124,8 @@ class Connection(asyncio.BufferedProtocol):
         self._is_at_eof = False  # the client sends nothing more
         self._is_choked = False  # the client does not read
         self._is_waiting = False  # for a batch, or for something slow
+        self._reads_wait = self._writes_wait = False  # what would hold up the event loop, and goes to a thread
+        self._read_bytes = 0  # that arrived last: about what its commands write
         self._given_bytes = self._taken_bytes = 0  # to the transport; by the client when `_untaken_since` began
         self._untaken_since: float | None = None  # when there began to be bytes that the client does not take
         self._strange_commands = 0  # before the password
@@ -157,6 +166,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _look_at(self, nbytes: int) -> None:
         self.active_at = self._server.now
+        self._read_bytes = nbytes
         commands = self._parser.feed(self._view[:nbytes].tobytes())
         if self._is_waiting or self._is_choked:
             self._backlog += commands
@@ -221,6 +231,7 @@ class Connection(asyncio.BufferedProtocol):
         """Carry out commands and send the replies; return those that have to wait."""
         server, session = self._server, self.session
         replies: list[bytes] = []
+        self._look_at_store()
         add, ways, large, done, takes_long = replies.append, self._fast_paths, 0, 0, False
         waits: Run | Later | None = None
         for arguments in commands:
@@ -238,7 +249,7 @@ class Connection(asyncio.BufferedProtocol):
                 answer = session.handle(arguments)
                 if isinstance(answer, bytes):
                     reply = answer
-                elif isinstance(answer, Later) or (answer.writes and server.group_commit):
+                elif isinstance(answer, Later) or self._reads_wait or (answer.writes and self._writes_wait):
                     waits = answer
                     break
                 else:
@@ -272,7 +283,7 @@ class Connection(asyncio.BufferedProtocol):
         return rest if waits is None else self._wait_for(waits, rest)
 
     def _adapt(self) -> dict[bytes, FastPath]:
-        """Take account of what the session has become; return the shorter ways that are open now."""
+        """Take account of what the session has become; return the fast paths that are open now."""
         session, parser = self.session, self._parser
         if (parser.limits is UNTRUSTED) == session.is_authenticated:
             parser.limits = session.limits
@@ -280,8 +291,24 @@ class Connection(asyncio.BufferedProtocol):
             self._strange_commands = 0
             self.stranger_since = self._server.now
             self._server.note(self, known=session.is_authenticated)
-        self._fast_paths = self._server.fast_paths[session.resp3] if session.is_plain else {}
+        if not session.is_plain:
+            self._fast_paths = {}
+        elif self._reads_wait:
+            self._fast_paths = self._server.fast_pings[session.resp3]
+        elif self._writes_wait:
+            self._fast_paths = self._server.fast_reads[session.resp3]
+        else:
+            self._fast_paths = self._server.fast_paths[session.resp3]
         return self._fast_paths
+
+    def _look_at_store(self) -> None:
+        """See whether commands on the store would hold up the event loop now; those that would go to a thread."""
+        server = self._server
+        reads_wait = server.store.would_wait()
+        writes_wait = server.group_commit or server.store.would_wait(write_bytes=self._read_bytes)
+        if (reads_wait, writes_wait) != (self._reads_wait, self._writes_wait):
+            self._reads_wait, self._writes_wait = reads_wait, writes_wait
+            self._adapt()
 
     def _is_one_too_many(self) -> bool:
         """Tell whether a client that has not shown the password has sent more than it needs for that."""

@@ -116,6 +116,8 @@ class Server:
         self.started_at = time.time()
         self.is_compacting = self.is_backing_up = False
         self.now = time.monotonic()  # looked at once a second: only deadlines need it
+        self.fast_reads = [self.executor.fast_paths(resp3, writes=False) for resp3 in (False, True)]
+        self.fast_pings = [{name: each[name] for name in (b"PING", b"ping")} for each in self.fast_reads]
         self.fast_paths = [self.executor.fast_paths(resp3, writes=not self.group_commit) for resp3 in (False, True)]
         self._host, self._port = host, port
         #: Warnings that clients cause.

@@ -8,7 +8,6 @@ the protocol but replies.
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -44,11 +43,6 @@ class StoredValue(NamedTuple):
     value: bytes
     expires_ms: int = 0
     seq: int = -1
-
-
-def now_ms() -> int:
-    """Return the time since 1970 in milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +126,8 @@ class UnitOfWork:
 
     def begin_command(self) -> None:
         """Look at the clock once for a command, or for all commands of MULTI."""
-        #: The time, in milliseconds since 1970.
-        self.now_ms = now_ms()
+        #: The store's time, in milliseconds since 1970.
+        self.now_ms = self.store._now_ms()
         self._reply_bytes = self._moved_bytes = 0
 
     # --- reading ---------------------------------------------------------------------------------

@@ -103,6 +103,7 @@ def reads_and_writes(db: Store) -> None:
     assert_type(db.setdefault("text", "never"), bytes)
     assert_type(db.get_many(["text", b"n"]), dict[bytes, bytes])
     assert_type(db.read("text", 4, 2), bytes)
+    assert_type(db.would_wait("text", write_bytes=100), bool)
     assert_type(db.pop("n"), bytes)
     assert_type(db.pop("n", None), bytes | None)
     assert_type(db.popitem(), tuple[bytes, bytes])

@@ -440,6 +440,27 @@ class Committer:
         with self.lock, self:
             self._gate.open(owner)
 
+    def would_wait(self, size: int | None) -> bool:
+        """Tell whether a write of ``size`` bytes, or a read (None), would wait now for another call, a sync or a disk.
+
+        Takes no lock that another thread has. What it says may be over by the next moment.
+        """
+        if self.interrupted:
+            return True  # a batch is being shown, or an interrupted call has to be carried out once more
+        if size is None or self.refusal is not None or self.failure is not None:
+            return False  # a write that is refused is refused at once
+        if self._always or self._gate.owner is not None or self.segments.is_unsettled:
+            return True
+        writer = self.segments.writer
+        if writer is not None:  # else the call makes the first segment, which happens once
+            end = writer.end + size
+            if end > writer.limit or (self.drags and self._debt.is_to_look(end)):
+                return True
+        if not self.lock.acquire(blocking=False):
+            return True
+        self.lock.release()
+        return False
+
     def _pass_gate(self) -> None:
         while self._gate.is_shut():
             self.pending = None
