@@ -1,6 +1,6 @@
 """How an entry is read without a lock: the newest of a key, or what it was at one moment.
 
-Where a key's entry lies is one look-up, the entry one slice of a mapping; in between a compaction may have retired the
+Where a key's entry lies is one look-up, the entry one slice of a mapping; in between a compaction may have removed the
 segment, then the key is looked up again, for it has been moved before. A follower's segment may have been compacted
 away by the writer; then that is said, for a follower moves only when it is told. Whoever meets what has expired takes
 it out of the keydir, and some more.
@@ -101,7 +101,7 @@ class Reader:
                 found = self.read(key, location)
                 return None if 0 < found.expires_ms <= now_ms else found
             except KeyError:
-                continue  # retired by a compaction, which has moved the key before
+                continue  # removed by a compaction, which has moved the key before
 
     def find_many(self, keys: list[bytes]) -> dict[bytes, bytes]:
         """Return the values of those keys that exist, each as of its own moment."""
@@ -121,7 +121,7 @@ class Reader:
         return None if found is None else found.value
 
     def read(self, key: bytes, location: int) -> StoredEntry:
-        """Return the entry at a location, checked, and checked to be the key's; KeyError if it was retired."""
+        """Return the entry at a location, checked, and checked to be the key's; KeyError if it was removed."""
         raw, seed, segment_id, offset = self._segments.open.raw(location)
         path = self._segments.directory.segment_path(segment_id)
         found = decode_entry(raw, seed, path, offset)
@@ -195,7 +195,7 @@ class Reader:
             try:
                 return self.read(key, location)
             except KeyError:
-                continue  # retired by a compaction, which has moved the key before
+                continue  # removed by a compaction, which has moved the key before
 
     def entry_in(self, view: ReadView, key: bytes) -> Entry | None:
         """Return the same as users see it."""

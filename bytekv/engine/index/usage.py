@@ -95,7 +95,7 @@ class Usage:
         self.dead.setdefault(segment, 0)
 
     def drop_segments(self, segments: Iterable[int]) -> None:
-        """Forget the counts of segments that a compaction has replaced, or that are retired."""
+        """Forget the counts of segments that a compaction has replaced, or that are gone."""
         for segment in segments:
             self.dead.pop(segment, None)
             self.tombstones.pop(segment, None)

@@ -35,7 +35,7 @@ _SLICE: Final = 256  # keys that are pointed at their copies at once, less than 
 
 
 class _Job:
-    """A published compaction whose victims are not retired yet."""
+    """A published compaction whose victims are still zombies."""
 
     __slots__ = ("hinted", "outputs", "recounts", "tombstones", "victims")
 
@@ -188,7 +188,7 @@ class Compactor:
             self._committer.fail(error)
 
     def _finish(self, pause: Pause) -> None:
-        """Point the keydir at the copies and retire the victims of a published compaction.
+        """Point the keydir at the copies and free the victims of a published compaction.
 
         Interrupted, it goes on at the next call: until then both places are readable.
         """
@@ -208,7 +208,7 @@ class Compactor:
             committer.count_again()
             raise
         with committer.lock, committer:
-            free = self._retire(job)
+            free = self._free_victims(job)
         self._segments.obsolete.remove(free)
         self._segments.directory.sync()
 
@@ -253,7 +253,7 @@ class Compactor:
         keydir.move_all(keys[part], originals[part], copies, self._segments.open.entry_size)
         del keys[part], originals[part], positions[part]
 
-    def _retire(self, job: _Job) -> list[int]:
+    def _free_victims(self, job: _Job) -> list[int]:
         keydir = self._keydir
         keydir.usage.drop_segments(job.victims)
         for segment_id in job.hinted:

@@ -223,7 +223,7 @@ class Maintenance:
             self._committer.prepare_next()
 
     def _build_a_hint(self) -> bool:
-        with self.compacting:  # so that no segment is retired meanwhile
+        with self.compacting:  # so that no segment is replaced meanwhile
             row = next((row for row in self._segments.sealed() if self._segments.needs_hint(row)), None)
             if row is not None:
                 self._segments.build_hint(row, self._pause)
