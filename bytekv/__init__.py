@@ -31,7 +31,7 @@ from .errors import (
 )
 from .options import Options
 
-TYPE_CHECKING = False
+TYPE_CHECKING = False  # as in `_lean`; what is imported here is public
 if TYPE_CHECKING:
     from .contract.reports import (
         BackupReport,

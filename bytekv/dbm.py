@@ -22,11 +22,11 @@ from types import TracebackType
 
 from . import Store
 from . import open as open_store
+from ._lean import TYPE_CHECKING
 from .contract.convert import Bytes, to_bytes
 from .contract.ordered import Handle, joined, refusing
 from .errors import BytekvError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar, Unpack
 

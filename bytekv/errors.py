@@ -29,7 +29,8 @@ from __future__ import annotations
 import errno
 import os
 
-TYPE_CHECKING = False
+from ._lean import TYPE_CHECKING
+
 if TYPE_CHECKING:
     from types import TracebackType
 

@@ -6,9 +6,8 @@ a listener may do.
 
 from __future__ import annotations
 
-from ._lean import NamedTuple
+from ._lean import TYPE_CHECKING, NamedTuple
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

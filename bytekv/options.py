@@ -6,11 +6,10 @@ choices are carried out.
 
 from __future__ import annotations
 
+from ._lean import TYPE_CHECKING, dataclass
 from .errors import LimitError
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # which makes the signature from the fields, without the 5 ms that importing dataclasses takes
-    from dataclasses import dataclass
+if TYPE_CHECKING:
     from typing import Literal, TypedDict
 
     from .events import Listener
@@ -39,11 +38,6 @@ if TYPE_CHECKING:  # which makes the signature from the fields, without the 5 ms
         recover: RecoverMode
         follow: float | None
         listener: Listener | None
-else:
-
-    def dataclass(**_):
-        """Leave the class as it is."""
-        return lambda cls: cls
 
 
 __all__ = ["Options"]

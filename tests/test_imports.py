@@ -13,7 +13,7 @@ import pytest
 
 import bytekv
 from bytekv import _lean as record
-from bytekv import log
+from bytekv._lean import log
 from bytekv.engine.codec.checksum import checksum
 
 #: 44 ms for the package crc32c (a command line, importlib.metadata and with it email and socket), 5 for dataclasses
@@ -107,11 +107,11 @@ def test_the_checksum_is_the_extension_module_s_own_function():
 
 
 def test_debug_and_information_import_no_logging():
-    run("import sys\nfrom bytekv import log\nlog.debug('x')\nlog.info('x')\nassert 'logging' not in sys.modules")
+    run("import sys\nfrom bytekv._lean import log\nlog.debug('x')\nlog.info('x')\nassert 'logging' not in sys.modules")
 
 
 def test_a_warning_reaches_a_person_who_has_configured_nothing():
-    assert run("from bytekv import log\nlog.warning('look at %s', 'this')\nlog.error('and that')") == (
+    assert run("from bytekv._lean import log\nlog.warning('look at %s', 'this')\nlog.error('and that')") == (
         "look at this\nand that\n"
     )
 

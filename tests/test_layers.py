@@ -21,8 +21,8 @@ PACKAGE = Path(bytekv.__file__).parent
 
 #: From the ground up. A room may import those of the lines below its own, not those beside it.
 LEVELS = [
-    ("errors", "_lean"),
-    ("log", "events"),
+    ("_lean",),
+    ("errors", "events"),
     ("options", "contract"),
     ("engine.tuning", "engine.listener"),
     ("engine.codec",),
@@ -38,7 +38,7 @@ LEVELS = [
 ]
 
 #: What is offered on top of a store sees what a program sees: these, and what stands beside its own name.
-PUBLIC = {"errors", "_lean", "log", "events", "options", "contract", ""}
+PUBLIC = {"errors", "_lean", "events", "options", "contract", ""}
 FACES = {
     "views": set(),
     "cache": set(),

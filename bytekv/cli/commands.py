@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 
 from .. import Store, repair
 from .. import open as open_store
+from .._lean import TYPE_CHECKING
 from ..contract.convert import MAX_VALUE_SIZE, check_sizes, expiry_of
 from ..errors import StoreLockedError, StoreNotFoundError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any, BinaryIO, Final, TypeVar, Unpack

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
+from .._lean import TYPE_CHECKING
 from ..engine.integrity.inspection import Found, Header, Inspection
 from ..errors import StoreNotFoundError
 from .commands import DONE, FAILED, UsageError, write_json, write_line
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Final

@@ -16,10 +16,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from .._lean import TYPE_CHECKING
 from ..errors import BytekvError, CorruptionError, LimitError, StoreLockedError, StoreNotFoundError
 from . import commands
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 

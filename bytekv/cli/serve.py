@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 
+from .._lean import TYPE_CHECKING
 from ..server.lifecycle import Service, StartError, Stopped, address_of, ending_on_sigterm, serve_all
 from ..server.sockets import raise_descriptor_limit
 from .commands import DONE, UsageError, opened, reading, say
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Final

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-TYPE_CHECKING = False
+from .._lean import TYPE_CHECKING
+
 if TYPE_CHECKING:
     from typing import Any, TextIO
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 
+from .._lean import TYPE_CHECKING
 from ..errors import BytekvError
 from .convert import MAX_KEY_SIZE, MAX_VALUE_SIZE, Bytes, Expiry, check_sizes, expiry_of, key_of, value_of
 from .ordered import Handle, refusing
-
-TYPE_CHECKING = False
 
 __all__ = ["Batch", "Write", "Writes"]
 

@@ -6,10 +6,9 @@ in which they are frozen.
 
 from __future__ import annotations
 
-from .._lean import NamedTuple
+from .._lean import TYPE_CHECKING, NamedTuple
 from ..errors import LimitError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 
-from .._lean import NamedTuple
+from .._lean import TYPE_CHECKING, NamedTuple
 from ..errors import translated
 from .convert import Bytes, limit_of, to_bytes
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn, SupportsIndex, TypeVar, overload
 

@@ -18,11 +18,11 @@ import weakref
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 
+from .._lean import TYPE_CHECKING
 from .batch import Write, Writes
 from .convert import Bytes, to_bytes
 from .ordered import OrderedMapping, Range, sorted_list
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, Protocol
 

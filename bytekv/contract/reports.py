@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from .._lean import NamedTuple
+from .._lean import TYPE_CHECKING, NamedTuple
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Literal
 

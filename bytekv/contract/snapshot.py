@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import TracebackType
 
+from .._lean import TYPE_CHECKING
 from ..errors import StoreClosedError
 from .convert import Bytes, Entry, to_bytes
 from .ordered import OrderedMapping, Range
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 

@@ -10,12 +10,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from types import TracebackType
 
+from .._lean import TYPE_CHECKING
 from ..errors import LimitError
 from .batch import Batch
 from .convert import Bytes, Entry, key_of, to_bytes
 from .ordered import OrderedMapping
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol, Self, TypeVar, overload
 

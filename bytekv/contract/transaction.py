@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, MutableMapping
 from types import TracebackType
 
+from .._lean import TYPE_CHECKING
 from ..errors import BytekvError
 from .batch import Writes
 from .convert import Bytes, expiry_of, key_of, to_bytes, value_of
 from .overlay import Overlay
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar, overload
 

@@ -13,12 +13,11 @@ import os
 import sys
 import weakref
 
-from .. import log
+from .._lean import TYPE_CHECKING, log
 from ..errors import BytekvError, StoreClosedError
 from .log.lock import forget_locks_after_fork, go_on_after_fork, hold_locks_before_fork
 from .space.worker import start_no_more
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 

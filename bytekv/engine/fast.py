@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
+from .._lean import TYPE_CHECKING
 from .codec.checksum import RESIDUE, checksum
 from .codec.entry import OFFSET_MASK, OFFSET_SHIFT, OVERHEAD, PREFIX, PUT, SEGMENT_SHIFT, SIZE_MASK
 from .codec.runs import Pairs, cut_pairs, is_sound
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from .. import log
+from .._lean import TYPE_CHECKING, log
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..events import Event, Listener
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from .. import log
-from .._lean import NamedTuple
+from .._lean import TYPE_CHECKING, NamedTuple, log
 from ..errors import BytekvError, CorruptionError, ReadOnlyError, translated
 from ..options import Options
 from . import recovery
@@ -23,7 +22,6 @@ from .log.segment_manager import SegmentManager
 from .recovery import Kept, Recovery
 from .write.commit import Committer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..options import Flag
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+from .._lean import TYPE_CHECKING
 from ..contract.convert import Entry
 from ..contract.ordered import Range
 from ..errors import BytekvError, CorruptionError
@@ -27,7 +28,6 @@ from .index.read_view import ReadView
 from .space.worker import Pacer
 from .write.commit import Committer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn, TypeVar
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 
-from .. import log
+from .._lean import TYPE_CHECKING, log
 from ..contract.batch import Batch, Writes
 from ..contract.convert import Bytes, Entry, Expiry, expiry_of, key_of, to_bytes, ttl_to_ms, value_of
 from ..contract.ordered import Range
@@ -42,7 +42,6 @@ from .space.worker import LastLock, Worker
 from .write.change import Bulk, Operation
 from .write.commit import Committer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, TypeVar, Unpack, overload
 

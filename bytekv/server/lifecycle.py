@@ -20,9 +20,9 @@ import socket
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from .. import Store, log
+from .. import Store
+from .._lean import TYPE_CHECKING, log
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

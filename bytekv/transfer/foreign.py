@@ -23,12 +23,12 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 
+from .._lean import TYPE_CHECKING
 from ..contract.convert import MAX_EXPIRES_MS, MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes
 from ..errors import LimitError
 from .json_lines import Row
 from .sqlite_source import RowError, SourceError, as_bytes, check_regular, is_sqlite, select
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 

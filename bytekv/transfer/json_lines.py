@@ -14,12 +14,11 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from .._lean import NamedTuple
+from .._lean import TYPE_CHECKING, NamedTuple
 from ..contract.convert import MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes, expiry_of
 from ..engine.store import Store
 from ..errors import LimitError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, BinaryIO, Final, Literal
 

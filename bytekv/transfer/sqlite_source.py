@@ -20,7 +20,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
-TYPE_CHECKING = False
+from .._lean import TYPE_CHECKING
+
 if TYPE_CHECKING:
     import sqlite3
     from typing import Final

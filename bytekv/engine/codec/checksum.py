@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from struct import Struct
 
+from ..._lean import TYPE_CHECKING
 from ...errors import CorruptionError, UnsupportedFormatError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from struct import Struct
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ...contract.convert import MAX_VALUE_SIZE
 from ...errors import CorruptionError
 from .checksum import CRC, CRC_SIZE, RESIDUE, checksum
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain, pairwise
 from struct import Struct
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ...contract.convert import MAX_KEY_SIZE
 from ...errors import CorruptionError
 from .checksum import CRC, CRC_SIZE, FORMAT_VERSION, check_file, check_version, checksum
 from .manifest import SegmentHeader
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, TypeVar
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from struct import Struct
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ...errors import CorruptionError
 from .checksum import CRC, CRC_SIZE, FORMAT_VERSION, check_file, check_version, checksum
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

@@ -12,6 +12,7 @@ from itertools import repeat
 from operator import add, itemgetter
 from struct import Struct
 
+from ..._lean import TYPE_CHECKING
 from .checksum import CRC, CRC_SIZE, RESIDUE, checksum
 from .entry import (
     CONTINUES,
@@ -29,7 +30,6 @@ from .entry import (
     measure_entry,
 )
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 

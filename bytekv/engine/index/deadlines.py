@@ -15,7 +15,8 @@ import heapq
 from collections.abc import Callable
 from itertools import islice
 
-TYPE_CHECKING = False
+from ..._lean import TYPE_CHECKING
+
 if TYPE_CHECKING:
     from typing import Final
 

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Container
 from operator import rshift
 
+from ..._lean import TYPE_CHECKING
 from ..codec.entry import OVERHEAD, SEGMENT_SHIFT, SIZE_MASK
 from ..codec.hint import Hint
 from .deadlines import Deadlines
@@ -26,7 +27,6 @@ from .order import FEW_CHANGES, Ordered
 from .read_view import ReadView, ReadViews
 from .usage import SizeOf, Usage
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

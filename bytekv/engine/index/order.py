@@ -11,9 +11,9 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import islice
 
+from ..._lean import TYPE_CHECKING
 from ...contract.ordered import sorted_list
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 

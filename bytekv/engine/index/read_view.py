@@ -12,11 +12,11 @@ import weakref
 from collections import deque
 from operator import rshift
 
+from ..._lean import TYPE_CHECKING
 from ...errors import StoreClosedError
 from ..codec.entry import SEGMENT_SHIFT
 from .order import Ordered
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn, Protocol
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ...contract.convert import MAX_VALUE_SIZE
 from ...errors import BytekvError
 from ..codec.checksum import CRC_SIZE, FORMAT_VERSION, RESIDUE, checksum, seed_of
@@ -35,7 +35,6 @@ from ..codec.manifest import LOG, SEGMENT_HEADER, SEGMENT_HEADER_SIZE, SEGMENT_M
 from ..log.files import Files
 from ..log.resync import Resync
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

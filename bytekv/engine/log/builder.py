@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ...errors import SystemErrors
 from ..codec.checksum import CRC, CRC_SIZE, checksum, seed_of
 from ..codec.entry import CONTINUES, KIND, OFFSET_SHIFT, PUT, SEGMENT_SHIFT, SIZE_MASK, TOMBSTONE
@@ -21,7 +21,6 @@ from .directory import Directory
 from .segment import header_for
 from .summary import is_worth_a_hint, save_hint
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 

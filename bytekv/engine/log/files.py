@@ -38,6 +38,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from ..._lean import TYPE_CHECKING
 from ...errors import (
     BytekvError,
     NotAStoreError,
@@ -49,7 +50,6 @@ from ...errors import (
     translated,
 )
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 

@@ -11,6 +11,7 @@ import errno
 import mmap
 import weakref
 
+from ..._lean import TYPE_CHECKING
 from ...errors import BytekvError, StoreIOError, StoreNotFoundError
 from ..codec.checksum import seed_of
 from ..codec.entry import Entry, decode_entry, measure_entry, unpack_location
@@ -18,7 +19,6 @@ from ..codec.manifest import SegmentRow
 from .directory import Directory
 from .files import Files
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..._lean import TYPE_CHECKING
 from ...contract.convert import MAX_VALUE_SIZE
 from ..codec.checksum import CRC_SIZE, RESIDUE, checksum
 from ..codec.entry import (
@@ -22,7 +23,6 @@ from ..codec.entry import (
 )
 from .scan import Read, Scan, is_whole
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

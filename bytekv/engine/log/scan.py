@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, repeat
 
+from ..._lean import TYPE_CHECKING
 from ...contract.convert import MAX_VALUE_SIZE
 from ...errors import CorruptionError, StoreNotFoundError
 from ..codec.checksum import CRC_SIZE, RESIDUE, checksum, seed_of
@@ -38,7 +39,6 @@ from ..codec.manifest import (
 from ..codec.runs import check_entries, cut_entries
 from .directory import Directory
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 
+from ..._lean import TYPE_CHECKING
 from ...errors import (
     BytekvError,
     DiskFullError,
@@ -34,7 +35,6 @@ from .directory import Directory
 from .open_segments import PreadFile, SegmentFile
 from .scan import open_segment
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

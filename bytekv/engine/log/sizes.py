@@ -13,10 +13,9 @@ with ``compact_dead_ratio`` at one half; with another share of dead bytes, `Size
 
 from __future__ import annotations
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ...options import Options
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

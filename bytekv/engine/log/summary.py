@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ...errors import BytekvError, SystemErrors
 from ..codec.checksum import CRC_SIZE
 from ..codec.entry import KIND, OFFSET_SHIFT, PUT, SIZE_MASK, TOMBSTONE
@@ -17,7 +17,6 @@ from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow
 from .directory import Directory
 from .scan import Scan, Scanned, header_of, scan_segment
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

@@ -18,7 +18,7 @@ import errno
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ...contract.reports import BackupReport, Progress
 from ...errors import BytekvError, CorruptionError, NotAStoreError, StoreFailedError, StoreIOError
 from ..codec.manifest import BACKUP, HISTORY, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentRow
@@ -27,7 +27,6 @@ from ..log.obsolete import Pin
 from ..log.scan import header_of
 from ..write.commit import Committer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ...contract.reports import Change
 from ...errors import BytekvError, ChangesLostError, LimitError
 from ..codec.checksum import CRC_SIZE, seed_of
@@ -21,7 +21,6 @@ from ..log.open_segments import SegmentFile
 from ..log.scan import Scan
 from ..write.commit import Committer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

@@ -22,7 +22,7 @@ import errno
 from collections.abc import Callable
 from functools import partial
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ...errors import BytekvError, CorruptionError, StoreIOError
 from ..codec.checksum import seed_of
 from ..codec.entry import SEGMENT_SHIFT, measure_entry, unpack_location
@@ -34,7 +34,6 @@ from ..log.resync import check_torn
 from ..log.scan import header_of, scan_segment, size_of
 from ..write.commit import Committer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, TypeVar
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from ... import log
+from ..._lean import TYPE_CHECKING, log
 from ...errors import BytekvError, DiskFullError, StoreFailedError, is_about
 from ..codec.manifest import SEGMENT_HEADER_SIZE
 from ..listener import tell
@@ -23,7 +23,6 @@ from ..log.builder import SegmentBuilder
 from ..write.commit import Committer
 from .copier import Copier, Pause, Run
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

@@ -20,7 +20,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from itertools import accumulate, compress, islice
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ...errors import CorruptionError
 from ..codec.checksum import CRC_SIZE, RESIDUE, checksum
 from ..codec.entry import (
@@ -46,7 +46,6 @@ from ..log.builder import SegmentBuilder
 from ..log.scan import Scan, header_of, scan_segment
 from ..write.commit import Committer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from ... import log
+from ..._lean import TYPE_CHECKING, log
 from ...errors import (
     BytekvError,
     CorruptionError,
@@ -37,7 +37,6 @@ from .compactor import Compactor
 from .picker import SegmentUsage, pick, pick_all, pick_small, usage_of
 from .worker import Pacer, StopWork, Worker
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ..index.keydir import Keydir
 from ..log.segment_manager import SegmentManager
 from ..log.sizes import Sizes
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

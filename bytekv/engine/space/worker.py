@@ -14,9 +14,9 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 
+from ..._lean import TYPE_CHECKING
 from ...errors import StoreClosedError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 

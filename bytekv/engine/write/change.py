@@ -13,12 +13,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, compress
 
-from ..._lean import NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple
 from ..codec.entry import CLEAR, CONTINUES, OVERHEAD, PUT, TOMBSTONE, encode_entry, entry_size, pack_position
 from ..codec.runs import locate_run, pack_run, sizes_of_run
 from ..log.segment import Writer
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 

@@ -28,7 +28,7 @@ from contextlib import suppress
 from itertools import compress
 from struct import error as StructError
 
-from ... import log
+from ..._lean import TYPE_CHECKING, log
 from ...contract.convert import MAX_BATCH_SIZE, check_sizes
 from ...errors import (
     BytekvError,
@@ -56,7 +56,6 @@ from .throttle import Debt
 from .turn import Gate
 from .unseen import Unseen
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, Final, NoReturn

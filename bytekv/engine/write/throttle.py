@@ -13,9 +13,9 @@ near it. It knows neither what a segment is nor who pays.
 
 from __future__ import annotations
 
+from ..._lean import TYPE_CHECKING
 from ..log.sizes import Sizes
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final

@@ -10,9 +10,9 @@ import sys
 import threading
 import weakref
 
+from ..._lean import TYPE_CHECKING
 from ...errors import ReentryError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
