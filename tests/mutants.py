@@ -1162,6 +1162,13 @@ MUTANTS = [
         "tests/test_scan.py",
     ),
     _mutant(
+        "a thousand entries are held at once, however large they are",
+        "engine/fast",
+        "    keys = keys[: _HELD // size]\n",
+        "",
+        "tests/test_runs.py",
+    ),
+    _mutant(
         "entries of one size that lie scattered are not checked",
         "engine/fast",
         "        if not (trusting or set(map(checksum, parts, seeds)) == {RESIDUE}):",

@@ -21,6 +21,7 @@ from bytekv.engine.codec.entry import (
     encode_entry,
 )
 from bytekv.engine.codec.runs import Pairs, copy_run, crc_of_run, cut_pairs, is_sound, pack_run
+from bytekv.engine.fast import read_many
 from bytekv.engine.log.scan import Scan
 from bytekv.engine.store import Store
 from bytekv.errors import CorruptionError
@@ -238,6 +239,25 @@ def test_entries_of_one_size_are_not_read_one_by_one(path: Path, layout: str) ->
         assert list(db.items()) == whole
         assert list(db.scan(reverse=True)) == whole[::-1]
         assert list(db.get_many([key for key, _ in whole]).items()) == whole
+    db.close()
+
+
+def test_many_large_entries_are_held_a_megabyte_at_once(path: Path) -> None:
+    db = open_store(path, sync="os")
+    content = {b"%04d" % number: bytes(8000) for number in range(1500)}
+    keys = list(content)
+    random.Random(5).shuffle(keys)
+    for key in keys:
+        db[key] = content[key]
+    reader = db._reader
+    found: Pairs = []
+    for stop, pairs in read_many(
+        list(content), reader._locations, reader._readers, lambda _: False, reader._value, trusting=False
+    ):
+        assert 0 < len(pairs) * 8000 <= 1 << 20
+        found += pairs
+        assert stop == len(found)
+    assert found == list(content.items())
     db.close()
 
 

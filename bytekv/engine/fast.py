@@ -1,7 +1,7 @@
-"""Read the values of many keys at once, with what C does for a whole list instead of what Python does for each.
+"""Reads of many keys at once, by calls of C for all of them, not by bytecode for each.
 
-Knows how an entry looks and where readers find it; the rest, what is missing, expires, fails its check or is
-larger than a location can say, is left to the one-by-one way of the store, which knows what to answer.
+Knows how an entry looks and where readers find it. The rest is left to the store, which reads one key with care: what
+is missing, expires, fails its check or is larger than a location can say.
 
 Keys in order whose entries are of one size and lie next to each other, as a compaction leaves them, are cut out
 of one piece of the file and checked by one CRC: 0.2 µs an entry. Entries of one size that lie elsewhere cost 0.5 µs,
@@ -56,7 +56,7 @@ def read_many(
                 yield from _one_by_one(some, at, locations, readers, find, trusting=trusting)
                 at += len(some)
             else:
-                at += len(some)
+                at += len(pairs)
                 yield at, pairs
 
 
@@ -97,7 +97,7 @@ def _run(
 
 
 def _alike(keys: list[bytes], locations: Any, readers: Any, *, trusting: bool) -> Pairs | None:
-    """Return the pairs of keys whose entries are of one size, wherever they lie, None if they are not.
+    """Return the pairs of the first keys if their entries are of one size, wherever they lie, None if they are not.
 
     Neighbours are read by one slice and checked by one CRC. Where there are none it still takes four fifths of the
     time of `_one_by_one`.
@@ -111,6 +111,8 @@ def _alike(keys: list[bytes], locations: Any, readers: Any, *, trusting: bool) -
     size = sample[0] & SIZE_MASK
     if sample[1] & SIZE_MASK != size or sample[2] & SIZE_MASK != size or size < OVERHEAD + len(keys[0]):
         return None
+    keys = keys[: _HELD // size]
+    count = len(keys)
     where = list(map(locations.get, keys))
     if None in where or [location & 8191 for location in where].count(size) != count:
         return None

@@ -56,11 +56,11 @@ def _little_endian(column: array[int]) -> array[int]:
     return column
 
 
-_HINT_PIECE: Final = 4096  # entries; encoding so many takes less than a millisecond
+_HINT_PIECE: Final = 4096  # entries; encoding that many takes less than a millisecond
 
 
 class Pieces(Sequence[Any] if TYPE_CHECKING else object):  # type: ignore[misc]
-    """A column that came in pieces, to be encoded: nobody asks it for an item."""
+    """A column that came in pieces, to be encoded; it has no items."""
 
     def __init__(self, pieces: Sequence[Sequence[Any]]) -> None:
         self.pieces = pieces
