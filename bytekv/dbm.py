@@ -38,7 +38,7 @@ __all__ = ["error", "open"]
 
 
 class error(OSError):
-    """Raised for everything that goes wrong but a missing key; ``__cause__`` is bytekv's own error."""
+    """Raised for every error except a missing key; ``__cause__`` is bytekv's own error."""
 
 
 def _translated(call: Callable[[], T]) -> T:
@@ -51,7 +51,7 @@ def _translated(call: Callable[[], T]) -> T:
 
 
 class _Database(Handle, MutableMapping[bytes, bytes]):
-    """A store behind the methods that the modules of `dbm`, and bsddb before them, have in common."""
+    """A store with the methods that the modules of `dbm`, and bsddb before them, have in common."""
 
     _instead = "threads may share the object itself, another process opens the path with flag 'r'"
 
@@ -166,11 +166,11 @@ class _Database(Handle, MutableMapping[bytes, bytes]):
         return self._move(reverse=True)
 
     def set_location(self, key: Bytes) -> tuple[bytes, bytes]:
-        """Go to ``key``, or to the first one behind it, and return it with its value; `KeyError` if there is none."""
+        """Go to ``key``, or to the first key after it, and return it with its value; `KeyError` if there is none."""
         return self._move(start=to_bytes("key", key))
 
     def next(self) -> tuple[bytes, bytes]:
-        """Go on to the next key, the first at the beginning; `KeyError` behind the last."""
+        """Go on to the next key, the first at the beginning; `KeyError` after the last."""
         return self._move(start=self._at, include_start=self._at is None)
 
     __next__ = next

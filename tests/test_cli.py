@@ -238,7 +238,7 @@ STATUSES: list[tuple[Callable[[Path], None], str, bytes, int, str]] = [
     (as_it_is, "stats", b"", 0, ""),
     (as_it_is, "verify", b"", 0, ""),
     (as_it_is, "repair", b"", 0, ""),
-    (as_it_is, "compact", b"", 0, "given back"),
+    (as_it_is, "compact", b"", 0, "reclaimed"),
     (as_it_is, "export", b"", 0, ""),
     (as_it_is, "inspect 1", b"", 0, ""),
     (missing, "import", b'{"key": "a", "value": "1"}\n', 0, "1 entry imported"),
@@ -454,7 +454,7 @@ def test_compact(run, path):
         db["a"] = "y"
     found = run("compact")
     assert (found.status, found.out) == (0, b"")
-    assert found.err == "bytekv: 4.9 KiB given back: 5.0 KiB in 1 segment became 109 B in 1\n"
+    assert found.err == "bytekv: 4.9 KiB reclaimed: 5.0 KiB in 1 segment became 109 B in 1\n"
     fields = json.loads(run("compact", "--json").out)
     assert fields.keys() == {"segments_before", "segments_after", "bytes_before", "bytes_after", "reclaimed_bytes"}
 
@@ -501,7 +501,7 @@ def test_verify_tells_of_damage(run, path):
     found = run("verify")
     assert found.status == 3
     assert b"1 damaged place\n" in found.out
-    assert found.err == f"bytekv: {path}: damaged; bytekv repair saves what is whole\n"
+    assert found.err == f"bytekv: {path}: damaged; bytekv repair recovers the undamaged entries\n"
     assert json.loads(run("verify", "--json").out)["damage"][0]["path"] == str(files[0])
 
 

@@ -387,7 +387,7 @@ STATUSES = {
     "serve": (2, "say where to serve"),
     "serve --resp": (2, "expected one argument"),
     "serve --resp host:x": (2, "'host:x' is not HOST:PORT"),
-    "serve --http ::1": (2, "an IPv6 address stands in brackets"),
+    "serve --http ::1": (2, "put an IPv6 address in brackets"),
     "serve --resp 0.0.0.0:0": (2, "cannot serve at 0.0.0.0:0: .*password"),
     "serve --resp 127.0.0.1:{taken}": (2, r"cannot serve at 127\.0\.0\.1:\d+: .*address already in use"),
     "serve --resp :0 --password-file nothing": (2, "nothing: No such file"),

@@ -1,4 +1,4 @@
-"""What each command does: arguments in, output and an exit status out.
+"""Commands: parsed arguments in, output and an exit status out.
 
 Values go to standard output byte for byte, messages to standard error. What only reads opens the store with flag "r"
 and therefore works beside a process that writes. What a command needs beyond the store is imported by the command.
@@ -194,7 +194,7 @@ def get_value(arguments: Namespace) -> int:
     _output()(found)
     if not arguments.json and sys.stdout.isatty() and sys.stderr.isatty():
         sys.stdout.flush()
-        sys.stderr.write("\n")  # so that the prompt stands on a line of its own
+        sys.stderr.write("\n")  # so that the prompt is on a line of its own
     return DONE
 
 
@@ -253,7 +253,7 @@ def _entry(snapshot: Any, key: bytes) -> Any:
 
 
 def compact(arguments: Namespace) -> int:
-    """Give space back."""
+    """Reclaim space."""
     from ..contract.reports import counted
     from .terminal import Bar, quantity
 
@@ -263,7 +263,7 @@ def compact(arguments: Namespace) -> int:
         write_json({**result._asdict(), "reclaimed_bytes": result.reclaimed_bytes})
     else:
         say(
-            f"{quantity(result.reclaimed_bytes)} given back: {quantity(result.bytes_before)} in"
+            f"{quantity(result.reclaimed_bytes)} reclaimed: {quantity(result.bytes_before)} in"
             f" {counted(result.segments_before, 'segment')} became {quantity(result.bytes_after)}"
             f" in {result.segments_after}"
         )
@@ -322,12 +322,12 @@ def verify(arguments: Namespace) -> int:
     _report(arguments, report)
     if report.ok:
         return DONE
-    say(f"{arguments.dir}: damaged; bytekv repair saves what is whole")
+    say(f"{arguments.dir}: damaged; bytekv repair recovers the undamaged entries")
     return FAILED
 
 
 def repair_store(arguments: Namespace) -> int:
-    """Save what is whole."""
+    """Recover the undamaged entries."""
     from .terminal import Bar
 
     with Bar("repairing") as bar:
@@ -372,7 +372,7 @@ def export_entries(arguments: Namespace) -> int:
 
     with opened(arguments, "r") as store, store.snapshot() as snapshot:
         total, done = len(snapshot), 0
-        mixed = arguments.file == "-" and _shows()  # a bar among the lines helps nobody
+        mixed = arguments.file == "-" and _shows()  # a bar would mix with the lines
         with _written(arguments.file) as write, Bar("exporting", is_hidden=mixed) as bar:
             for key in snapshot.scan_keys(_given(arguments, arguments.prefix)):
                 entry = _entry(snapshot, key)

@@ -1,8 +1,8 @@
-"""The command line: how it is written, and which exit status and message whatever happens becomes.
+"""The command line: its arguments, its exit statuses and its messages.
 
 Exit statuses: 0 done · 1 no such key · 2 wrong use, of the arguments or of a file given as input · 3 the store, its
-disk or the output failed · 130 interrupted · 141 nobody reads the output any more. Whatever a person can do wrong is
-one line and no traceback.
+disk or the output failed · 130 interrupted · 141 the reader of the output has left. No user error ends in
+a traceback; each is one line.
 
 A one-shot command is mostly the start of Python, so of the parser only the part that is needed is built; see
 docs/decisions/0012-the-command-line.md.
@@ -106,7 +106,7 @@ def _seconds(text: str) -> float:
 def _parse_set(command: argparse.ArgumentParser) -> None:
     command.add_argument("key", metavar="KEY")
     command.add_argument("value", metavar="VALUE", help="the value, or - to read it from standard input")
-    command.add_argument("--ttl", type=float, metavar="S", help="seconds after which the key is gone")
+    command.add_argument("--ttl", type=float, metavar="S", help="expire the key after this many seconds")
     _takes_keys(command)
     _waits(command)
 
@@ -129,12 +129,12 @@ def _parse_upkeep(command: argparse.ArgumentParser) -> None:
 
 
 def _parse_scan(command: argparse.ArgumentParser) -> None:
-    command.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="what the keys begin with")
+    command.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="only keys with this prefix")
     command.add_argument("--keys-only", action="store_true", help="without the values")
     command.add_argument("--start", metavar="KEY", help="the first key, included")
     command.add_argument("--stop", metavar="KEY", help="the last key, not included")
     command.add_argument("--reverse", action="store_true", help="from the last key to the first")
-    command.add_argument("--limit", metavar="N", type=_count, help="at most so many")
+    command.add_argument("--limit", metavar="N", type=_count, help="the most entries to list")
     command.add_argument("-0", "--null", action="store_true", help="end each entry with a zero byte, not a new line")
     _takes_keys(command)
     _takes_json(command, "print each entry as a line of JSON, as export does")
@@ -147,14 +147,16 @@ def _count(text: str) -> int:
 
 
 def _parse_export(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", metavar="FILE", nargs="?", default="-", help="where to; - or nothing: standard output")
-    command.add_argument("--prefix", metavar="PREFIX", default="", help="only the keys that begin with it")
+    command.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="the file to write; - or nothing for standard output"
+    )
+    command.add_argument("--prefix", metavar="PREFIX", default="", help="only keys with this prefix")
     _takes_keys(command)
 
 
 def _parse_import(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "file", metavar="FILE", nargs="?", default="-", help="where from; - or nothing: standard input"
+        "file", metavar="FILE", nargs="?", default="-", help="the file to read; - or nothing for standard input"
     )
     command.add_argument(
         "--from",
@@ -179,7 +181,7 @@ def _parse_serve(command: argparse.ArgumentParser) -> None:
     password.add_argument(
         "--password",
         metavar="TEXT",
-        help="what Redis clients have to say, and the token of HTTP if none is given; ps shows it to others",
+        help="the password of Redis clients, and the HTTP token if none is given; visible to others in ps",
     )
     password.add_argument("--password-file", metavar="FILE", help="its first line is the password")
     password.add_argument(
@@ -189,7 +191,7 @@ def _parse_serve(command: argparse.ArgumentParser) -> None:
     token.add_argument(
         "--token",
         metavar="TEXT",
-        help="the bearer token that HTTP asks for, and the password if none is given; ps shows it to others",
+        help="the bearer token for HTTP, and the Redis password if none is given; visible to others in ps",
     )
     token.add_argument("--token-file", metavar="FILE", help="lines of a token and its scopes: read, write, admin")
     token.add_argument(
@@ -203,7 +205,7 @@ def _parse_serve(command: argparse.ArgumentParser) -> None:
         "--sync",
         choices=("interval", "always", "os"),
         default="interval",
-        help="when a write survives a power cut: after a second, before its reply, or when the system likes",
+        help="when a write survives a power cut: after a second, before its reply, or when the system decides",
     )
 
 
@@ -255,12 +257,15 @@ CLI_COMMANDS: Final = (
     ),
     CliCommand("delete del rm", "delete a key", commands.delete_key, _parse_delete, is_short=True),
     CliCommand("scan", "list keys and values in key order, a tab between them", commands.scan_entries, _parse_scan),
-    CliCommand("compact", "give back the space of what was deleted or overwritten", commands.compact, _parse_upkeep),
+    CliCommand("compact", "reclaim the space of deleted and overwritten entries", commands.compact, _parse_upkeep),
     CliCommand("stats", "count keys and bytes", commands.show_stats, _takes_json),
     CliCommand("verify", "read and check every byte; changes nothing", commands.verify, _takes_json),
-    CliCommand("repair", "save what is intact in a damaged store", commands.repair_store, _parse_upkeep),
+    CliCommand("repair", "recover the undamaged entries of a damaged store", commands.repair_store, _parse_upkeep),
     CliCommand(
-        "backup", "copy the store into another directory, beside a writer, too", commands.back_up, _parse_backup
+        "backup",
+        "copy the store into another directory, even while another process writes",
+        commands.back_up,
+        _parse_backup,
     ),
     CliCommand("export", "write all entries as JSON Lines", commands.export_entries, _parse_export),
     CliCommand(
@@ -270,7 +275,7 @@ CLI_COMMANDS: Final = (
         _parse_import,
     ),
     CliCommand("serve", "serve the store to Redis clients and over HTTP until told to stop", _serve, _parse_serve),
-    CliCommand("inspect", "show what lies in the bytes of a segment", _inspect, _parse_inspect),
+    CliCommand("inspect", "show the entries of a segment file", _inspect, _parse_inspect),
 )
 
 
@@ -350,7 +355,7 @@ def _run(given: list[str], before_long_work: Callable[[], object]) -> int:
     try:
         arguments = parser(() if "-h" in given or "--help" in given else given).parse_args(given)
     except commands.UsageError:
-        # Of a part of the parser nobody wants to hear which commands there are not.
+        # The partial parser would list only some of the commands.
         try:
             arguments = parser().parse_args(given)
         except SystemExit as end:
@@ -386,12 +391,12 @@ def _described(error: BytekvError) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, CorruptionError) and "repair" not in error.reason:
-        return f"{error}; bytekv repair saves what is whole"
+        return f"{error}; bytekv repair recovers the undamaged entries"
     return str(error)
 
 
 def _discard_output() -> None:
-    """Let nothing be said about output that nobody takes, now or when Python ends."""
+    """Suppress complaints about output that nobody reads, now and when Python ends."""
     try:
         sys.stdout.flush()
     except OSError:

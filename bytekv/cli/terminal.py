@@ -1,4 +1,4 @@
-"""What a person at a terminal sees of long work and of tables; nothing of what is worked on.
+"""Terminal output: progress bars, tables, sizes for people.
 
 Progress goes to standard error and only if that is a terminal, so that scripts and logs stay clean. With `rich`
 (the extra ``cli``) there is a bar with the time that is left, without it a percentage that counts up in place.
@@ -38,7 +38,7 @@ def quantity(size: float) -> str:
 class Bar:
     """Show how far a long operation is; what it is given to call works as a ``progress`` callback.
 
-    Outside a terminal it shows nothing, and `callback` is None, so that nobody counts for nothing.
+    Outside a terminal it shows nothing, and `callback` is None, so that nothing is counted in vain.
     """
 
     def __init__(self, what: str, stream: TextIO | None = None, *, is_hidden: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""A store over HTTP: one plain ASGI application, and a server for those who have none.
+"""A store over HTTP: a plain ASGI application, and a server to run it.
 
 `app` makes the application for an open store. It can be run by any ASGI server, mounted into an application of
 Starlette or FastAPI, or handed to `serve`, which runs it on uvicorn (the extra ``bytekv[http]``). The store

@@ -1,4 +1,4 @@
-"""Who may do what: bearer tokens with scopes, the Host allow-list, requests of foreign pages.
+"""Access control: bearer tokens with scopes, the Host allow-list, requests from other sites' pages.
 
 - A token is compared in constant time, as the digest of what was sent with the digests of all that are known.
 - A Host that is neither an IP address, nor localhost, nor on the list is refused: a page whose name has been

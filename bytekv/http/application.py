@@ -1,7 +1,7 @@
 """The ASGI application: from a request to a reply.
 
-Every request goes the same way: is its head sound, is it meant for this server, which row of the table is it,
-may its sender do that; then the operation, then the reply. What goes wrong anywhere becomes a problem document.
+Every request takes the same path: its head is checked, then its Host, its row in the table of routes, and the rights of
+its sender; then the operation runs, and the reply leaves. Any error becomes a problem document.
 
 A get, put or delete of a small value runs on the event loop, unless it would wait (`Store.would_wait`). All else runs
 in threads, reads and writes in two pools, so that writers that wait for a sync or a transaction hold up no reader (see
@@ -114,20 +114,20 @@ class Application:
         self._is_ending = self._is_closed = False
 
     def end_streams(self) -> None:
-        """End streams that would go on for ever, and a compaction; for whoever is about to stop the server."""
+        """End the streams that have no end of their own, and a compaction. Call it before stopping the server."""
         self._is_ending = True
 
     def close(self) -> None:
-        """Give up the threads; later requests are refused. The store stays open, and what is running goes on.
+        """Release the threads and refuse later requests. The store stays open, and running calls finish.
 
-        An ASGI server does this at the end of its lifespan. Where the application is mounted into another one
-        nobody does; then the threads end when it is no longer referred to.
+        An ASGI server calls it at the end of its lifespan. Nobody calls it for a mounted application: its threads end
+        when it is no longer referred to.
         """
         self._is_ending = self._is_closed = True
         self._readers.shutdown(wait=False)
         self._writers.shutdown(wait=False)
 
-    # --- the way of a request ------------------------------------------------------------------
+    # --- a request, step by step ------------------------------------------------------------------
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI connection."""

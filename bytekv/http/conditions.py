@@ -1,7 +1,7 @@
 """Entity tags, conditional requests and ranges: RFC 9110, sections 8.8.3, 13 and 14.
 
 Pure: header texts in, decisions out. An entity tag is the seq of a key's entry in quotes, always strong, so
-comparing tags is comparing seqs; 0 stands for a key that does not exist, as in `Store.put`.
+comparing tags is comparing seqs; 0 means a key that does not exist, as in `Store.put`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def part_of(text: str | None, if_range: str | None, seq: int, size: int) -> Part
     """Return the part that Range asks for; None: the whole.
 
     More than one range, other units and malformed ones are ignored, as RFC 9110, 14.2 allows. Raises the problem
-    if the range begins behind the value's end.
+    if the range begins after the value's end.
 
     >>> part_of("bytes=-3", None, 1, 10)
     Part(start=7, stop=10)

@@ -51,7 +51,7 @@ _MAX_PARAMETERS: Final = 20
 
 
 class ClientGone(Exception):
-    """Raised when the client has left in the middle of its request; nobody waits for a reply."""
+    """Raised when the client has left in the middle of its request, so that there is nobody to reply to."""
 
 
 def unquote(quoted: bytes) -> bytes:
@@ -200,7 +200,7 @@ def _path_below(root: str, scope: Scope) -> bytes:
         raise Problem("malformed", "the request target must be a path")
     depth = root.count("/")
     segments = path.split(b"/", depth + 1)
-    # Some servers have the prefix in raw_path, as the specification says; some of those behind a proxy have not.
+    # Some servers have the prefix in raw_path, as the specification says; some of those that run behind a proxy do not.
     if depth and unquote_to_bytes(b"/".join(segments[: depth + 1])) == root.encode():
         return b"/" + b"".join(segments[depth + 1 :])
     return path
@@ -267,7 +267,7 @@ class Reply:
             await _send_pieces(send, request, self.body)
 
     async def close(self) -> None:
-        """Let go of a body that is not going to be sent."""
+        """Release a body that will not be sent."""
         if not isinstance(self.body, bytes):
             await self.body.aclose()
 

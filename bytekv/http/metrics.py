@@ -1,4 +1,4 @@
-"""What the door has done, counted, and its text for Prometheus.
+"""Metrics: counters of requests, and their text for Prometheus.
 
 The form is version 0.0.4 of the text format (https://prometheus.io/docs/instrumenting/exposition_formats/).
 Labels are names of operations and statuses, never anything that a client has sent.

@@ -237,19 +237,19 @@ DOCUMENT: Final[Json] = {
                 tags=["many"],
                 parameters=[
                     _query("prefix", {"type": "string"}, "Only keys that begin with it."),
-                    _query("start", {"type": "string"}, "Only this key and those behind it."),
+                    _query("start", {"type": "string"}, "Only this key and those after it."),
                     _query("stop", {"type": "string"}, "Only keys before this one."),
                     _query(
                         "limit",
                         {"type": "integer", "minimum": 1, "maximum": 10**18 - 1},
-                        f"At most so many; a page has {PAGE_ITEMS} if nothing is said, and {MAX_PAGE_ITEMS} at most.",
+                        f"The most keys to list; a page has {PAGE_ITEMS} by default and {MAX_PAGE_ITEMS} at most.",
                     ),
                     _query("reverse", {"type": "boolean"}, "From the last key to the first."),
                     _query("values", {"type": "boolean"}, "With value_b64, etag and ttl of each key."),
                     _query(
                         "cursor",
                         {"type": "string", "pattern": "^[A-Za-z0-9_-]{8,90000}$"},
-                        "From the page before, to go on behind it; prefix, start, stop and reverse as for that.",
+                        "The cursor of the previous page. Repeat its prefix, start, stop and reverse.",
                     ),
                 ],
             )
@@ -285,7 +285,9 @@ DOCUMENT: Final[Json] = {
                 tags=["many"],
                 parameters=[
                     _query(
-                        "since", {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}, "Only changes behind it."
+                        "since",
+                        {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
+                        "Only changes after this seq.",
                     ),
                     _query("follow", {"type": "boolean"}, "Go on with what comes; events do unless told not to."),
                     _header(

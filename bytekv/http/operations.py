@@ -1,7 +1,7 @@
-"""What the door does with a store: each function one operation, blocking, to be called in a thread.
+"""Operations on a store: one blocking function for each.
 
 Knows the store's public surface and the JSON of the interface, and nothing of ASGI. A compare-and-set is atomic
-because the store compares: `Store.put` with ``if_seq``, or a transaction, in which nobody else writes.
+because the store compares: `Store.put` with ``if_seq``, or a transaction, which keeps other writers out.
 
 In JSON a key is base64 (``key_b64``), since keys are bytes; where it is UTF-8 it is shown as text (``key``), too.
 """
@@ -141,7 +141,7 @@ def no_such_key(key: bytes) -> Problem:
 
 
 class Listing(NamedTuple):
-    """Which keys are to be listed, and how."""
+    """Which keys to list, and how."""
 
     prefix: bytes
     start: bytes | None
@@ -156,7 +156,7 @@ class Listing(NamedTuple):
         return sha256(repr(parts).encode()).digest()[:_FINGERPRINT_BYTES]
 
     def cursor_after(self, key: bytes) -> str:
-        """Return a cursor that goes on behind a key: all that a later request needs is in it."""
+        """Return a cursor for what follows a key; it holds all that a later request needs."""
         return urlsafe_b64encode(self._fingerprint() + key).decode().rstrip("=")
 
     def keys(self, snapshot: Snapshot) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""What can go wrong with a request: each problem by name, with its status.
+"""Problems: everything that can go wrong with a request, each with its name and status.
 
 A problem is raised wherever it is noticed and becomes an ``application/problem+json`` reply (RFC 9457) in
 one place. `PROBLEMS` is the whole list; the reference page is compared with it. This module also knows
@@ -90,7 +90,7 @@ def changes_lost(why: str, **members: object) -> Problem:
 
 
 def problem_of(error: BaseException) -> Problem:
-    """Return the problem that an exception is for a client; log what he must not or need not know."""
+    """Return the problem that an exception is for a client; log what the client must not or need not know."""
     match error:
         case Problem():
             return error

@@ -1,4 +1,4 @@
-"""The table of what can be asked for, and which row a raw path belongs to.
+"""Routes: the table of paths and methods, and which row a raw path belongs to.
 
 Fixed paths are compared before anything is decoded. What is left is a key of the simple surface, unless its
 decoded form looks like one of the fixed paths: then a proxy that decodes earlier than this module would take it

@@ -52,7 +52,7 @@ def _take(lines: Iterator[bytes]) -> bytes:
 
 
 class ChangeFeed:
-    """The changes of a store behind a seq, as lines of JSON or as server-sent events."""
+    """The changes of a store after a seq, as lines of JSON or as server-sent events."""
 
     def __init__(self, store: Store, since: int, *, follow: bool, events: bool, poll_s: float) -> None:
         self._store, self._position = store, since
@@ -75,7 +75,7 @@ class ChangeFeed:
             while self._store.last_seq <= self._position:
                 if ends() or self._store.closed:
                     return
-                yield b""  # whoever sends this notices when the client has left
+                yield b""  # sending it shows whether the client has left
                 if clock() - quiet_since >= _HEARTBEAT_S:
                     yield b":\n\n" if self._events else b"\n"
                     quiet_since = clock()

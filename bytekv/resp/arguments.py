@@ -1,4 +1,4 @@
-"""What stands in arguments, read and printed as Redis reads and prints it: floats, times, options, patterns.
+"""Arguments: floats, times, options and patterns, read and printed as Redis does.
 
 Knows no command and no store. Integers are in `protocol`, which needs them for lengths.
 """
@@ -112,7 +112,7 @@ _TIMES: Final = {b"EX": (1000, True), b"PX": (1, True), b"EXAT": (1000, False), 
 
 
 class SetOptions:
-    """The options of SET and GETEX: a time, or one of the flags that stand for none."""
+    """The options of SET and GETEX: a time of expiry, or flags."""
 
     def __init__(self, arguments: list[bytes], allowed: frozenset[bytes], name: bytes) -> None:
         self.flags: set[bytes] = set()
@@ -170,7 +170,7 @@ class Pattern:
         #: What every key that matches begins with: where in the order of keys to look.
         self.prefix: bytes = _literal(segments[0])
         expression = b"".join(segments[0])
-        # What stands between two stars may take the first place where it fits, and never has to give it back: so the
+        # The part between two stars may take the first place where it fits, and never has to give it back: so the
         # groups are atomic, and no pattern makes a look at a key take more than (key x pattern) steps.
         for segment in segments[1:-1]:
             expression += b"(?>.*?%b)" % b"".join(segment)
@@ -182,7 +182,7 @@ class Pattern:
 
 
 def _segments(pattern: bytes) -> list[list[bytes]]:
-    """Return what stands between the stars: for each character of a key a regular expression."""
+    """Return the parts between the stars: for each character of a key a regular expression."""
     segments: list[list[bytes]] = [[]]
     at = 0
     while at < len(pattern):

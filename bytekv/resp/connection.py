@@ -1,4 +1,4 @@
-"""One client's connection: bytes in, replies out, and waiting where something is in the way.
+"""Connections: bytes in, replies out, and waiting while something is in the way.
 
 Knows asyncio's transports, and of commands only that a `Session` says what becomes of one. What is common to all
 connections is the server's, seen from here as `ConnectionHost`.
@@ -40,7 +40,7 @@ _KEEPALIVE_S: Final = 300
 
 
 class ConnectionHost(Protocol):
-    """What a connection has to know of its server."""
+    """What a connection needs of its server."""
 
     loop: asyncio.AbstractEventLoop
     executor: Executor

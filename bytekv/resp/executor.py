@@ -1,4 +1,4 @@
-"""How commands get at the store: the common ones straight, others in a unit of work, several in one batch.
+"""The executor: common commands on fast paths, others in a unit of work, several of them in one batch.
 
 An *item* is what is carried out as a whole: the arguments of one command, or the `Block` that MULTI has gathered.
 Every item gets exactly one encoded reply, whatever goes wrong; errors of the store are translated here and nowhere
@@ -21,7 +21,7 @@ from .work import Block, Cursors, Item, Slow, TooLargeError, UnitOfWork
 
 __all__ = ["Executor", "FastPath"]
 
-#: A shorter way for a command; None if the arguments are not of the simple kind.
+#: A shorter path for a command; it returns None for arguments that are not of the simple kind.
 FastPath = Callable[[list[bytes]], "bytes | None"]
 
 _MAX_REPLIES_BYTES: Final = 4 * 1024 * 1024  # to one client in one batch; what is left waits for the next
@@ -160,12 +160,12 @@ class Executor:
                 answers.count(client, len(reply))
                 answers.replies[client].append(reply)
 
-    # --- the straight way ------------------------------------------------------------------------
+    # --- fast paths ------------------------------------------------------------------------
 
     def fast_paths(self, resp3: bool, *, writes: bool) -> dict[bytes, FastPath]:
-        """Return the shorter ways of the commonest commands, by name.
+        """Return the fast paths of the commonest commands, by name.
 
-        GET takes 1.2 µs this way instead of 6, SET 1.7 instead of 16; a test compares their replies with the plain way.
+        GET takes 1.2 µs instead of 6, SET 1.7 instead of 16. A test compares their replies with those of the plain way.
         """
         value_of, put, delete, contains = self.store.get, self.store.put, self.store.delete, self.store.__contains__
         add = self.store.incr
@@ -239,14 +239,14 @@ def _counted(work: UnitOfWork, reply: Reply, resp3: bool) -> bytes:
 
 
 class _Answers:
-    """The replies to the items of several clients, no more at once than memory should hold.
+    """The replies to the items of several clients, bounded in bytes.
 
     Once there is no room for a client there is none for its later items, so that they keep their order.
     """
 
     def __init__(self, clients: int) -> None:
         self.replies: list[list[bytes]] = [[] for _ in range(clients)]
-        #: Set when nothing more is to be carried out for anybody.
+        #: Set when the batch must carry out nothing more.
         self.is_full = False
         self._sizes = [0] * clients
         self._size = 0
@@ -261,7 +261,7 @@ class _Answers:
         self._size += size
 
     def forget(self, made: list[tuple[int, bytes]]) -> None:
-        """Take back what was counted for replies that nobody gets."""
+        """Take back what was counted for replies that will not be sent."""
         for client, reply in made:
             self.count(client, -len(reply))
         self.is_full = False

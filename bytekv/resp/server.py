@@ -1,10 +1,10 @@
-"""The door itself: listening, the set of connections, batches, deadlines, a graceful stop.
+"""The RESP server: listening sockets, connections, batches, deadlines, a graceful stop.
 
 With ``group_commit`` a command that writes, with what follows it, waits for a batch: all that waits when a batch begins
 is carried out by one thread in one transaction, which is one sync, and then the replies leave. Meanwhile the loop goes
 on, and what arrives gathers for the next batch.
 
-The server never closes the store: whoever opened it does.
+The server never closes the store; its caller does.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ _ARGUMENT_COST: Final = 96
 
 
 class ServerState(Protocol):
-    """What a session has to know of its server."""
+    """What a session needs of its server."""
 
     store: Store
     commands: CommandTable
@@ -120,7 +120,7 @@ class Session:
         self.connected_at = time.time()
         self.library = {b"lib-name": b"", b"lib-ver": b""}
         self.last_command = b""
-        #: Set once the connection is to be closed, after what there is to say.
+        #: Set once the connection will be closed, after its last reply.
         self.is_closing = False
         #: Set when it turns out to be no client of Redis: it is not told another word.
         self.is_foreign = False

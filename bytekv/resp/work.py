@@ -1,4 +1,4 @@
-"""One unit of work: what commands read and write between the beginning of a transaction and its commit.
+"""Units of work: what commands read and write between the beginning of a transaction and its commit.
 
 Commands see a `UnitOfWork`, never the store. It keeps what they write in memory, with times of expiry, and answers
 from there first, so that the commands of MULTI see each other's writes; `Executor` decides how many commands
@@ -38,7 +38,7 @@ class TooLargeError(ReplyError):
 
 
 class StoredValue(NamedTuple):
-    """A value and when it goes, in milliseconds since 1970 (0: never), and its seq (-1: not committed)."""
+    """A value, when it expires in milliseconds since 1970 (0: never), and its seq (-1: not committed)."""
 
     value: bytes
     expires_ms: int = 0
@@ -90,7 +90,7 @@ class Cursors:
             return self._last
 
     def key(self, cursor: int) -> bytes | None:
-        """Return the key that a cursor stands for, None if it is not known (any more)."""
+        """Return the key of a cursor, None if the cursor is unknown or forgotten."""
         with self._lock:
             key = self._keys.get(cursor)
             if key is not None:

@@ -1,4 +1,4 @@
-"""Several doors on one store, in one process and on one event loop, until somebody says stop.
+"""The lifecycle of a serving process: several servers on one store and one event loop, until a signal.
 
 This module knows how a process that serves begins and ends; what is spoken at a door is the door's business. A door is
 a coroutine that serves until it is cancelled, and finishes then what it has acknowledged. On SIGTERM or SIGINT, or
@@ -60,7 +60,7 @@ def address_of(text: str, default_port: int) -> tuple[str, int]:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError(f"{text!r}: an IPv6 address stands in brackets, [{text}]:{default_port}")
+        raise ValueError(f"{text!r}: put an IPv6 address in brackets: [{text}]:{default_port}")
     if colon and not (port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) < 65536):
         raise ValueError(f"{text!r} is not HOST:PORT")
     return host or "127.0.0.1", int(port) if colon else default_port

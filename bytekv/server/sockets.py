@@ -1,4 +1,4 @@
-"""Where a server listens, and how many connections it holds, so that files can still be opened.
+"""Listening sockets, and a bound on connections that leaves descriptors for the store.
 
 Sockets listen on each address of a host, and on loopback only as long as nobody has to show a secret. What a client has
 done to deserve its place, and what is served, is not known here.
