@@ -29,6 +29,11 @@ for _signal, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signa
         signal.signal(getattr(signal, _signal), _usual)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the pages of tests/scenarios be written anew."""
+    parser.addoption("--rewrite-scenarios", action="store_true", help="write what happens into tests/scenarios/*.txt")
+
+
 def pytest_collection_finish() -> None:
     """Keep what is there by now out of the garbage collection after each test, which took 70 ms for that."""
     gc.collect()
