@@ -67,7 +67,7 @@ def open_store(path: Path) -> Iterator[Callable[..., Store]]:
             continue
         report = store.verify()
         assert report.ok, report
-        with store._commit.lock:
+        with store._commit.state.lock:
             assert store._segments.check() == []
         content = dict(store.items())
         store.close()

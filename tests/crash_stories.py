@@ -266,7 +266,7 @@ class Session:
                 self._write_beside(self.db)
             self.beside_at -= 1
         if self.db is not None:
-            durable = self.db._commit.durable_seq
+            durable = self.db._commit.state.durable_seq
             self.floor = max(self.floor, durable)
             if self.setting.sync == "always":
                 visible = {key: value for key in KEYS if (value := self.db.get(key)) is not None}
@@ -278,8 +278,8 @@ class Session:
 
     def _is_free(self, db: Store) -> bool:
         """Tell whether another thread could write now, and need not wait for this one to go on."""
-        locked = db._commit.lock._is_owned()
-        return not locked and not (self.setting.sync == "always" and db._commit.sync_lock._is_owned())
+        locked = db._commit.state.lock._is_owned()
+        return not locked and not (self.setting.sync == "always" and db._commit.state.sync_lock._is_owned())
 
     def _write_beside(self, db: Store) -> None:
         write, self.beside = self.beside, None

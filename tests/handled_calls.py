@@ -137,7 +137,7 @@ class HandlerBench(Bench):
             assert store.readonly
             return Struck(True, None, None)
         except StoreClosedError:
-            assert store.closed or store._commit.refusal is not None
+            assert store.closed or store._commit.state.refusal is not None
             return Struck(True, None, None)
         if isinstance(result, Snapshot):
             result = result, dict(result)

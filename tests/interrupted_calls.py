@@ -126,7 +126,7 @@ def _expired(store: Store) -> None:
 
 def _rolling(store: Store) -> None:
     _warm(store)
-    writer = store._commit.segments.writer
+    writer = store._commit.state.segments.writer
     assert writer is not None
     # Too little room for the call, enough for the write that follows it.
     store["padding"] = bytes(_SEGMENT_SIZE - writer.end - 80 - len("padding"))
@@ -343,7 +343,7 @@ class Wake:
 
 
 def _wake_of(store: Store) -> Wake:
-    wake = store._commit._wake
+    wake = store._commit.durability._wake
     assert isinstance(wake, Wake)
     return wake
 
@@ -516,7 +516,7 @@ class Bench:
             compact_dead_ratio=0.1,
             **mode._asdict(),
         )
-        store._commit._wake = Wake()
+        store._commit.durability._wake = Wake()
         return store
 
     # --- calls of an open store ----------------------------------------------------------------
@@ -607,7 +607,7 @@ class Bench:
         store[b"after"] = b"1"  # bytes: by the fast path, if that is open
         now[b"after"] = (b"1", False)
         assert self._after_a_kill(store) == now, "after one more write a kill leaves something else"
-        assert mode.sync != "always" or store.durable_seq == store._commit.seq, "acknowledged and not durable"
+        assert mode.sync != "always" or store.durable_seq == store._commit.state.seq, "acknowledged and not durable"
         if mode.sync == "interval" and store.durable_seq < store.last_seq:
             assert _wake_of(store).called, "acknowledged, and nobody is ever going to sync it (D4)"
         if name == "backup":
@@ -673,7 +673,11 @@ class Bench:
 
 def expect_no_lock_held(store: Store) -> None:
     commit = store._commit
-    locks = {"lock": commit.lock, "sync_lock": commit.sync_lock, "compacting": store._maintenance.compacting}
+    locks = {
+        "lock": commit.state.lock,
+        "sync_lock": commit.state.sync_lock,
+        "compacting": store._state.compacting,
+    }
     for name, lock in locks.items():
         assert not lock._is_owned(), f"{name} was not given back"
 

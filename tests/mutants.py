@@ -155,33 +155,33 @@ MUTANTS = [
     # --- writing -------------------------------------------------------------------------------
     _mutant(
         "always: a write is visible before it is durable",
-        "engine/write/commit",
-        "            self._unseen.add(pending)\n        else:\n            self._show(pending)",
-        "            self._unseen.add(pending)\n        self._show(pending)",
+        "engine/write/change",
+        "            state.queue.add(self)\n        else:\n            self.apply(state)\n",
+        "            state.queue.add(self)\n        self.apply(state)\n",
     ),
     _mutant(
         "always: a write is acknowledged before it is durable",
-        "engine/write/commit",
-        "        if self._always:\n            self.make_durable(seq)\n            return",
-        "        if self._always:\n            self._became_durable(seq)\n            return",
+        "engine/write/durability",
+        "        if state.always:\n            self.sync_to(seq)\n            return\n",
+        "        if state.always:\n            state.became_durable(seq)\n            return\n",
     ),
     _mutant(
         "sync() does not sync",
-        "engine/write/commit",
+        "engine/write/durability",
         "        if writer is not None:\n            writer.sync()  # an append",
         "        if False:\n            writer.sync()  # an append",
     ),
     _mutant(
         "a waiter whose patience has ended queues up to lead although a leader lives",
-        "engine/write/commit",
-        'if is_durable or not repr(self.sync_lock).startswith("<locked"):',
+        "engine/write/durability",
+        'if is_durable or not repr(self.state.sync_lock).startswith("<locked"):',
         "if True:",
         "tests/test_slow_syncs.py",
     ),
     _mutant(
         "a leader syncs although what it waits for has become durable",
-        "engine/write/commit",
-        "if seq <= self.durable_seq:",
+        "engine/write/durability",
+        "if seq <= state.durable_seq:",
         "if False:",
         "tests/test_slow_syncs.py",
     ),
@@ -194,7 +194,7 @@ MUTANTS = [
     ),
     _mutant(
         "the failure of another store, out of a handler, refuses this one's writes",
-        "engine/write/commit",
+        "engine/state",
         "if isinstance(error, StoreFailedError) and not is_about(error, self.segments.directory.path):",
         "if False:",
         "tests/test_failed_sync.py",
@@ -222,14 +222,14 @@ MUTANTS = [
     ),
     _mutant(
         "readers see half of a durable batch until the next sync",
-        "engine/write/commit",
-        "if self._synced_seq > self.durable_seq:",
+        "engine/write/durability",
+        "if state.synced_seq > state.durable_seq:",
         "if False:",
         "tests/test_slow_syncs.py",
     ),
     _mutant(
         "nobody replaces a leader that was interrupted before it began",
-        "engine/write/commit",
+        "engine/write/durability",
         "waiter.wait(patience_s)",
         "waiter.wait(3600)",
         "tests/test_slow_syncs.py",
@@ -255,15 +255,15 @@ MUTANTS = [
     ),
     _mutant(
         "a failed sync does not poison the store and is tried again",
-        "engine/write/commit",
+        "engine/state",
         "            self.failure = StoreFailedError(",
         "            StoreFailedError(",
         "tests/test_failed_sync.py",
     ),
     _mutant(
         "an interrupted write is not rolled forward",
-        "engine/write/commit",
-        "            self._uncounted = True\n            self._carry_out(pending)\n",
+        "engine/state",
+        "            self.is_uncounted = True\n            intent.redo(self)\n",
         "            pass\n",
         "tests/test_interrupts.py",
     ),
@@ -271,14 +271,14 @@ MUTANTS = [
         "a write from a handler is let into whatever holds the lock",
         (
             (
-                "engine/write/commit",
-                'middle of something."""\n        if self.pending is None:\n            self.pending = _ENTERED\n',
+                "engine/state",
+                'middle of something."""\n        if self.intent is None:\n            self.intent = ENTERED\n',
                 'middle of something."""\n',
             ),
             (
-                "engine/write/commit",
-                "        if self.pending is None:\n            self.pending = _ENTERED\n        if self.seg",
-                "        if self.seg",
+                "engine/state",
+                "        if self.intent is None:\n            self.intent = ENTERED\n        segments",
+                "        segments",
             ),
         ),
         ("tests/test_handlers.py",),
@@ -319,9 +319,9 @@ MUTANTS = [
     ),
     _mutant(
         "always: a handler's write in its own thread's sync is appended and then refused",
-        "engine/write/commit",
-        "if self._lock_is_owned() or (self._always and self._sync_lock_is_owned()):",
-        "if self._lock_is_owned():",
+        "engine/state",
+        "if self.lock_is_owned() or (self.always and self.sync_lock_is_owned()):",
+        "if self.lock_is_owned():",
         "tests/test_handlers.py",
     ),
     _mutant(
@@ -440,22 +440,22 @@ MUTANTS = [
     ),
     _mutant(
         "the tombstones of a batch in bulk are not counted",
-        "engine/write/commit",
-        "set_tombstones(pending.writer.header.segment_id, pending.tombstones)\n",
+        "engine/write/change",
+        "set_tombstones(self.writer.header.segment_id, self.tombstones)\n",
         "set_tombstones(0, 0)\n",
         "tests/test_fast_paths.py",
     ),
     _mutant(
         "each part of a batch begins with the same seq",
         "engine/write/change",
-        "values[at:stop], seq + at + 1, now_ms",
-        "values[at:stop], seq + 1, now_ms",
+        "values[run], seq + at + 1, now_ms",
+        "values[run], seq + 1, now_ms",
         "tests/test_fast_paths.py",
     ),
     _mutant(
         "a batch in bulk deletes keys that do not exist",
         "engine/store",
-        "    bulk = commit.without_idle_deletes(bulk)\n",
+        "    bulk = commit.without_idle_deletes(bulk, now_ms)\n",
         "    pass\n",
         "tests/test_fast_paths.py",
     ),
@@ -503,22 +503,22 @@ MUTANTS = [
     ),
     _mutant(
         "what waits for a sync counts as dead",
-        "engine/write/commit",
+        "engine/state",
         "-= change.end - change.offset",
         "-= 0",
         "tests/test_slow_syncs.py",
     ),
     _mutant(
         "dead bytes are not counted as long as somebody waits for a sync",
-        "engine/write/commit",
-        "            self._recount_what_is_shown()\n        self.durable_seq",
-        "            self._recount()\n        self.durable_seq",
+        "engine/state",
+        "            self.recount_what_is_shown()\n        self.durable_seq",
+        "            self.recount()\n        self.durable_seq",
         "tests/test_slow_syncs.py",
     ),
     _mutant(
         "a sync that fails leaves half of what was durable before visible",
-        "engine/write/commit",
-        "            self._became_durable(self._synced_seq)  # an earlier sync's",
+        "engine/state",
+        "            self.became_durable(self.synced_seq)  # an earlier sync's",
         "            pass  #",
         "tests/test_failed_sync.py",
     ),
@@ -553,7 +553,7 @@ MUTANTS = [
     _mutant(
         "a compaction sorts keys while nobody else gets in",
         "engine/space/copier",
-        "            self._committer.order(keydir)\n",
+        "            self._state.order(keydir)\n",
         "",
         "tests/test_scan.py",
     ),
@@ -623,14 +623,14 @@ MUTANTS = [
     _mutant(
         "a number is set aside though the manifest that is about to be published may have it",
         "engine/write/commit",
-        "                self.wants_next = False\n                self.ready()",
-        "                self.wants_next = False",
+        "                state.wants_next = False\n                state.ready()\n",
+        "                state.wants_next = False\n",
         "tests/test_prepared_segments.py",
     ),
     _mutant(
         "a number is set aside for a copy though the manifest that is about to be published may have it",
         "engine/space/copier",
-        "                self._committer.ready()  # a roll was interrupted, perhaps\n",
+        "                self._state.ready()  # a roll was interrupted, perhaps\n",
         "",
         "tests/test_prepared_segments.py",
     ),
@@ -680,7 +680,7 @@ MUTANTS = [
     _mutant(
         "the active segment is not synced before the victims go",
         "engine/space/compactor",
-        "            committer.make_durable(committer.seq)\n",
+        "            self._durability.sync_to(state.seq)\n",
         "",
     ),
     _mutant(
@@ -699,9 +699,9 @@ MUTANTS = [
     ),
     _mutant(
         "a listener is told under the lock",
-        "engine/write/commit",
-        "        self.notes.append((tell, self._options.listener, (event,)))\n",
-        "        tell(self._options.listener, event)\n",
+        "engine/state",
+        "        self.deferred_events.append((tell, self.options.listener, (event,)))\n",
+        "        tell(self.options.listener, event)\n",
         "tests/test_listener.py",
     ),
     _mutant(
@@ -761,7 +761,7 @@ MUTANTS = [
     _mutant(
         "somebody goes on forgetting keys while a run is copied in their order",
         "engine/space/copier",
-        "            with committer.lock, committer:  # nobody is in",
+        "            with state.lock, state:  # nobody is in",
         "            if True:  # nobody is in",
         _EXPIRY,
     ),
@@ -809,7 +809,7 @@ MUTANTS = [
     ),
     _mutant(
         "puts leave what has expired to others",
-        "engine/write/commit",
+        "engine/fast",
         "                            if keydir.is_behind:\n",
         "                            if False:\n",
         _EXPIRY,
@@ -932,8 +932,8 @@ MUTANTS = [
     ),
     _mutant(
         "a write finds no address space because of what is open for reading",
-        "engine/write/commit",
-        "if not self.segments.give_back_for(error):",
+        "engine/log/segment_manager",
+        "if not self.give_back_for(error):  # what is open",
         "if True:",
         "tests/test_memory_limits.py",
     ),
@@ -1086,7 +1086,7 @@ MUTANTS = [
     _mutant(
         "a scan does not ask whether a call was interrupted before it counted",
         "engine/reader",
-        "return not self._committer.is_uncounted and self._keydir",
+        "return not self._state.is_uncounted and self._keydir",
         "return self._keydir",
         _AGREEMENT,
     ),
@@ -1242,7 +1242,7 @@ MUTANTS = [
     _mutant(
         "a follower takes what a power cut took back for a continuation",
         "engine/replication/follower",
-        "                if header.kind == LOG and seq < self._committer.seq:",
+        "                if header.kind == LOG and seq < self._state.seq:",
         "                if False:",
         _FOLLOWERS,
     ),
@@ -1284,7 +1284,7 @@ MUTANTS = [
     _mutant(
         "a log may end before what a follower has seen of it",
         "engine/replication/follower",
-        "if max([manifest.last_seq, *(row.last_seq for row in rows)]) < self._committer.seq:",
+        "if max([manifest.last_seq, *(row.last_seq for row in rows)]) < self._state.seq:",
         "if False:",
         _FOLLOWERS,
     ),
@@ -1312,8 +1312,8 @@ MUTANTS = [
     _mutant(
         "a follower does not ask what became of the end of its log before it was compacted away",
         "engine/replication/follower",
-        "if is_gone and (manifest.last_seq < self._committer.seq or self._has_lost_its_end(last)):",
-        "if is_gone and manifest.last_seq < self._committer.seq:",
+        "if is_gone and (manifest.last_seq < self._state.seq or self._has_lost_its_end(last)):",
+        "if is_gone and manifest.last_seq < self._state.seq:",
         _FOLLOWERS,
     ),
     Mutant(
@@ -1526,40 +1526,40 @@ MUTANTS = [
     ),
     _mutant(
         "a put before 1970 is refused",
-        "engine/write/commit",
-        "            except StructError:  # a clock before 1970, which the long way knows to write\n"
-        "                if self.pending is not _ENTERED:\n"
-        "                    self.interrupted = True\n"
+        "engine/fast",
+        "            except StructError:  # a clock before 1970, which the plain way knows to write\n"
+        "                if state.intent is not ENTERED:\n"
+        "                    state.readers_must_wait = True\n"
         "                    raise\n"
         "            except BaseException:\n"
-        "                self.interrupted = True\n"
+        "                state.readers_must_wait = True\n"
         "                raise\n"
-        "            self.pending = None\n"
-        "        check_sizes(key, value)",
+        "            state.intent = None\n"
+        "        check_sizes(key, value)\n",
         "            except BaseException:\n"
-        "                self.interrupted = True\n"
+        "                state.readers_must_wait = True\n"
         "                raise\n"
-        "            self.pending = None\n"
-        "        check_sizes(key, value)",
+        "            state.intent = None\n"
+        "        check_sizes(key, value)\n",
         _REPLACED,
     ),
     _mutant(
         "a delete before 1970 is refused",
-        "engine/write/commit",
-        "            except StructError:  # a clock before 1970, which the long way knows to write\n"
-        "                if self.pending is not _ENTERED:\n"
-        "                    self.interrupted = True\n"
+        "engine/fast",
+        "            except StructError:  # a clock before 1970, which the plain way knows to write\n"
+        "                if state.intent is not ENTERED:\n"
+        "                    state.readers_must_wait = True\n"
         "                    raise\n"
         "            except BaseException:\n"
-        "                self.interrupted = True\n"
+        "                state.readers_must_wait = True\n"
         "                raise\n"
-        "            self.pending = None\n"
-        "        check_sizes(key)\n        existed",
+        "            state.intent = None\n"
+        "        return super().delete",
         "            except BaseException:\n"
-        "                self.interrupted = True\n"
+        "                state.readers_must_wait = True\n"
         "                raise\n"
-        "            self.pending = None\n"
-        "        check_sizes(key)\n        existed",
+        "            state.intent = None\n"
+        "        return super().delete",
         _REPLACED,
     ),
     # --- signal handlers' errors -----------------------------------------------------------------
@@ -1825,8 +1825,8 @@ MUTANTS = [
     _mutant(
         "servers: a transaction is not foreseen",
         "engine/write/commit",
-        "if self._always or self._gate.owner is not None or self.segments.is_unsettled:",
-        "if self._always or self.segments.is_unsettled:",
+        "if state.always or self.turn.owner is not None or state.segments.is_unsettled:",
+        "if state.always or state.segments.is_unsettled:",
         "tests/test_event_loop.py",
     ),
     # --- the HTTP door -------------------------------------------------------------------------

@@ -285,7 +285,7 @@ def test_a_scan_after_a_call_that_was_interrupted_before_it_counted(
         db.compact()  # so that no sync mark lies beside them
         assert (list(db), db["01"]) == (KEYS, b"old")
         commit: Any = db._commit
-        with commit.lock:
+        with commit.state.lock:
             commit.enter()
             commit.append([Operation(PUT, b"05", b"new")])
 

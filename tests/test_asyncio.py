@@ -152,7 +152,7 @@ def test_many_tasks_share_a_sync(db: Store, files: GatedFiles) -> None:
         first = asyncio.create_task(asyncio.to_thread(db.put, b"first", b"1"))
         await until(lambda: files.waiting)
         puts = [asyncio.create_task(asyncio.to_thread(db.put, b"%d" % number, b"new")) for number in range(15)]
-        await until(lambda: db._commit.seq == 17)
+        await until(lambda: db._commit.state.seq == 17)
         sync = files.sync
 
         def count(descriptor: int, path: str) -> None:

@@ -114,7 +114,7 @@ def test_without_the_drag_it_would_take_more(begin, path) -> None:
     keys = [b"%08d" % number for number in range(3 * SEGMENT // 128)]
     peak = 0
     for number in range(8 * len(keys)):
-        db._commit.drags = False
+        db._commit.state.throttles = False
         db.put_in_turn(keys[number * 7 % len(keys)], b"%093d" % number)
         if number % 16 == 0:
             peak = max(peak, bytes_on_disk(path))
@@ -348,10 +348,10 @@ def test_who_waits_for_a_compaction_says_so(by_hand, call: str) -> None:
             seen.append(bool(db._maintenance._waiting))
             self.lock.release()
 
-    lock = db._maintenance.compacting
-    db._maintenance.compacting = Watched(lock)
+    lock = db._state.compacting
+    db._state.compacting = Watched(lock)
     getattr(db, call)()
-    db._maintenance.compacting = lock
+    db._state.compacting = lock
     assert seen == [True, False]
 
 
@@ -392,7 +392,7 @@ def test_writers_wait_longer_the_more_is_left_to_compact(by_hand) -> None:
     clock = Clock()
     held: list[bool] = []
     db = by_hand(files=clock, segment_size_bytes=16 * KIB, compact_dead_bytes=1 << 30)
-    clock.meanwhile = lambda: held.append(db._commit._lock_is_owned())
+    clock.meanwhile = lambda: held.append(db._commit.state.lock_is_owned())
     overwrite(db, 300, 300)
     live = db.stats().live_bytes
     bound = live + db._segments.sizes.free_dead  # the bytes in all at which the drag begins
@@ -524,7 +524,7 @@ def test_a_full_disk_puts_it_off(by_hand) -> None:
     db._work()
     assert db.stats().background_error is None
     assert db.stats().total_bytes < 10_000
-    assert db._commit.drags
+    assert db._commit.state.throttles
 
 
 def test_where_no_thread_can_be_had_writers_sync_themselves(path, monkeypatch) -> None:
@@ -587,7 +587,7 @@ def test_work_that_there_is_no_memory_for_is_tried_again_and_told(
         for _ in range(3):  # one that was begun, and two for which nobody has called
             assert tries.acquire(timeout=60)
         assert db.stats().background_error == "no memory for the work in the background"
-        assert not db._commit.drags, "a writer would wait in vain"
+        assert not db._commit.state.throttles, "a writer would wait in vain"
         overwrite(db, 100)
         is_short = False
         while db.stats().background_error is not None:
@@ -840,7 +840,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def let_finish(self) -> None:
         """What is left is not worth a compaction: less than half of all, or of a segment."""
-        self.db._commit._wake()  # a full segment does; here is one more
+        self.db._commit.durability._wake()  # a full segment does; here is one more
         self.db.turns.let_worker_finish()
         assert not self.db._maintenance.pick()
         stats = self.db.stats()

@@ -453,7 +453,7 @@ def test_closed(path: Path, dest: Path) -> None:
 def test_a_failed_store_makes_none(path: Path, dest: Path) -> None:
     db = open_store(path)
     db["a"] = "1"
-    db._commit.fail(OSError(errno.EIO, "as if"))
+    db._commit.state.fail(OSError(errno.EIO, "as if"))
     with pytest.raises(StoreFailedError):
         db.backup(dest)
     assert not dest.exists()

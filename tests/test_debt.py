@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from bytekv.engine.log.sizes import Sizes, sizes_of
-from bytekv.engine.write.throttle import Debt
+from bytekv.engine.write.throttle import Throttle
 from bytekv.options import Options
 
 MIB = 1024 * 1024
@@ -20,7 +20,7 @@ def yes() -> bool:
 
 def owed_by(dead: int, bytes_written: int = 32 * MIB, sizes: Sizes = SIZES) -> list[float]:
     """Return what a store that was clean once pays for so many bytes while so many are dead."""
-    debt = Debt()
+    debt = Throttle()
     debt.look(0, 0, sizes, yes)
     debt.look(0, dead, sizes, yes)
     paid, end = [], 0
@@ -56,7 +56,7 @@ def test_nobody_waits_longer_than_a_tenth_of_a_second() -> None:
 
 def test_large_entries_cost_as_much_as_small_ones_of_as_many_bytes() -> None:
     """Each look cost the same, so that values of a mebibyte were thirty times cheaper than those of a few bytes."""
-    debt = Debt()
+    debt = Throttle()
     debt.look(0, 0, SIZES, yes)
     debt.look(0, BOUND + LIVE // 8, SIZES, yes)
     paid = 0.0
@@ -68,7 +68,7 @@ def test_large_entries_cost_as_much_as_small_ones_of_as_many_bytes() -> None:
 
 
 def test_what_is_taken_is_not_due_again() -> None:
-    debt = Debt()
+    debt = Throttle()
     debt.look(0, 0, SIZES, yes)
     debt.look(0, 100 * LIVE, SIZES, yes)
     debt.look(MIB, 100 * LIVE, SIZES, yes)
@@ -80,7 +80,7 @@ def test_what_is_taken_is_not_due_again() -> None:
 
 
 def test_what_was_dead_at_the_beginning_is_no_debt_until_it_is_gone() -> None:
-    debt = Debt()
+    debt = Throttle()
     end = 0
     for added in range(0, SIZES.slack, MIB):
         debt.look(end := end + MIB, 9 * LIVE + added, SIZES, yes)
@@ -96,7 +96,7 @@ def test_what_was_dead_at_the_beginning_is_no_debt_until_it_is_gone() -> None:
 
 
 def test_it_is_looked_at_seldom_far_from_the_bound_and_often_beyond() -> None:
-    debt = Debt()
+    debt = Throttle()
     assert debt.is_to_look(0)
     debt.look(1000, 0, SIZES, yes)
     assert not debt.is_to_look(1000)
@@ -113,7 +113,7 @@ def test_it_is_looked_at_seldom_far_from_the_bound_and_often_beyond() -> None:
 
 def test_in_a_small_segment_it_is_looked_at_several_times() -> None:
     sizes = sizes_of(LIVE, Options(segment_size_bytes=4096))
-    debt = Debt()
+    debt = Throttle()
     debt.look(0, 0, sizes, yes)
     assert debt.next_look == 1024
     debt.look(0, 2 * LIVE, sizes, yes)
@@ -122,7 +122,7 @@ def test_in_a_small_segment_it_is_looked_at_several_times() -> None:
 
 def test_nothing_is_owed_while_no_compaction_would_give_anything_back() -> None:
     """Writers slept up to a tenth of a second each for a compaction that never came."""
-    debt, end, is_due = Debt(), 0, False
+    debt, end, is_due = Throttle(), 0, False
     debt.look(0, 0, SIZES, yes)
     for _ in range(10):
         debt.look(end := end + MIB, 100 * LIVE, SIZES, lambda: is_due)

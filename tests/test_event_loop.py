@@ -63,10 +63,10 @@ def test_writes_wait_for_a_transaction_and_reads_do_not(open_store):
 def test_writes_wait_for_the_lock_and_for_an_interrupted_call(open_store):
     with open_store() as db:
         db["k"] = "v"
-        with in_another_thread(lambda: db._commit.lock):
+        with in_another_thread(lambda: db._state.lock):
             assert db.would_wait(write_bytes=1)
             assert not db.would_wait("k")
-        db._commit.interrupted = True
+        db._state.readers_must_wait = True
         assert db.would_wait()
         assert db["k"] == b"v"  # settles it
         assert not db.would_wait()

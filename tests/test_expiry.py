@@ -370,13 +370,13 @@ def test_somebody_is_forgetting_keys_when_a_compaction_in_order_begins(path: Pat
     files = Files()
     options: dict[str, Any] = {"files": files, "expiry_grace_s": 0.0}
     db = harness.open_store(path, **options)
-    forgetting = threading.Thread(target=db._commit.purge_slice, args=(100,))
+    forgetting = threading.Thread(target=db._commit.state.purge_slice, args=(100,))
     forget, db._keydir._forget = db._keydir._forget, forget_slowly  # type: ignore[method-assign]
     db[b"key"] = b"old, for ever"
     db._commit.seal()
     db.put(b"key", b"new", ttl=10)
     db._commit.seal()
-    db._commit.replace_locks(lambda lock: _Telling(lock, go.set))
+    db._commit.state.replace_locks(lambda lock: _Telling(lock, go.set))
     compact_run(db, 1, in_order=True)
     forgetting.join()
     assert entries_of(db)[1] == [(TOMBSTONE, b"key", 2)]
@@ -482,7 +482,7 @@ class Tale:
         elif event == "clock back":
             self.files.sleep(-12)
         elif event == "look":
-            db._commit.purge(lambda: None)
+            db._commit.state.purge(lambda: None)
         else:
             crash(db)
             self.db = harness.open_store(self.path, **self.options)

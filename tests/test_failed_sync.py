@@ -516,8 +516,8 @@ def test_all_who_wait_for_the_sync_are_told(path: Path, io: str, k: int) -> None
         thread.start()
     for _ in keys:
         assert files.appended.acquire(timeout=TIMEOUT_S), "not all have appended"
-    with store._commit.lock:  # and now the last of them is done with that
-        assert len(store._commit._unseen.queue) == 8
+    with store._commit.state.lock:  # and now the last of them is done with that
+        assert len(store._commit.state.queue.changes) == 8
     files.go.set()
     for thread in threads:
         thread.join(TIMEOUT_S)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from bytekv.engine.index.keydir import Keydir
 from bytekv.engine.log.segment import Writer
 from bytekv.engine.store import Store
-from bytekv.engine.write.change import Bulk, pending_bulk_of, pending_of, size_of
+from bytekv.engine.write.change import Bulk, Change, PutRun
 from bytekv.engine.write.commit import Committer
 from tests.harness import FakeFiles, open_store, patched, segment_files
 
@@ -60,17 +60,19 @@ def plain_ways_only() -> Iterator[None]:
     def without_fast_end(self: Writer, *, fast: bool) -> None:
         open_room(self, fast=False)
 
-    def one_by_one(self: Committer, bulk: Bulk) -> int:
-        return self.append(bulk.operations())
+    def one_by_one(self: Committer, bulk: Bulk) -> Change:
+        return Change.of(bulk.operations())
 
-    def asked_one_by_one(self: Committer, bulk: Bulk) -> Bulk:
+    def asked_one_by_one(self: Committer, bulk: Bulk, now_ms: int) -> Bulk:
         pairs = zip(*bulk, strict=True)
-        due = [(key, value) for key, value in pairs if value is not None or self.newest(key, 0) is not None]
+        due = [(key, value) for key, value in pairs if value is not None or self.newest(key, now_ms) is not None]
         return Bulk([key for key, _ in due], [value for _, value in due])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Writer, "open_room", without_fast_end)
-        patch.setattr(Committer, "_append_bulk", one_by_one)
+        patch.setattr("bytekv.engine.open.FastCommitter", Committer)
+        patch.setattr("bytekv.engine.open.DurableCommitter", Committer)
+        patch.setattr(Committer, "_bulk_change", one_by_one)
         patch.setattr(Committer, "without_idle_deletes", asked_one_by_one)
         yield
 
@@ -170,14 +172,16 @@ def test_a_batch_is_encoded_in_parts(path: Path, part_size: int) -> None:
         assert writer is not None
         large = bytes(2 * part_size)
         bulk = Bulk([b"k%d" % n for n in range(20)], [*[b"v", None, b"", large] * 5])
-        plain = pending_of(bulk.operations(), writer, 7, 1000, 50)
+        plain = Change.of(bulk.operations())
+        plain.place(writer, 7, 1000, 50)
+        found = PutRun(bulk)
         with patched({"bytekv.engine.write.change._PART_SIZE": part_size}):
-            found = pending_bulk_of(bulk, writer, 7, 1000, 50)
+            found.place(writer, 7, 1000, 50)
         assert b"".join(found.parts) == b"".join(plain.parts)
-        assert found[6:] == plain[4:], "seq, end, tombstones"
+        assert (found.seq, found.end, found.tombstones) == (plain.seq, plain.end, plain.tombstones)
         shown = [*zip(found.keys, found.locations, strict=True), *((key, None) for key in found.gone)]
         assert sorted(shown) == sorted((key, location) for key, location, _ in plain.effects)
-        assert size_of(bulk) == size_of(bulk.operations()) == found.end - found.offset
+        assert found.size == plain.size == found.end - found.offset
         if len(large) > 30:
             assert sum(part is large for part in found.parts) == 5
             assert max(len(part) for part in found.parts if part is not large) <= max(part_size, 50)

@@ -87,7 +87,7 @@ class Log:
         self.attempt(lambda: setattr(self, "store", open_store(self.path, flag, **self.options, **more)))
         if self.store is not None:
             # Which call is the N-th must not depend on a thread either: the worker has tests of its own.
-            self.store._commit._wake = lambda: True
+            self.store._commit.durability._wake = lambda: True
             self.failed_syncs = self.calls.failed_syncs
         return self.store  # type: ignore[return-value]
 

@@ -9,17 +9,17 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bytekv.engine.write.durability import Group, Waiter
+from bytekv.engine.write.durability import GroupCommit, Waiter
 
 
-def joined(group: Group, seq: int) -> Waiter:
+def joined(group: GroupCommit, seq: int) -> Waiter:
     waiter = group.join(seq)
     assert waiter is not None
     return waiter
 
 
 def test_the_first_leads_and_the_others_wait() -> None:
-    group = Group()
+    group = GroupCommit()
     assert group.join(1) is None
     assert not joined(group, 2).wait(0)
     group.release(1, failed=False)
@@ -27,7 +27,7 @@ def test_the_first_leads_and_the_others_wait() -> None:
 
 
 def test_a_sync_wakes_the_next_leader_first_and_then_whom_it_served() -> None:
-    group = Group()
+    group = GroupCommit()
     assert group.join(1) is None
     served, later, last = joined(group, 1), joined(group, 2), joined(group, 3)
     group.release(1, failed=False)
@@ -39,7 +39,7 @@ def test_a_sync_wakes_the_next_leader_first_and_then_whom_it_served() -> None:
 
 
 def test_a_failed_sync_wakes_everybody() -> None:
-    group = Group()
+    group = GroupCommit()
     assert group.join(1) is None
     waiters = [joined(group, seq) for seq in range(2, 6)]
     group.release(0, failed=True)
@@ -54,7 +54,7 @@ def test_a_failed_sync_wakes_everybody() -> None:
 def test_nobody_waits_for_one_who_has_left(given_waiters: list[tuple[bool, str]], data: Any) -> None:
     """A waiter that leaves may be in the line at that time: those behind it were then left there until their
     patience ended, a tenth of a second later. One that left before is not asked to lead."""
-    group = Group()
+    group = GroupCommit()
     assert group.join(0) is None
     waiters = [(joined(group, 1 if is_served else 2), is_served, leaves) for is_served, leaves in given_waiters]
     for waiter, _, leaves in waiters:
@@ -74,7 +74,7 @@ def test_nobody_waits_for_one_who_has_left(given_waiters: list[tuple[bool, str]]
 
 def test_who_has_lost_patience_leads_and_the_others_wait_for_him() -> None:
     """A leader may be interrupted before it could begin; whoever then syncs unasked is joined like any other."""
-    group = Group()
+    group = GroupCommit()
     assert group.join(1) is None
     group.release(0, failed=False)
     group.lead()
@@ -82,7 +82,7 @@ def test_who_has_lost_patience_leads_and_the_others_wait_for_him() -> None:
 
 
 def test_a_line_of_threads() -> None:
-    group = Group()
+    group = GroupCommit()
     assert group.join(1) is None
     waiters = [joined(group, 1) for _ in range(50)]
     woken: list[bool] = []
@@ -97,7 +97,7 @@ def test_a_line_of_threads() -> None:
 
 def test_a_thousand_that_have_left_are_passed_over() -> None:
     """Each woke the next by a call in a call: with a thousand threads on a slow disk puts ended in RecursionError."""
-    group = Group()
+    group = GroupCommit()
     assert group.join(1) is None
     waiters = [joined(group, 1) for _ in range(5000)]
     for waiter, following in itertools.pairwise(waiters):

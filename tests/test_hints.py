@@ -149,7 +149,7 @@ def do(db: Store, step: str, *arguments: Any) -> None:
     elif step == "compact all":
         db.compact()
     elif rows := db._segments.sealed()[1:3]:
-        with db._maintenance.compacting:
+        with db._state.compacting:
             db._maintenance.compactor.run([row.segment_id for row in rows], lambda: None, lambda _: None)
 
 
@@ -196,7 +196,7 @@ def test_a_key_deleted_while_its_segment_is_compacted(hints_for_all, path):
             assert db.delete("key")
 
     victims = [row.segment_id for row in db._segments.sealed()][2:3]
-    with db._maintenance.compacting:
+    with db._state.compacting:
         db._maintenance.compactor.run(victims, pause, lambda _: None)
     assert next(moments) > 0, "the delete came in the middle of the copying"
     db.close()

@@ -426,7 +426,7 @@ def test_interrupted_while_a_transaction_keeps_it_waiting(open_store: Callable[.
     thread = threading.Thread(target=transact)
     thread.start()
     assert begun.wait(60)
-    with _Signal(lambda: bool(db._commit._gate._opened._waiters)), pytest.raises(KeyboardInterrupt):
+    with _Signal(lambda: bool(db._commit.turn._given._waiters)), pytest.raises(KeyboardInterrupt):
         db["mine"] = b"1"
     end.set()
     thread.join()
@@ -459,7 +459,7 @@ def test_interrupted_while_somebody_else_syncs_for_it(open_store: Callable[..., 
     thread = threading.Thread(target=db.__setitem__, args=(b"theirs", b"1"))
     thread.start()
     assert files.begun.wait(60)
-    with _Signal(lambda: bool(db._commit._group.waiting)), pytest.raises(KeyboardInterrupt):
+    with _Signal(lambda: bool(db._commit.durability.group.waiting)), pytest.raises(KeyboardInterrupt):
         db["mine"] = b"1"
     files.go_on.set()
     thread.join()

@@ -856,7 +856,7 @@ def answers_during(db: Store, ask: Callable[[], object], put: Callable[[], objec
     askers: list[threading.Thread] = []
     table = _DuringPut(db._keydir._expires)
     db._keydir._expires = table
-    lock = db._commit.lock
+    lock = db._commit.state.lock
 
     def look() -> None:
         arrived = threading.Event()
@@ -867,7 +867,7 @@ def answers_during(db: Store, ask: Callable[[], object], put: Callable[[], objec
             arrived.set()
 
         asker = threading.Thread(target=run)
-        db._commit.lock = _ToldLock(lock, lambda: threading.current_thread() is asker and arrived.set())
+        db._commit.state.lock = _ToldLock(lock, lambda: threading.current_thread() is asker and arrived.set())
         asker.start()
         askers.append(asker)
         arrived.wait()  # it has its answer, or waits for the put to be over
@@ -877,7 +877,7 @@ def answers_during(db: Store, ask: Callable[[], object], put: Callable[[], objec
     table.look = lambda: None
     for asker in askers:
         asker.join()
-    db._commit.lock = lock
+    db._commit.state.lock = lock
     db._keydir._expires = dict(table)
     assert askers
     return answers

@@ -113,15 +113,15 @@ def test_a_slow_sync_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_writers_that_are_slowed_down_are_told_of(path: Path) -> None:
     seen: list[Any] = []
     with open_store(path, listener=seen.append, segment_size_bytes=4096) as db:
-        state = db._commit
-        state._debt.why = None
-        before, state._debt.why = state._debt.why, (300, 200, 100)
+        state, throttle = db._state, db._commit.throttle
+        before, throttle.why = throttle.why, (300, 200, 100)
+        assert before is None
         with state.lock, state:
-            state._tell_of_throttle(before)
+            throttle._tell(state, before)
         with state.lock, state:
-            state.forgive()
-            state.forgive()
-        state.flush_notes()
+            throttle.release(state)
+            throttle.release(state)
+        state.emit()
     assert seen == [events.ThrottleBegan(str(path), 300, 200, 100), events.ThrottleEnded(str(path), 0.0)]
 
 
@@ -165,8 +165,8 @@ def test_it_may_read_and_no_lock_that_others_need_is_held(path: Path) -> None:
     seen: list[tuple[str, int]] = []
 
     def look(event: events.Event) -> None:
-        assert not db._commit.lock._is_owned()
-        assert not db._commit.sync_lock._is_owned()
+        assert not db._commit.state.lock._is_owned()
+        assert not db._commit.state.sync_lock._is_owned()
         writer = threading.Thread(target=db.put, args=(b"beside", b"it"))
         writer.start()
         writer.join()

@@ -160,7 +160,7 @@ def test_where_it_cannot_be_prepared_the_roll_makes_it(path: Path) -> None:
         assert db.stats().background_error is None
         for number in range(3):
             db[b"few"] = b"%d" % number
-            assert not db._commit.wants_next, "once is enough, or each put would have the worker try again"
+            assert not db._commit.state.wants_next, "once is enough, or each put would have the worker try again"
         files.makes_none = False
         db[b"more"] = bytes(20_000)
         assert len(db.stats().segments) == 2

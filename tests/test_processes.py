@@ -823,8 +823,8 @@ def test_what_is_saved_once_a_daemon_thread_was_stopped_inside_the_store(path: P
         exec('''if True:
             def at_exit(store):
                 real(store)
-                store._commit.lock = held
-                store._commit.replace_locks(type(store._commit.sync_lock))
+                store._commit.state.lock = held
+                store._commit.state.replace_locks(type(store._commit.state.sync_lock))
         ''', elsewhere)
         bytekv.engine.store.Store._at_exit = elsewhere.pop("at_exit")
         db = bytekv.open(path)

@@ -77,13 +77,13 @@ def test_victims_chosen_before_another_compaction_took_them(open_store: Callable
     content = dict(db)
     victims = db._maintenance.pick()
     assert victims
-    lock = db._maintenance.compacting
+    lock = db._state.compacting
 
     class LateLock:
         """The other thread had the lock, and has just let go of it."""
 
         def __enter__(self) -> object:
-            db._maintenance.compacting = lock
+            db._state.compacting = lock
             db.compact()
             return lock.__enter__()
 
@@ -93,11 +93,11 @@ def test_victims_chosen_before_another_compaction_took_them(open_store: Callable
         def __getattr__(self, name: str) -> Any:
             return getattr(lock, name)
 
-    db._maintenance.compacting = LateLock()
+    db._state.compacting = LateLock()
     db._maintenance.may_compact = True
     db._work()
     db._maintenance.may_compact = False
-    assert db._maintenance.compacting is lock
+    assert db._state.compacting is lock
     db.put(b"k0", b"still writable")
     assert dict(db) == {**content, b"k0": b"still writable"}
 
@@ -244,11 +244,11 @@ def test_a_key_put_after_a_clear_exists_for_writers(open_store: Callable[..., St
 
     def beside(call: Callable[[], object]) -> None:
         """Have another thread write; go on as soon as its operation is appended and waits for a sync."""
-        appended = db._commit.seq
+        appended = db._commit.state.seq
         thread = threading.Thread(target=call)
         threads.append(thread)
         thread.start()
-        while db._commit.seq == appended and thread.is_alive():
+        while db._commit.state.seq == appended and thread.is_alive():
             files.yield_cpu()
 
     def ask() -> None:
@@ -258,7 +258,7 @@ def test_a_key_put_after_a_clear_exists_for_writers(open_store: Callable[..., St
         thread.start()
         for _ in range(1000):
             files.yield_cpu()
-            if db._commit._group.waiting or found:
+            if db._commit.durability.group.waiting or found:
                 break
 
     files.meanwhile = [
@@ -539,7 +539,7 @@ def test_a_refused_change_waits_for_the_entry_that_refuses_it(open_store: Callab
     first.start()
     assert files.inside.wait(60)
     second.start()
-    while second.is_alive() and not db._commit._group.waiting:
+    while second.is_alive() and not db._commit.durability.group.waiting:
         second.join(0.001)
     files.go.set()
     first.join()

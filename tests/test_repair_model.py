@@ -193,7 +193,7 @@ def live(path: Path, chance: random.Random) -> tuple[str, float]:
             files.left += chance.choice([0, 80])
             for number in range(40):
                 db["full"] = bytes(number)
-                if db._commit.wants_next:
+                if db._commit.state.wants_next:
                     break
             db._maintenance.may_compact = True
             db._work()  # what a roll will begin is made beforehand

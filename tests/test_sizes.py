@@ -1,7 +1,7 @@
 """The one rule of sizes: what a store of so many live bytes looks like, and how much disk it takes for that.
 
 A store small enough to be real runs in lockstep with its worker (`tests/turns.py`), to scale; a large one is a list of
-segments with so many live and dead bytes, beside the same `pick` and the same `Debt`.
+segments with so many live and dead bytes, beside the same `pick` and the same `Throttle`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bytekv.engine.codec.manifest import SEGMENT_HEADER_SIZE
 from bytekv.engine.log.sizes import sizes_of
 from bytekv.engine.space.picker import SegmentUsage, pick
-from bytekv.engine.write.throttle import Debt
+from bytekv.engine.write.throttle import Throttle
 from bytekv.options import Options
 from tests import harness
 from tests.harness import QuickFiles, fresh, patched
@@ -187,7 +187,7 @@ class Model:
         segment = self.sizes.segment
         self.log: list[list[float]] = [[segment, segment] for _ in range(live // segment)]  # length, of it live
         self.active = [0.0, 0.0]
-        self.debt = Debt()
+        self.debt = Throttle()
         self.job: tuple[int, int, float] | None = None  # first victim, their number, bytes to read
         self.copied = 0.0
         self.peak = 0.0

@@ -19,7 +19,7 @@ from bytekv.engine.codec.manifest import SEGMENT_HEADER_SIZE
 from bytekv.engine.store import Store
 from tests.harness import NO_WORKER, QuickFiles, open_store, patched
 
-_NO_PATIENCE = {**NO_WORKER, "bytekv.engine.write.commit._PATIENCE_S": 1e-6}
+_NO_PATIENCE = {**NO_WORKER, "bytekv.engine.write.durability._PATIENCE_S": 1e-6}
 
 
 class SlowDisk(QuickFiles):
@@ -60,8 +60,8 @@ def test_each_sync_serves_all_who_wait(tmp_path: Path, count: int, syncs: int) -
         before = disk.syncs
 
         def all_wait_or_it_is_enough() -> bool:
-            impatient.append(sum(waiter.has_left for waiter in list(commit._group.waiting)))
-            return disk.syncs - before >= syncs or commit.seq - commit.durable_seq == count
+            impatient.append(sum(waiter.has_left for waiter in list(commit.durability.group.waiting)))
+            return disk.syncs - before >= syncs or commit.state.seq - commit.state.durable_seq == count
 
         def write(number: int) -> None:
             while disk.syncs - before < syncs:
@@ -82,8 +82,8 @@ def test_each_sync_serves_all_who_wait(tmp_path: Path, count: int, syncs: int) -
 
 def _join_and_vanish(store: Store) -> None:
     """Be a leader that is interrupted before it begins."""
-    with store._commit.lock:
-        assert store._commit._group.join(store._commit.seq + 1) is None
+    with store._commit.state.lock:
+        assert store._commit.durability.group.join(store._commit.state.seq + 1) is None
 
 
 def test_a_leader_that_never_began_is_replaced(tmp_path: Path) -> None:
@@ -94,14 +94,14 @@ def test_a_leader_that_never_began_is_replaced(tmp_path: Path) -> None:
         _run([threading.Thread(target=store.put, args=(b"%d" % number, b"")) for number in range(8)])
         assert len(store) == 8
         assert 1 <= disk.syncs - before <= 8
-        assert not store._commit._sync_lock_is_owned()
+        assert not store._commit.state.sync_lock_is_owned()
 
 
 def test_who_replaces_a_leader_gives_the_lock_back(tmp_path: Path) -> None:
     with patched(_NO_PATIENCE), open_store(tmp_path, files=SlowDisk(), sync="always") as store:
         _join_and_vanish(store)
         store["a"] = ""
-        assert not store._commit._sync_lock_is_owned()
+        assert not store._commit.state.sync_lock_is_owned()
         _run([threading.Thread(target=store.put, args=("b", ""))])
 
 
@@ -113,7 +113,7 @@ def test_a_leader_that_dies_is_followed_by_the_next(tmp_path: Path) -> None:
         dead: list[threading.Thread] = []
 
         def die_once_all_wait() -> bool:
-            if dead or store._commit.seq - first < 8:
+            if dead or store._commit.state.seq - first < 8:
                 return bool(dead)
             dead.append(threading.current_thread())
             raise KeyboardInterrupt
@@ -137,24 +137,24 @@ def test_a_leader_syncs_nothing_that_is_durable_already(tmp_path: Path) -> None:
         store["first"] = ""
         commit = store._commit
         writer = threading.Thread(target=store.put, args=("a", ""))
-        with commit.sync_lock:
+        with commit.state.sync_lock:
             writer.start()
-            while not commit._group._leading:
+            while not commit.durability.group._leading:
                 os.sched_yield()
             before = disk.syncs
-            with commit.lock:
-                commit.sync_what_waits()
+            with commit.state.lock:
+                commit.durability.sync_what_waits()
         writer.join(20)
         assert not writer.is_alive()
         assert disk.syncs - before == 1
-        assert not commit._group._leading, "the next may lead"
+        assert not commit.durability.group._leading, "the next may lead"
 
 
 def test_a_lock_tells_whether_it_is_held(tmp_path: Path) -> None:
     """A waiter looks at the lock of syncs without taking it; that it can be seen is no promise of Python's."""
     with open_store(tmp_path) as store:
         store._at_exit()
-        for lock in (threading.RLock(), store._commit.sync_lock):
+        for lock in (threading.RLock(), store._commit.state.sync_lock):
             assert not repr(lock).startswith("<locked")
             with lock:
                 assert repr(lock).startswith("<locked")
@@ -189,7 +189,7 @@ def test_what_a_clear_has_made_dead_is_counted_though_others_wait(tmp_path: Path
         store.update({b"%d" % number: bytes(100) for number in range(100)})
         commit, seq, before = store._commit, store.last_seq, disk.syncs
         # The clear's sync ends once the put has been appended; that of the put does not end.
-        disk.may_end = lambda: disk.syncs == before and commit.seq == seq + 2
+        disk.may_end = lambda: disk.syncs == before and commit.state.seq == seq + 2
         clear = threading.Thread(target=store.clear, daemon=True)
         put = threading.Thread(target=store.put, args=("a", bytes(100)), daemon=True)
         try:
@@ -199,7 +199,7 @@ def test_what_a_clear_has_made_dead_is_counted_though_others_wait(tmp_path: Path
                 os.sched_yield()
             put.start()
             clear.join(20)
-            assert (commit.durable_seq, commit.has_waiting) == (seq + 1, True)
+            assert (commit.state.durable_seq, commit.durability.has_waiting) == (seq + 1, True)
             waiting = OVERHEAD + 1 + 100
             assert (store.stats().keys, store.stats().live_bytes) == (0, SEGMENT_HEADER_SIZE + waiting)
         finally:

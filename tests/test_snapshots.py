@@ -346,7 +346,7 @@ def test_a_clear_in_the_middle_of_a_compaction_leaves_a_snapshot_its_files(open_
 
     def move_and_clear(self, job, pause):
         for _ in range(moved):
-            with db._commit.lock, db._commit:
+            with db._commit.state.lock, db._commit.state:
                 self._move_some(job)
         pointed = {location >> SEGMENT_SHIFT for location in db._locations.values()}
         db.clear()

@@ -179,15 +179,15 @@ def test_a_transaction_without_memory_to_open_its_gate_keeps_nobody_out(open_sto
 
     began, ended = db.transaction(), db.transaction()
     with monkeypatch.context() as shortage:
-        shortage.setattr(type(db._commit), "open_gate", no_memory)
+        shortage.setattr(type(db._commit.turn), "give", no_memory)
         with monkeypatch.context() as shut, pytest.raises(MemoryError):
-            shut.setattr(type(db._commit), "__exit__", no_memory)  # the gate is shut by then
+            shut.setattr(type(db._state), "__exit__", no_memory)  # the gate is shut by then
             began.__enter__()
     db["a"] = "1"
     ended.__enter__()
     ended["a"] = "2"
     with monkeypatch.context() as shortage:
-        shortage.setattr(type(db._commit), "open_gate", no_memory)
+        shortage.setattr(type(db._commit.turn), "give", no_memory)
         shortage.setattr(db, "_commit_batch", no_memory)
         with pytest.raises(MemoryError):
             ended.__exit__(None, None, None)

@@ -170,7 +170,7 @@ class TurnsStore(Store):
             self.turns.free()
             stop()
 
-        self._commit._wake = wake_and_tell
+        self._commit.durability._wake = wake_and_tell
         self._worker.stop = stop_and_let_go  # type: ignore[method-assign]
 
     def _work(self) -> float | None:

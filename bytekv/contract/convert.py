@@ -83,6 +83,11 @@ def value_of(value: Bytes) -> bytes:
     return value
 
 
+def pair_of(key: Bytes, value: Bytes) -> tuple[bytes, bytes]:
+    """Return a key and a value to write, checked."""
+    return key_of(key), value_of(value)
+
+
 def ttl_to_ms(ttl: float) -> int:
     """Return a time to live in milliseconds, at least 1; raise `TypeError` or `LimitError`."""
     if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):

@@ -1,32 +1,288 @@
-"""Reads of many keys at once, by calls of C for all of them, not by bytecode for each.
+"""Flattened paths: each under the name of the plain one that it must equal, with its figure.
 
-Knows how an entry looks and where readers find it. The rest is left to the store, which reads one key with care: what
-is missing, expires, fails its check or is larger than a location can say.
+==========================  ===========================  ====================================================
+here                        the plain one                what it costs
+==========================  ===========================  ====================================================
+`FastCommitter.put`         `Committer.put`              1.3 µs instead of 5
+`FastCommitter.delete`      `Committer.delete`           1.4 µs instead of 5.5
+`DurableCommitter.put`      `Committer.put`              without its sync 11 µs instead of 17
+`DurablePut.apply`          `Change.apply`               0.5 µs instead of 2
+`read_many`                 `Reader.find` of each key    0.2 to 0.7 µs an entry instead of 3
+`Store.get`, in store.py    `Reader.find`                0.5 µs instead of 3
+==========================  ===========================  ====================================================
 
-Keys in order whose entries are of one size and lie next to each other, as a compaction leaves them, are cut out
-of one piece of the file and checked by one CRC: 0.2 µs an entry. Entries of one size that lie elsewhere cost 0.5 µs,
-those of many sizes 0.7; `Store.get` costs 1.1.
+Knows how an entry looks, where it goes and where readers find it. Whatever is not the common case is left to the plain
+way. tests/test_fast_paths.py shows that both leave the same bytes and the same keydir, and read the same values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from struct import error as StructError
 
 from .._lean import TYPE_CHECKING
-from .codec.checksum import RESIDUE, checksum
-from .codec.entry import OFFSET_MASK, OFFSET_SHIFT, OVERHEAD, PREFIX, PUT, SEGMENT_SHIFT, SIZE_MASK
+from ..contract.convert import check_sizes
+from ..errors import ReentryError
+from .codec.checksum import CRC, RESIDUE, checksum
+from .codec.entry import (
+    ENTRY,
+    ENTRY_SIZE,
+    OFFSET_MASK,
+    OFFSET_SHIFT,
+    OVERHEAD,
+    PREFIX,
+    PUT,
+    SEGMENT_SHIFT,
+    SIZE_MASK,
+    TOMBSTONE,
+)
 from .codec.runs import Pairs, cut_pairs, is_sound
+from .state import ENTERED, REENTRY, State
+from .write.change import Change, Operation
+from .write.commit import PURGED_BY_A_PUT, Committer
+from .write.durability import Waiter
 
 if TYPE_CHECKING:
     from typing import Any, Final
 
-__all__ = ["read_many"]
+__all__ = ["DurableCommitter", "FastCommitter", "read_many"]
 
 _HELD: Final = 1 << 20  # bytes of values in memory at once, or one value
 _AT_ONCE: Final = 1024  # keys that are looked up together, if they are not in one run
 _FEWEST: Final = 8  # keys for which it pays to look whether their entries are alike
 _NOT_OPEN: Final = (b"", 0)
+
+_pack_entry = ENTRY.pack
+_pack_crc = CRC.pack
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+class FastIntent:
+    """A put or a delete that is being carried out; one object for all of a store, so that none has to be made."""
+
+    __slots__ = ("entry", "location", "tombstones")
+
+    def __init__(self) -> None:
+        self.entry = b""
+        self.location = 0  # of the entry, also of a tombstone
+        self.tombstones = 0  # bytes in this segment after a delete
+
+    def redo(self, state: State) -> None:
+        """Write the entry and point the keydir at it."""
+        entry, location, writer = self.entry, self.location, state.segments.writer
+        assert writer is not None  # no other segment begins before this was redone
+        flags, key_size, _, seq, _ = ENTRY.unpack_from(entry)
+        key = entry[ENTRY_SIZE : ENTRY_SIZE + key_size]
+        offset = location >> OFFSET_SHIFT & OFFSET_MASK
+        writer.write(offset, [entry])
+        writer.end = offset + len(entry)
+        state.seq = seq
+        if flags == TOMBSTONE:
+            state.keydir.usage.set_tombstones(writer.header.segment_id, self.tombstones)
+            state.keydir.remove(key, state.size_of)
+        else:
+            state.keydir.put(key, location, 0, state.size_of)
+
+
+class FastCommitter(Committer):
+    """A committer whose puts and deletes are visible at once."""
+
+    __slots__ = ("_clock_ns", "_intent")
+
+    def __init__(self, state: State, wake: Callable[[], bool]) -> None:
+        super().__init__(state, wake)
+        self._clock_ns = state.files.clock_ns
+        self._intent = FastIntent()
+
+    def put(self, key: bytes, value: bytes) -> int:
+        """Append one put and show it; return its seq.
+
+        `Committer.put`, `Change` and `Keydir.put` for the common case: a small value, room in the mapping, no expiry
+        anywhere, no other writer's turn. For everything else `State.require_slow_path` was called.
+        """
+        state = self.state
+        if state.intent is not None:
+            state.redo_interrupted()
+        with state.lock:
+            if state.intent is not None:
+                state.redo()
+            state.intent = ENTERED
+            try:
+                writer = state.segments.writer
+                if writer is not None:
+                    key_size = len(key)
+                    size = key_size + len(value) + 27  # OVERHEAD
+                    offset = writer.end
+                    end = offset + size
+                    if end <= writer.fast_end and size <= 8191:  # SIZE_MASK; a longer one has no fast place
+                        seq = state.seq + 1
+                        body = _pack_entry(1, key_size, len(value), seq, self._clock_ns() // 1000000) + key + value
+                        entry = body + _pack_crc(checksum(body, writer.seed))
+                        location = writer.base | offset << 13 | size
+                        intent = self._intent
+                        intent.entry = entry
+                        intent.location = location
+                        state.intent = intent
+                        writer.map[offset:end] = entry  # type: ignore[index]
+                        writer.end = end
+                        state.seq = seq
+                        keydir = state.keydir
+                        if not keydir.is_plain:
+                            keydir.put(key, location, 0, state.size_of)
+                            if keydir.is_behind:
+                                state.purge_some(PURGED_BY_A_PUT)
+                        else:
+                            locations = keydir.locations
+                            old = locations.get(key)
+                            if old is None:
+                                keydir.insert(key, location)
+                            else:
+                                locations[key] = location
+                                dead, segment = keydir.usage.dead, old >> 44
+                                dead[segment] = dead.get(segment, 0) + (old & 8191 or state.size_of(old))
+                        state.intent = None
+                        return seq
+            except StructError:  # a clock before 1970, which the plain way knows to write
+                if state.intent is not ENTERED:
+                    state.readers_must_wait = True
+                    raise
+            except BaseException:
+                state.readers_must_wait = True
+                raise
+            state.intent = None
+        check_sizes(key, value)
+        return self.write([Operation(PUT, key, value)])
+
+    def delete(self, key: bytes) -> bool:
+        """Append one tombstone if the key exists, and tell whether it did; as `put` does."""
+        state = self.state
+        if state.intent is not None:
+            state.redo_interrupted()
+        with state.lock:
+            if state.intent is not None:
+                state.redo()
+            state.intent = ENTERED
+            try:
+                writer, keydir = state.segments.writer, state.keydir
+                if writer is not None and keydir.is_plain:
+                    key_size = len(key)
+                    size = key_size + 27
+                    offset = writer.end
+                    end = offset + size
+                    if end <= writer.fast_end and size <= 8191:
+                        old = keydir.locations.get(key)
+                        if old is None:
+                            state.intent = None
+                            return False
+                        old_size = old & 8191 or state.size_of(old)
+                        seq = state.seq + 1
+                        body = _pack_entry(2, key_size, 0, seq, self._clock_ns() // 1000000) + key
+                        entry = body + _pack_crc(checksum(body, writer.seed))
+                        segment = writer.base >> 44
+                        usage = keydir.usage
+                        tombstones = usage.tombstones.get(segment, 0) + size
+                        intent = self._intent
+                        intent.entry, intent.tombstones = entry, tombstones
+                        intent.location = writer.base | offset << 13 | size
+                        state.intent = intent
+                        writer.map[offset:end] = entry  # type: ignore[index]
+                        writer.end = end
+                        state.seq = seq
+                        usage.tombstones[segment] = tombstones
+                        keydir.discard(key)
+                        dead, segment = usage.dead, old >> 44
+                        dead[segment] = dead.get(segment, 0) + old_size
+                        state.intent = None
+                        return True
+            except StructError:  # a clock before 1970, which the plain way knows to write
+                if state.intent is not ENTERED:
+                    state.readers_must_wait = True
+                    raise
+            except BaseException:
+                state.readers_must_wait = True
+                raise
+            state.intent = None
+        return super().delete(key)
+
+
+class DurablePut(Change):
+    """One put without expiry that waits for the sync that makes it visible."""
+
+    __slots__ = ()
+
+    def apply(self, state: State) -> None:
+        """Point the keydir at the entry."""
+        uncounted, state.is_uncounted = state.is_uncounted, True
+        key, location, _ = self.effects[0]
+        state.keydir.put(key, location, 0, state.size_of)  # type: ignore[arg-type]
+        state.is_uncounted = uncounted
+
+
+class DurableCommitter(Committer):
+    """A committer whose changes are visible once they are durable."""
+
+    __slots__ = ()
+
+    def put(self, key: bytes, value: bytes) -> int:
+        """Append one put and wait until it is durable and visible; return its seq."""
+        check_sizes(key, value)
+        state, durability = self.state, self.durability
+        if state.lock_is_owned() or state.sync_lock_is_owned():
+            raise ReentryError(REENTRY)
+        try:
+            waiter: Waiter | None = None
+            with state.lock:
+                state.ready()
+                if self.turn.owner is not None:
+                    self.turn.wait()
+                writer = state.segments.writer
+                size = len(key) + len(value) + OVERHEAD
+                if writer is None or size > SIZE_MASK or writer.end + size > writer.room_end:
+                    seq = self.append([Operation(PUT, key, value)])
+                else:
+                    seq, offset = state.seq + 1, writer.end
+                    now_ms = self._files.now_ms()
+                    body = _pack_entry(PUT, len(key), len(value), seq, now_ms) + key + value
+                    entry = body + _pack_crc(checksum(body, writer.seed))
+                    location = writer.base | offset << OFFSET_SHIFT | size
+                    queue = state.queue
+                    changes = queue.changes
+                    change = DurablePut.__new__(DurablePut)
+                    change.writer, change.offset, change.end = writer, offset, offset + size
+                    change.parts, change.effects = [entry], [(key, location, 0)]
+                    change.seq, change.now_ms = seq, now_ms
+                    if changes and changes[-1].writer is writer:
+                        change.tombstones = changes[-1].tombstones
+                    else:
+                        change.tombstones = state.keydir.usage.tombstone_bytes(writer.base >> SEGMENT_SHIFT)
+                    state.intent = change
+                    writer.map[offset : offset + size] = entry  # type: ignore[index]
+                    changes.append(change)
+                    queue.overlay[key] = seq, location
+                    writer.end = offset + size
+                    state.seq = seq
+                is_joined = not (state.deferred_events or state.wants_worker)  # a logging handler must not lead
+                if is_joined:
+                    waiter = durability.group.join(seq)
+                state.intent = None
+            if not is_joined:
+                durability.finish(seq)
+            elif waiter is None or durability.is_left_alone(waiter):
+                durability.lead(seq)
+            if state.durable_seq < seq:
+                durability.sync_to(seq)
+            if state.deferred_events:
+                state.emit()
+            return seq
+        except BaseException:
+            state.readers_must_wait = True
+            raise
+
+
+# --- reading -----------------------------------------------------------------------------------
 
 
 def read_many(
@@ -39,6 +295,10 @@ def read_many(
     trusting: bool,
 ) -> Iterator[tuple[int, Pairs]]:
     """Yield how many of ``keys`` have been looked up by now, and (key, value) of those among the latest that exist.
+
+    Keys in order whose entries are of one size and lie next to each other, as a compaction leaves them, are cut out
+    of one piece of the file and checked by one CRC: 0.2 µs an entry. Entries of one size that lie elsewhere cost
+    0.5 µs, those of many sizes 0.7.
 
     ``whole`` tells whether every entry of a segment is the newest of its key, so that keys that lie in it need not
     be looked up; `lambda _: False` where nobody notes what changes meanwhile. ``find`` reads one key with care.

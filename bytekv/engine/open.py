@@ -15,11 +15,13 @@ from ..errors import BytekvError, CorruptionError, ReadOnlyError, translated
 from ..options import Options
 from . import recovery
 from .codec.manifest import Manifest
+from .fast import DurableCommitter, FastCommitter
 from .index.keydir import Keydir
 from .log.directory import Directory
 from .log.files import Files
 from .log.segment_manager import SegmentManager
 from .recovery import Kept, Recovery
+from .state import State
 from .write.commit import Committer
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ __all__ = ["Opened", "open_directory"]
 
 
 class Opened(NamedTuple):
-    """What an open store consists of; the committer has its segments and its keydir."""
+    """What an open store consists of; the committer's state has its segments and its keydir."""
 
     directory: Directory
     committer: Committer
@@ -111,9 +113,11 @@ def _recover(
     segments = SegmentManager(directory, manifest, options, mapped=mapped, readonly=readonly)
     try:
         report = recovery.recover(segments, keydir, readonly=readonly, kept=kept)
-        committer = Committer(segments, keydir, options, report.last_seq, wake)
+        state = State(segments, keydir, options, report.last_seq)
+        made = DurableCommitter if options.sync == "always" else FastCommitter
+        committer = made(state, wake)
         if readonly:
-            committer.only_read(report.durable_seq, partial(ReadOnlyError, f"{directory.path}: opened with flag 'r'"))
+            state.only_read(report.durable_seq, partial(ReadOnlyError, f"{directory.path}: opened with flag 'r'"))
             # Opened now, so that a compaction of the writer cannot take them away later.
             for row in segments.manifest.segments[: segments.open.most]:
                 segments.open.get(row.segment_id)

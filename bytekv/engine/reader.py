@@ -26,7 +26,8 @@ from .codec.entry import decode_entry
 from .fast import read_many
 from .index.read_view import ReadView
 from .space.worker import Pacer
-from .write.commit import Committer
+from .state import State
+from .write.durability import Durability
 
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn, TypeVar
@@ -64,15 +65,15 @@ class _Gone:
 class Reader:
     """Read one store. Without the lock."""
 
-    def __init__(self, committer: Committer, options: Options) -> None:
-        self._committer = committer
-        self._segments = committer.segments
-        self._keydir = committer.keydir
-        self._now_ms = committer.keydir.now_ms
+    def __init__(self, state: State, durability: Durability, options: Options) -> None:
+        self._state, self._durability = state, durability
+        self._segments = state.segments
+        self._keydir = state.keydir
+        self._now_ms = state.keydir.now_ms
         self.ordering: Any = threading.RLock()  # taken before the store's lock, never inside of it
         self._trusting = not options.verify_reads
-        self._locations: Any = committer.keydir.locations
-        self._readers: Any = committer.segments.open.table
+        self._locations: Any = state.keydir.locations
+        self._readers: Any = state.segments.open.table
 
     def shut(self, refuse: Callable[[], BytekvError]) -> Any:
         """Have every read raise from now on, those that are under way included; return what does so."""
@@ -105,8 +106,8 @@ class Reader:
 
     def find_many(self, keys: list[bytes]) -> dict[bytes, bytes]:
         """Return the values of those keys that exist, each as of its own moment."""
-        if self._committer.interrupted:
-            self._committer.settle_for_reader()
+        if self._state.readers_must_wait:
+            self._durability.redo_for_reader()
         found: dict[bytes, bytes] = {}
         for _, pairs in read_many(
             keys, self._locations, self._readers, lambda _: False, self._value, trusting=self._trusting
@@ -115,8 +116,8 @@ class Reader:
         return found
 
     def _value(self, key: bytes) -> bytes | None:
-        if self._committer.interrupted:
-            self._committer.settle_for_reader()
+        if self._state.readers_must_wait:
+            self._durability.redo_for_reader()
         found = self.find(key)
         return None if found is None else found.value
 
@@ -131,29 +132,29 @@ class Reader:
 
     def purge(self) -> None:
         """Take some expired keys out of the keydir; not in the middle of this thread's own write."""
-        if not self._committer.is_entered:
-            with self._committer.lock, self._committer:
-                self._committer.purge_some()
+        if not self._state.is_entered:
+            with self._state.lock, self._state:
+                self._state.purge_some()
 
     def has(self, key: bytes) -> bool:
         """Tell whether a key is there that seems to have expired: a put of it may have been under way."""
-        if self._committer.is_entered:  # a handler, perhaps in the middle of that put: the entry itself tells
+        if self._state.is_entered:  # a handler, perhaps in the middle of that put: the entry itself tells
             return self.find(key) is not None
-        with self._committer.lock, self._committer:
-            self._committer.purge_some()
+        with self._state.lock, self._state:
+            self._state.purge_some()
             self.check_open()
             return self._keydir.locate(key, self._now_ms()) is not None
 
     def count(self) -> int:
         """Return how many keys there are, expired ones not counted."""
         self.check_open()
-        if self._committer.interrupted:
-            self._committer.settle_for_reader()
-        if self._keydir.is_due(self._now_ms()) and not self._committer.is_entered:
+        if self._state.readers_must_wait:
+            self._durability.redo_for_reader()
+        if self._keydir.is_due(self._now_ms()) and not self._state.is_entered:
             pacer = Pacer(self._segments.directory.files)
             while True:
-                with self._committer.lock, self._committer:
-                    if not self._committer.purge_some():
+                with self._state.lock, self._state:
+                    if not self._state.purge_some():
                         return len(self._locations)
                 pacer.rest(0)
         return len(self._locations)
@@ -163,13 +164,13 @@ class Reader:
     def open_view(self, owner: object) -> ReadView:
         """Return the keydir as it is now; it keeps ``owner``."""
         self.check_open()
-        if self._committer.interrupted:
-            self._committer.settle_for_reader()
-        self._committer.check_reentry()
+        if self._state.readers_must_wait:
+            self._durability.redo_for_reader()
+        self._state.check_reentry()
         if self._keydir.is_due(self._now_ms()):
             self.purge()  # not all of it: a view need not be rid of what has expired
-        with self._committer.lock, self._committer:
-            return self._keydir.open_view(self._committer.visible_seq, owner)
+        with self._state.lock, self._state:
+            return self._keydir.open_view(self._state.visible_seq, owner)
 
     def close_view(self, view: ReadView) -> None:
         """End a moment, and remove the files that only it needed."""
@@ -179,8 +180,8 @@ class Reader:
     def remove_obsolete(self) -> None:
         """Remove the files that nobody can need any more."""
         # From a finaliser in the middle of this thread's own write it is left to the next call.
-        if not self._committer.is_entered and self._segments.obsolete.has_replaced:
-            with self._committer.lock, self._committer:
+        if not self._state.is_entered and self._segments.obsolete.has_replaced:
+            with self._state.lock, self._state:
                 free = self._segments.reap(self._keydir.noted_segments())
             self._segments.obsolete.remove(free)
 
@@ -210,17 +211,17 @@ class Reader:
     def count_in(self, view: ReadView) -> int:
         """Return how many keys there were at the moment of a view, those not counted that expired since."""
         self.count()  # takes out what has expired
-        self._committer.check_reentry()
-        with self._committer.lock, self._committer:
+        self._state.check_reentry()
+        with self._state.lock, self._state:
             return len(view)
 
     def _select(self, view: ReadView, range_: Range, count: int) -> list[bytes]:
-        self._committer.check_reentry()
+        self._state.check_reentry()
         for kept in (self._keydir, view):
             if kept.is_order_due:
                 with self.ordering:  # others need the same order
-                    self._committer.order(kept)
-        with self._committer.lock, self._committer:
+                    self._state.order(kept)
+        with self._state.lock, self._state:
             return view.select(*range_, count)
 
     def walk_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[bytes]:
@@ -276,8 +277,8 @@ class Reader:
                 # More than is wanted, once all there was had expired: so may many of those that follow.
                 count = min(chunk if limit is None else max(limit, chunk), _LAST_CHUNK)
                 self.check_open()
-                if self._committer.interrupted:
-                    self._committer.settle_for_reader()
+                if self._state.readers_must_wait:
+                    self._durability.redo_for_reader()
                 keys = self._select(view, range_, count)
                 done = 0
                 for stop, pairs in read_many(
@@ -307,7 +308,7 @@ class Reader:
 
     def _is_whole(self, segment: int) -> bool:
         # In this order: what is counted by now counts for all that was changed before the view was opened.
-        return not self._committer.is_uncounted and self._keydir.usage.is_whole(segment)
+        return not self._state.is_uncounted and self._keydir.usage.is_whole(segment)
 
     def _pairs_at(self, view: ReadView, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
         found = ((key, self.value_in(view, key)) for key in keys)

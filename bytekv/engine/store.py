@@ -15,7 +15,7 @@ from functools import partial
 
 from .._lean import TYPE_CHECKING, log
 from ..contract.batch import Batch, Writes
-from ..contract.convert import Bytes, Entry, Expiry, expiry_of, key_of, to_bytes, ttl_to_ms, value_of
+from ..contract.convert import Bytes, Entry, Expiry, expiry_of, key_of, pair_of, to_bytes, ttl_to_ms, value_of
 from ..contract.ordered import Range
 from ..contract.store import Store as AbstractStore
 from ..errors import (
@@ -67,17 +67,16 @@ _MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refu
 
 
 def _decide_in_bulk(
-    commit: Committer, bulk: Bulk, decided: list[Sequence[Operation] | Bulk]
+    commit: Committer, bulk: Bulk, decided: list[Sequence[Operation] | Bulk], now_ms: int
 ) -> Sequence[Operation] | Bulk:
-    bulk = commit.without_idle_deletes(bulk)
+    bulk = commit.without_idle_deletes(bulk, now_ms)
     decided[:] = [bulk if bulk.keys else ()]
     return decided[0]
 
 
 def _decide_one_by_one(
-    commit: Committer, files: Files, writes: Writes, decided: list[Sequence[Operation] | Bulk]
+    commit: Committer, writes: Writes, decided: list[Sequence[Operation] | Bulk], now_ms: int
 ) -> Sequence[Operation] | Bulk:
-    now_ms = files.now_ms()
     operations: list[Operation] = []
     for key, write in writes.items():
         if isinstance(write, bytes):
@@ -122,10 +121,12 @@ class Store(AbstractStore):
         opened = open_directory(path, flag, options, files, self._worker.wake)
         try:
             commit = opened.committer
+            self._state = state = commit.state
+            self._durability = commit.durability
             #: What opening found and did.
             self.recovery: Recovery = opened.recovery
             self._directory = opened.directory
-            self._segments, self._keydir = commit.segments, commit.keydir
+            self._segments, self._keydir = state.segments, state.keydir
             self._locations: Any = self._keydir.locations
             self._readers: Any = self._segments.open.table
             self._changes: ChangeFeed | None = None  # made when it is asked for
@@ -134,9 +135,9 @@ class Store(AbstractStore):
                 with translated("bytekv.engine.replication.follower"):
                     from .replication.follower import Follower
 
-                follower = Follower(commit)
+                follower = Follower(state)
             self._maintenance = Maintenance(commit, options, self._worker, follower)
-            self._reader = Reader(commit, options)
+            self._reader = Reader(state, commit.durability, options)
             self._commit = commit  # from now on there is something to close
             register(self)
             if os.getpid() != self._pid:  # a signal handler has forked meanwhile, and this is the child
@@ -156,7 +157,7 @@ class Store(AbstractStore):
                     self.close()
             else:
                 opened.directory.release()
-                opened.committer.segments.drop()
+                opened.committer.state.segments.drop()
             raise
 
     def _tell_of_recovery(self, listener: Listener) -> None:
@@ -196,10 +197,10 @@ class Store(AbstractStore):
             location = self._locations.get(key)
         except TypeError:  # a bytearray
             location = None
-        if self._commit.interrupted or (location is None and type(key) is not bytes):
+        if self._state.readers_must_wait or (location is None and type(key) is not bytes):
             key = to_bytes("key", key)
-            if self._commit.interrupted:
-                self._commit.settle_for_reader()
+            if self._state.readers_must_wait:
+                self._durability.redo_for_reader()
             location = self._locations.get(key)
         if location is None:
             return default
@@ -220,8 +221,8 @@ class Store(AbstractStore):
         """Tell whether ``key`` exists and has not expired; reads no file. Complexity: O(1)."""
         if type(key) is not bytes:
             key = to_bytes("key", key)
-        if self._commit.interrupted:
-            self._commit.settle_for_reader()
+        if self._state.readers_must_wait:
+            self._durability.redo_for_reader()
         if self._locations.get(key) is None:
             return False
         if not self._keydir.can_expire or self._keydir.locate(key, self._files.now_ms()) is not None:
@@ -246,8 +247,8 @@ class Store(AbstractStore):
         """
         key = to_bytes("key", key)
         self._check_open()
-        if self._commit.interrupted:
-            self._commit.settle_for_reader()
+        if self._state.readers_must_wait:
+            self._durability.redo_for_reader()
         found = self._reader.find(key)
         if found is None:
             raise KeyError(key)
@@ -257,11 +258,11 @@ class Store(AbstractStore):
         """Return the seconds that ``key`` has left, None if it does not expire; `KeyError` if it does not exist."""
         key = to_bytes("key", key)
         self._check_open()
-        commit = self._commit
-        if commit.interrupted:
-            commit.settle_for_reader()
-        commit.check_reentry()
-        with commit.lock, commit:  # a put changes location and expiry one after the other
+        state = self._state
+        if state.readers_must_wait:
+            self._durability.redo_for_reader()
+        state.check_reentry()
+        with state.lock, state:  # a put changes location and expiry one after the other
             now_ms = self._files.now_ms()
             if self._keydir.locate(key, now_ms) is None:
                 raise KeyError(key)
@@ -321,7 +322,7 @@ class Store(AbstractStore):
         if type(key) is bytes and type(value) is bytes:
             self._commit.put(key, value)
         else:
-            self._commit.apply([Operation(PUT, key_of(key), value_of(value))])
+            self._commit.write([Operation(PUT, *pair_of(key, value))])
 
     def put(
         self,
@@ -353,24 +354,24 @@ class Store(AbstractStore):
         """
         if ttl is None and if_seq is None and expires is None and type(key) is bytes and type(value) is bytes:
             return self._commit.put(key, value)
-        key, value, expiry = key_of(key), value_of(value), expiry_of(ttl, expires)
+        (key, value), expiry = pair_of(key, value), expiry_of(ttl, expires)
         if if_seq is not None and (isinstance(if_seq, bool) or not isinstance(if_seq, int)):
             raise TypeError(f"if_seq must be an int, not {type(if_seq).__name__}")
 
-        def decide(found: StoredEntry | None) -> Sequence[Operation]:
+        def decide(found: StoredEntry | None, now_ms: int) -> Sequence[Operation]:
             actual = 0 if found is None else found.seq
             if if_seq is not None and actual != if_seq:
                 raise ConflictError(key, if_seq, actual)
-            return [Operation(PUT, key, value, expiry.at(self._files.now_ms()))]
+            return [Operation(PUT, key, value, expiry.at(now_ms))]
 
         return self._change(key, decide, reads=if_seq is not None)[1]
 
     def add(self, key: Bytes, value: Bytes, *, ttl: float | None = None) -> bool:
         """Store ``value`` only if ``key`` does not exist; tell whether it was stored."""
-        key, value, expiry = key_of(key), value_of(value), expiry_of(ttl, None)
+        (key, value), expiry = pair_of(key, value), expiry_of(ttl, None)
 
-        def decide(found: StoredEntry | None) -> Sequence[Operation]:
-            return [] if found else [Operation(PUT, key, value, expiry.at(self._files.now_ms()))]
+        def decide(found: StoredEntry | None, now_ms: int) -> Sequence[Operation]:
+            return [] if found else [Operation(PUT, key, value, expiry.at(now_ms))]
 
         found, _ = self._change(key, decide)
         return found is None
@@ -396,7 +397,7 @@ class Store(AbstractStore):
             raise TypeError(f"amount must be an int, not {type(amount).__name__}")
         total = 0
 
-        def decide(found: StoredEntry | None) -> Sequence[Operation]:
+        def decide(found: StoredEntry | None, now_ms: int) -> Sequence[Operation]:
             nonlocal total
             digits = found.value.removeprefix(b"-") if found else b"0"
             if not digits.isdigit() or len(digits) > _MAX_DIGITS:
@@ -411,8 +412,8 @@ class Store(AbstractStore):
         """Let ``key`` be gone ``ttl`` seconds from now; False if it does not exist. Writes the value again."""
         key, expiry = key_of(key), Expiry(ttl_to_ms(ttl), 0)
 
-        def decide(found: StoredEntry | None) -> Sequence[Operation]:
-            return [Operation(PUT, key, found.value, expiry.at(self._files.now_ms()))] if found else []
+        def decide(found: StoredEntry | None, now_ms: int) -> Sequence[Operation]:
+            return [Operation(PUT, key, found.value, expiry.at(now_ms))] if found else []
 
         found, _ = self._change(key, decide)
         return found is not None
@@ -421,7 +422,7 @@ class Store(AbstractStore):
         """Take away the expiry of ``key``; False if it has none or does not exist. Writes the value again."""
         key = key_of(key)
         found, _ = self._change(
-            key, lambda found: [Operation(PUT, key, found.value)] if found and found.expires_ms else []
+            key, lambda found, _: [Operation(PUT, key, found.value)] if found and found.expires_ms else []
         )
         return found is not None and found.expires_ms != 0
 
@@ -435,7 +436,7 @@ class Store(AbstractStore):
     def pop(self, key: Bytes, default: object = _MISSING) -> object:
         """Delete ``key`` and return its value, in one step; ``default`` or `KeyError` if it does not exist."""
         key = key_of(key)
-        found, _ = self._change(key, lambda found: [Operation(TOMBSTONE, key)] if found else [])
+        found, _ = self._change(key, lambda found, _: [Operation(TOMBSTONE, key)] if found else [])
         if found is not None:
             return found.value
         if default is _MISSING:
@@ -450,7 +451,7 @@ class Store(AbstractStore):
         key = key_of(key)
         new = None if default is None else value_of(default)
 
-        def decide(found: StoredEntry | None) -> Sequence[Operation]:
+        def decide(found: StoredEntry | None, now_ms: int) -> Sequence[Operation]:
             if found is not None:
                 return []
             if new is None:
@@ -465,7 +466,7 @@ class Store(AbstractStore):
 
         self._reader.count()  # takes out what has expired
 
-        def decide() -> Sequence[Operation]:
+        def decide(now_ms: int) -> Sequence[Operation]:
             return [] if self._commit.is_empty else [Operation(CLEAR, b"")]
 
         self._commit.change(decide)
@@ -478,13 +479,13 @@ class Store(AbstractStore):
                 Transaction,  # as everywhere below: a command for one key need not wait for it
             )
 
-        return Transaction(self, self._commit.shut_gate, self._end_transaction)
+        return Transaction(self, self._commit.turn.take, self._end_transaction)
 
     def _end_transaction(self, transaction: Transaction, writes: Writes | None) -> int | None:
         try:
             return self._commit_batch(writes, gate_owner=transaction) if writes else None
         finally:
-            self._commit.open_gate(transaction)
+            self._commit.turn.give(transaction)
 
     def snapshot(self) -> Snapshot:
         """Return the store as it is now, for reading, whatever is written later. See `Snapshot`.
@@ -521,7 +522,7 @@ class Store(AbstractStore):
             with translated("bytekv.engine.replication.feed"):
                 from .replication.feed import ChangeFeed
 
-            changes = self._changes = ChangeFeed(self._commit)
+            changes = self._changes = ChangeFeed(self._state)
         return changes.feed(since_seq, self._reader.remove_obsolete, self._check_open)
 
     def batch(self) -> Batch:
@@ -536,14 +537,14 @@ class Store(AbstractStore):
         if set(map(type, values)) <= {bytes, type(None)}:
             decide = partial(_decide_in_bulk, commit, Bulk(list(writes), values), decided)  # type: ignore[arg-type]
         else:
-            decide = partial(_decide_one_by_one, commit, self._files, writes, decided)
+            decide = partial(_decide_one_by_one, commit, writes, decided)
         seq = commit.change(decide, gate_owner)
         return seq if decided and decided[0] else None
 
     def _change(
         self,
         key: bytes,
-        decide: Callable[[StoredEntry | None], Sequence[Operation]],
+        decide: Callable[[StoredEntry | None, int], Sequence[Operation]],
         *,
         reads: bool = True,
     ) -> tuple[StoredEntry | None, int]:
@@ -553,18 +554,18 @@ class Store(AbstractStore):
         """
         found: StoredEntry | None = None
 
-        def decide_on_newest() -> Sequence[Operation]:
+        def decide_on_newest(now_ms: int) -> Sequence[Operation]:
             nonlocal found
-            location = self._commit.newest(key, self._files.now_ms()) if reads else None
+            location = self._commit.newest(key, now_ms) if reads else None
             found = None if location is None else self._reader.read(key, location)
-            return decide(found)
+            return decide(found, now_ms)
 
         seq = self._commit.change(decide_on_newest)
         return found, seq
 
     def _check_writable(self) -> None:
-        if self._commit.refusal is not None:
-            raise self._commit.refusal()
+        if self._state.refusal is not None:
+            raise self._state.refusal()
 
     # --- durability and space ------------------------------------------------------------------
 
@@ -575,7 +576,7 @@ class Store(AbstractStore):
         """
         self._check_open()
         if not self._readonly:
-            self._commit.sync()
+            self._durability.sync()
 
     def compact(self, *, progress: Callable[[Progress], object] | None = None) -> Compaction:
         """Rewrite what lives and give everything else back to the file system, now.
@@ -599,9 +600,9 @@ class Store(AbstractStore):
         """
         self._check_open()
         self._maintenance.check_reentry("verify")
-        self._commit.settle()
+        self._state.redo_interrupted()
         waiter: object = self._maintenance.hurry()
-        with self._maintenance.compacting:
+        with self._state.compacting:
             waiter = None  # noqa: F841
             if not self._readonly:
                 self._maintenance.compactor.finish(self._files.yield_cpu)
@@ -616,11 +617,11 @@ class Store(AbstractStore):
         with translated("bytekv.engine.integrity.verify"):
             from .integrity.verify import verify
 
-        commit = self._commit
-        with commit.sync_lock, commit.lock, commit:
-            if commit.has_waiting:
-                commit.sync_what_waits()  # it is in the files and not yet in the keydir
-            commit.count_if_due()
+        state = self._state
+        with state.sync_lock, state.lock, state:
+            if self._durability.has_waiting:
+                self._durability.sync_what_waits()  # it is in the files and not yet in the keydir
+            state.count_if_due()
             return verify(self._segments, self._keydir, progress)
 
     def backup(
@@ -666,7 +667,9 @@ class Store(AbstractStore):
         while True:
             self._check_open()
             target = Directory(path, self._files)
-            pin, moment = moment_of(self._commit, self._reader.remove_obsolete, readonly=self._readonly)
+            pin, moment = moment_of(
+                self._state, self._durability, self._reader.remove_obsolete, readonly=self._readonly
+            )
             try:
                 return back_up(source, moment, target, progress)
             except StoreNotFoundError:
@@ -681,11 +684,11 @@ class Store(AbstractStore):
         with translated("bytekv.contract.reports"):
             from ..contract.reports import SegmentStats, Stats
 
-        commit, segments, keydir = self._commit, self._segments, self._keydir
+        state, segments, keydir = self._state, self._segments, self._keydir
         keys = len(self)
-        commit.check_reentry()
-        with commit.lock, commit:
-            commit.count_if_due()
+        state.check_reentry()
+        with state.lock, state:
+            state.count_if_due()
             usage = keydir.usage
             rows = tuple(
                 SegmentStats(segment, length, usage.dead_bytes(segment), usage.hiding_bytes(segment))
@@ -696,8 +699,8 @@ class Store(AbstractStore):
         gone = sum(row.dead_bytes + row.tombstone_bytes for row in rows)
         return Stats(
             keys=keys,
-            last_seq=commit.visible_seq,
-            durable_seq=commit.durable_seq,
+            last_seq=state.visible_seq,
+            durable_seq=state.durable_seq,
             total_bytes=total,
             live_bytes=total - gone,
             dead_bytes=gone,
@@ -707,8 +710,8 @@ class Store(AbstractStore):
             open_views=keydir.view_count,
             pinned_bytes=pinned_bytes,
             expired_keys=keydir.expired_count,
-            throttled=commit.throttled,
-            throttled_s=commit.throttled_s,
+            throttled=self._commit.throttle.reason(state),
+            throttled_s=self._commit.throttle.paid_s,
             segments=rows,
         )
 
@@ -768,17 +771,17 @@ class Store(AbstractStore):
     @property
     def failure(self) -> BaseException | None:
         """Return the failed sync since which writes are refused, None if they are not for that reason."""
-        return self._commit.failure
+        return self._state.failure
 
     @property
     def last_seq(self) -> int:
         """Return the sequence number of the newest visible operation."""
-        return self._commit.visible_seq
+        return self._state.visible_seq
 
     @property
     def durable_seq(self) -> int:
         """Return the sequence number up to which every operation survives a power cut."""
-        return self._commit.durable_seq
+        return self._state.durable_seq
 
     def close(self) -> None:
         """Make everything durable, give the lock back and let go of every file; again does nothing.
@@ -789,34 +792,34 @@ class Store(AbstractStore):
         """
         if self._is_closed or os.getpid() != self._pid:
             return
-        commit = self._commit
+        state = self._state
         self._maintenance.check_reentry("close")
         self._worker.stop()
         try:
-            with self._maintenance.compacting, commit.sync_lock, commit.lock, commit:
+            with state.compacting, state.sync_lock, state.lock, state:
                 if not self._is_shut:
-                    self._shut(commit)
+                    self._shut()
         finally:
             # Without the locks: a thread that takes or returns a directory may wait for them in a signal handler.
             if self._is_shut:
                 self._directory.release()
                 self._is_closed = True
                 unregister(self)
-            commit.flush_notes()
+            state.emit()
 
-    def _write_clean_end(self, commit: Committer) -> None:
-        if not self._readonly and commit.refusal is None:  # else an interrupted close() has been here
-            commit.close()
+    def _write_clean_end(self) -> None:
+        if not self._readonly and self._state.refusal is None:  # else an interrupted close() has been here
+            self._durability.close()
             self._maintenance.build_hints()
 
-    def _shut(self, commit: Committer) -> None:
+    def _shut(self) -> None:
         try:
-            self._write_clean_end(commit)
+            self._write_clean_end()
             self._segments.obsolete.forget_pins()  # iterators and snapshots end with the store
             self._segments.obsolete.remove(self._segments.reap(()))
         finally:
             refuse = partial(StoreClosedError, f"{self._path}: this store was closed")
-            commit.refusal = self._maintenance.refusal = refuse
+            self._state.refusal = self._maintenance.refusal = refuse
             self._locations = self._reader.shut(refuse)
             self._segments.drop()
             self._is_shut = True
@@ -829,31 +832,29 @@ class Store(AbstractStore):
         """
         if self._is_closed or os.getpid() != self._pid:
             return
-        commit, maintenance = self._commit, self._maintenance
+        state, maintenance = self._state, self._maintenance
         maintenance.check_reentry("close")
         self._worker.stop()
         try:
-            with maintenance.compacting, commit.sync_lock, commit.lock, commit:
+            with state.compacting, state.sync_lock, state.lock, state:
                 try:
-                    self._write_clean_end(commit)
+                    self._write_clean_end()
                 finally:
-                    maintenance.compacting = LastLock(maintenance.compacting)
-                    commit.replace_locks(LastLock)
+                    state.replace_locks(LastLock)
                     self._reader.ordering = LastLock(self._reader.ordering)
-                    commit.drags = False  # nobody compacts any more
+                    state.throttles = False  # nobody compacts any more
         except BaseException:
             self.close()  # which tells the same once more, or has nothing to tell
             raise
         finally:
-            commit.flush_notes()
+            state.emit()
 
     def _after_fork(self) -> None:
         """In a child process: refuse everything and give up what was inherited, without unlocking."""
         refuse = partial(ForkedStoreError, f"{self._path}: opened by the parent process; open it again here")
-        commit = self._commit
-        commit.forget_after_fork()
-        self._maintenance.forget_after_fork()
-        commit.refusal = self._maintenance.refusal = refuse
+        state = self._state
+        state.forget_after_fork()
+        state.refusal = self._maintenance.refusal = refuse
         self._locations = self._reader.shut(refuse)
         self._segments.drop()
         self._directory.abandon()

@@ -94,7 +94,7 @@ class Author:
 
     def compact(self, *victims: int) -> None:
         """Compact one run, which need not begin at the oldest segment."""
-        with self.store._maintenance.compacting:
+        with self.store._state.compacting:
             self.store._maintenance.compactor.run(list(victims), lambda: None, lambda _: None)
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from .read_view import ReadView, ReadViews
 from .usage import SizeOf, Usage
 
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
 
 __all__ = ["PURGED_AT_ONCE", "Keydir"]
 
@@ -121,6 +121,31 @@ class Keydir(Ordered):
         return {key: location for key, location in expired if location >> SEGMENT_SHIFT in segments}
 
     # --- single keys ---------------------------------------------------------------------------
+
+    def apply(self, change: Any, sizes_of: SizeOf, with_keys: Callable[[], set[int]]) -> bool:
+        """Point keys where a change says; True if that was a clear, after which `recount` is due.
+
+        Of the change are used: ``effects``, a list of (key or None for every key, location or None, expires_ms);
+        ``writer``, of the segment that it lies in; ``tombstones``, their bytes there if that changes; ``now_ms``, when
+        it was made.
+        Repeatable, but for the count. ``with_keys``: as for `clear`.
+        """
+        if self._changed is not None:
+            self.forget_index()
+        if change.tombstones is not None:
+            self.usage.set_tombstones(change.writer.base >> SEGMENT_SHIFT, change.tombstones)
+        is_clear = False
+        for key, location, expires_ms in change.effects:
+            if key is None:
+                self.clear(with_keys)
+                is_clear = True
+            elif location is None:
+                self.remove(key, sizes_of)
+            else:
+                self.put(key, location, expires_ms, sizes_of)
+        if self._expires or self._expired:
+            self.is_behind = self.is_due(change.now_ms)
+        return is_clear
 
     def put(self, key: bytes, location: int, expires_ms: int, sizes_of: SizeOf) -> None:
         """Point a key at a new location; the entry that it replaces is dead from now on.

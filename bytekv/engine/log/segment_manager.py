@@ -189,6 +189,38 @@ class SegmentManager:
         if found is None or (self.mapped and found[0] is not writer.map):
             self.open.table[writer.header.segment_id] = writer.readable(), writer.seed
 
+    def room_for(self, size: int, roll: Callable[[], Writer], *, only_deletes: bool, fast: bool) -> Writer:
+        """Return the active segment once ``size`` more bytes have room in it; ``roll`` begins the next one.
+
+        ``only_deletes``: on a full disk use what is kept back, so that a full store can be emptied, beyond the
+        segment's limit if need be. ``fast``: let the hot path write there without asking, as far as there is room.
+        """
+        writer = self.writer
+        if writer is None or writer.end + size > min(writer.room_end, writer.limit):
+            writer = self._make_room(size, roll, only_deletes=only_deletes)
+        writer.open_room(fast=fast)
+        return writer
+
+    def _make_room(self, size: int, roll: Callable[[], Writer], *, only_deletes: bool) -> Writer:
+        while True:
+            try:
+                try:
+                    writer = self.writer
+                    if writer is None or not writer.fits(size):
+                        writer = roll()
+                    writer.make_room(size)
+                except DiskFullError:
+                    writer = self.writer
+                    if writer is None or not only_deletes:
+                        raise
+                    writer.make_room(size, use_reserve=True)
+                # First, then `open_room`: a writer that does not come here must be sure that readers see the mapping.
+                self.show_writer()
+                return writer
+            except StoreIOError as error:
+                if not self.give_back_for(error):  # what is open for reading, so that there is room to write
+                    raise
+
     def roll(self, last_seq: int) -> None:
         """Seal the active segment, if there is one, and begin the next.
 

@@ -25,7 +25,8 @@ from ..codec.manifest import BACKUP, HISTORY, SEALED, SEGMENT_HEADER_SIZE, Manif
 from ..log.directory import Directory
 from ..log.obsolete import Pin
 from ..log.scan import header_of
-from ..write.commit import Committer
+from ..state import State
+from ..write.durability import Durability
 
 if TYPE_CHECKING:
     from typing import Final
@@ -46,23 +47,25 @@ class Moment(NamedTuple):
     sealed: set[int]
 
 
-def moment_of(committer: Committer, when_closed: Callable[[], None], *, readonly: bool) -> tuple[Pin, Moment]:
+def moment_of(
+    state: State, durability: Durability, when_closed: Callable[[], None], *, readonly: bool
+) -> tuple[Pin, Moment]:
     """Return what a store holds now; ``when_closed`` is called when the pin keeps its files no longer.
 
     A backup holds nothing that a power cut could take from the store, so that is made durable first.
     """
-    segments = committer.segments
-    committer.check_idle()
+    segments = state.segments
+    state.check_idle()
     if readonly:
         sealed = _sealed(segments.directory.load(for_writing=False).segments)
-        committer.settle()
+        state.redo_interrupted()
     else:
-        committer.sync()
-    with committer.sync_lock, committer.lock, committer:
+        durability.sync()
+    with state.sync_lock, state.lock, state:
         if not readonly:
-            committer.sync_what_waits()
+            durability.sync_what_waits()
             sealed = _sealed(segments.manifest.segments)
-        seq, manifest, pin = committer.seq, segments.manifest, segments.pin(when_closed, is_call=True)
+        seq, manifest, pin = state.seq, segments.manifest, segments.pin(when_closed, is_call=True)
     rows = _rows_of(pin.rows, pin.lengths, seq)
     listed = {row.segment_id for row in rows if (row.segment_id, row.length) in sealed}
     return pin, Moment(manifest.store_uuid, manifest.compat_flags, manifest.next_id, seq, rows, listed)

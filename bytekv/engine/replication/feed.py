@@ -19,7 +19,7 @@ from ..codec.manifest import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow
 from ..log.obsolete import Pin
 from ..log.open_segments import SegmentFile
 from ..log.scan import Scan
-from ..write.commit import Committer
+from ..state import State
 
 if TYPE_CHECKING:
     from typing import Final
@@ -40,9 +40,9 @@ class _Part(NamedTuple):
 class ChangeFeed:
     """Read the operations of one store in order; remember where feeds ended."""
 
-    def __init__(self, committer: Committer) -> None:
-        self._committer = committer
-        self._segments = committer.segments
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._segments = state.segments
         self._positions: dict[int, tuple[int, int]] = {}  # seq -> segment and offset after its entry
 
     def feed(self, since_seq: int, when_closed: Callable[[], None], check_open: Callable[[], None]) -> Iterator[Change]:
@@ -51,10 +51,10 @@ class ChangeFeed:
         ``when_closed`` is called when it has ended and keeps no file, ``check_open`` between two changes. Raises, at
         once, `ChangesLostError` if some of them have been compacted away, `LimitError` if there is no such seq yet.
         """
-        self._committer.settle()
-        with self._committer.lock, self._committer:
+        self._state.redo_interrupted()
+        with self._state.lock, self._state:
             check_open()
-            last_seq = self._committer.visible_seq
+            last_seq = self._state.visible_seq
             pin = self._segments.pin(when_closed, is_call=False)
         try:
             if not 0 <= since_seq <= last_seq:

@@ -32,7 +32,8 @@ from ..log import summary
 from ..log.open_segments import SegmentFile, reaches
 from ..log.resync import check_torn
 from ..log.scan import header_of, scan_segment, size_of
-from ..write.commit import Committer
+from ..state import State
+from ..write.change import apply_foreign
 
 if TYPE_CHECKING:
     from typing import Final, TypeVar
@@ -122,11 +123,11 @@ class _Plan:
 class Follower:
     """Bring the keydir of a read-only store up to date; one call at a time, the caller sees to that."""
 
-    def __init__(self, committer: Committer) -> None:
-        self._committer = committer
-        self._segments = committer.segments
-        self._keydir = committer.keydir
-        self._directory = committer.segments.directory
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._segments = state.segments
+        self._keydir = state.keydir
+        self._directory = state.segments.directory
         self._end: _End | None = None
         for row in self._segments.manifest.segments[-1:]:
             reader = self._segments.open.table.get(row.segment_id)
@@ -145,13 +146,13 @@ class Follower:
         return try_again(self._refresh, directory.files.yield_cpu, lambda: directory.load(for_writing=False).generation)
 
     def _refresh(self) -> bool:
-        committer = self._committer
-        committer.settle()
+        state = self._state
+        state.redo_interrupted()
         plan = self._read(self._directory.load(for_writing=False))
         changed = bool(plan.news) or plan.manifest.generation != self._segments.manifest.generation
         if changed:
-            committer.show_foreign(partial(self._apply, plan))
-        committer.durable_seq = max(committer.durable_seq, plan.durable_seq)
+            apply_foreign(state, partial(self._apply, plan))
+        state.durable_seq = max(state.durable_seq, plan.durable_seq)
         return changed
 
     # --- reading: nothing is changed ---------------------------------------------------------------
@@ -168,9 +169,9 @@ class Follower:
         last = mine_all[-1].segment_id if mine_all else 0
         # Compacted away, it may be; but perhaps only what had been left of it when its end was lost.
         is_gone = last and last not in listed
-        if is_gone and (manifest.last_seq < self._committer.seq or self._has_lost_its_end(last)):
+        if is_gone and (manifest.last_seq < self._state.seq or self._has_lost_its_end(last)):
             raise self._stale(_LOST)
-        plan = _Plan(manifest, manifest.last_seq, max(self._committer.seq, manifest.last_seq))
+        plan = _Plan(manifest, manifest.last_seq, max(self._state.seq, manifest.last_seq))
         rows: list[SegmentRow] = []
         for row in manifest.segments:
             seen = known.get(row.segment_id)
@@ -181,7 +182,7 @@ class Follower:
             if found.length > SEGMENT_HEADER_SIZE:
                 rows.append(found)
         # Whatever took its place: the log of a store never ends before what was seen of it.
-        if max([manifest.last_seq, *(row.last_seq for row in rows)]) < self._committer.seq:
+        if max([manifest.last_seq, *(row.last_seq for row in rows)]) < self._state.seq:
             raise self._stale(_LOST)
         plan.manifest = manifest._replace(segments=tuple(rows))
         plan.gone = known.keys() - {row.segment_id for row in rows}
@@ -213,7 +214,7 @@ class Follower:
             else:
                 start, seq = SEGMENT_HEADER_SIZE, header.previous_seq
                 news = _News(row, 0)
-                if header.kind == LOG and seq < self._committer.seq:
+                if header.kind == LOG and seq < self._state.seq:
                     raise self._stale(_LOST)
             if row.state == SEALED:
                 self._read_sealed(news, descriptor, header, start, seq)
@@ -230,7 +231,7 @@ class Follower:
             files.close(descriptor)
 
     def _read_sealed(self, news: _News, descriptor: int, header: SegmentHeader, start: int, seq: int) -> None:
-        directory, row, known_seq = self._directory, news.row, self._committer.seq
+        directory, row, known_seq = self._directory, news.row, self._state.seq
         is_known = header.kind == OUTPUT and row.last_seq <= known_seq
         if header.kind == LOG or is_known:
             if start == SEGMENT_HEADER_SIZE:
@@ -284,7 +285,7 @@ class Follower:
     # --- applying: in memory, under the lock, repeatable ---------------------------------------------
 
     def _apply(self, plan: _Plan) -> bool:
-        keydir, segments, committer = self._keydir, self._segments, self._committer
+        keydir, segments, state = self._keydir, self._segments, self._state
         is_counted = True
 
         def size_of(location: int) -> int:
@@ -314,7 +315,7 @@ class Follower:
             segments.obsolete.replace(sorted(plan.gone))
             segments.obsolete.remove(segments.reap(keydir.noted_segments()))
         self._end = plan.end
-        committer.seq = plan.last_seq
+        state.seq = plan.last_seq
         return is_counted
 
     def _size_of(self, location: int) -> int:

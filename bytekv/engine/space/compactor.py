@@ -20,7 +20,8 @@ from ...errors import BytekvError, DiskFullError, StoreFailedError, is_about
 from ..codec.manifest import SEGMENT_HEADER_SIZE
 from ..listener import tell
 from ..log.builder import SegmentBuilder
-from ..write.commit import Committer
+from ..state import State
+from ..write.durability import Durability
 from .copier import Copier, Pause, Run
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ class _Job:
 class Compactor:
     """Carry out compactions of one store, one at a time; the caller sees to that."""
 
-    def __init__(self, committer: Committer, listener: Listener | None = None) -> None:
-        self._committer = committer
-        self._segments = committer.segments
-        self._keydir = committer.keydir
+    def __init__(self, state: State, durability: Durability, listener: Listener | None = None) -> None:
+        self._state, self._durability = state, durability
+        self._segments = state.segments
+        self._keydir = state.keydir
         self._listener = listener
         self._copier: Copier | None = None
         self._job: _Job | None = None
@@ -108,12 +109,12 @@ class Compactor:
     def _replace(
         self, victims: list[int], pause: Pause, advance: Callable[[int], None], in_order: bool
     ) -> tuple[int, int]:
-        committer, segments = self._committer, self._segments
-        committer.purge(pause)
-        with committer.lock, committer:
-            committer.ready()
+        state, segments = self._state, self._segments
+        state.purge(pause)
+        with state.lock, state:
+            state.ready()
             run = self._run_of(victims)
-            copier = Copier(committer, run, pause, advance)
+            copier = Copier(state, run, pause, advance)
         self._check_room(run)
         outputs = copier.outputs
         try:
@@ -129,14 +130,14 @@ class Compactor:
             if outputs:
                 segments.directory.sync()
             # Newer entries decided what is dead; they must not be lost where the old ones are gone.
-            committer.make_durable(committer.seq)
+            self._durability.sync_to(state.seq)
         except BaseException:
             for output in outputs:
                 output.discard()
             raise
         job = _Job(victims, outputs)
-        with committer.lock, committer:
-            committer.ready()
+        with state.lock, state:
+            state.ready()
             self._job = job
             job.recounts = self._keydir.recounts
             try:
@@ -183,8 +184,8 @@ class Compactor:
             raise
 
     def _poison(self, error: StoreFailedError) -> None:
-        with self._committer.lock, self._committer:
-            self._committer.fail(error)
+        with self._state.lock, self._state:
+            self._state.fail(error)
 
     def _finish(self, pause: Pause) -> None:
         """Point the keydir at the copies and free the victims of a published compaction.
@@ -194,9 +195,9 @@ class Compactor:
         job = self._job
         if job is None:
             return
-        committer, keydir = self._committer, self._keydir
-        with committer.lock, committer:
-            committer.ready()
+        state, keydir = self._state, self._keydir
+        with state.lock, state:
+            state.ready()
             if self._forget_unpublished(job):
                 return
             self._count_tombstones(job)
@@ -204,9 +205,9 @@ class Compactor:
         try:
             self._move_all(job, pause)
         except BaseException:
-            committer.count_again()
+            state.count_again()
             raise
-        with committer.lock, committer:
+        with state.lock, state:
             free = self._free_victims(job)
         self._segments.obsolete.remove(free)
         self._segments.directory.sync()
@@ -231,7 +232,7 @@ class Compactor:
 
     def _move_all(self, job: _Job, pause: Pause) -> None:
         while job.outputs:
-            with self._committer.lock, self._committer:
+            with self._state.lock, self._state:
                 self._move_some(job)
             pause()
 
@@ -258,7 +259,7 @@ class Compactor:
         for segment_id in job.hinted:
             keydir.usage.open_segment(segment_id)
         if keydir.recounts != job.recounts:
-            self._committer.count_again()  # somebody counted while half of the keys had been moved
+            self._state.count_again()  # somebody counted while half of the keys had been moved
         self._segments.obsolete.replace(job.victims)
         self._segments.hinted.update(job.hinted)
         self._job = None

@@ -44,7 +44,7 @@ from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentRow
 from ..codec.runs import copy_run
 from ..log.builder import SegmentBuilder
 from ..log.scan import Scan, header_of, scan_segment
-from ..write.commit import Committer
+from ..state import State
 
 if TYPE_CHECKING:
     from typing import Final
@@ -107,12 +107,12 @@ class _Deletions:
 class Copier:
     """Copy one run. ``pause`` is called between slices, ``advance`` is told the bytes of each segment that was read."""
 
-    def __init__(self, committer: Committer, run: Run, pause: Pause, advance: Callable[[int], None]) -> None:
-        self._committer = committer
-        self._segments = committer.segments
-        self._keydir = committer.keydir
+    def __init__(self, state: State, run: Run, pause: Pause, advance: Callable[[int], None]) -> None:
+        self._state = state
+        self._segments = state.segments
+        self._keydir = state.keydir
         self._run, self._pause, self._advance = run, pause, advance
-        self._limit = committer.segments.sizes.segment
+        self._limit = state.segments.sizes.segment
         self._deletions = _Deletions()
         self.outputs: list[SegmentBuilder] = []
         self.read_bytes = 0
@@ -128,9 +128,9 @@ class Copier:
 
         A key may be forgotten after it was found in its segment and before its turn; so nothing is forgotten meanwhile.
         """
-        keydir, committer = self._keydir, self._committer
+        keydir, state = self._keydir, self._state
         try:
-            with committer.lock, committer:  # nobody is in the middle of forgetting some
+            with state.lock, state:  # nobody is in the middle of forgetting some
                 keydir.is_held = True
             for row in self._run.rows:
                 self._scan(row, self._check_segment)
@@ -217,8 +217,8 @@ class Copier:
         keydir, pause, last = self._keydir, self._pause, None
         victims = {*self._run.segment_ids}
         while True:
-            self._committer.order(keydir)
-            with self._committer.lock, self._committer:
+            self._state.order(keydir)
+            with self._state.lock, self._state:
                 keys = keydir.select(last, None, last is None, True, False, _IN_ORDER)
             self._copy_keys(keys, list(map(keydir.locations.get, keys)), victims)
             pause()
@@ -321,8 +321,8 @@ class Copier:
         """Return the file to append to, a new one if the last is full."""
         outputs = self.outputs
         if not outputs or (outputs[-1].end + size > self._limit and outputs[-1].end > SEGMENT_HEADER_SIZE):
-            with self._committer.lock, self._committer:
-                self._committer.ready()  # a roll was interrupted, perhaps
+            with self._state.lock, self._state:
+                self._state.ready()  # a roll was interrupted, perhaps
                 segment_id = self._segments.reserve_ids(1)
             uuid = self._segments.manifest.store_uuid
             outputs.append(SegmentBuilder(self._segments.directory, uuid, segment_id, self._run.previous))

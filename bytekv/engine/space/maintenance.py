@@ -2,7 +2,7 @@
 
 The background thread calls `work` when it has been woken or a delay is over. What a user asks for is done by the
 asking thread, in slices all the same. One thing happens at a time: the thread that compacts, builds a hint, verifies
-or catches up with a writer holds `compacting`, which is taken before the locks of `Committer`. How bytes are moved is
+or catches up with a writer holds `State.compacting`. How bytes are moved is
 the compactor's business; how a sync makes them durable, the committer's; which thread calls, and that the store is not
 dropped meanwhile, the store's.
 
@@ -14,7 +14,6 @@ that outrun it are not slowed down. `background_error` says what is the matter f
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,13 +31,14 @@ from ...errors import (
     translated,
 )
 from ...options import Options
+from ..state import owned
 from ..write.commit import Committer
 from .compactor import Compactor
 from .picker import SegmentUsage, pick, pick_all, pick_small, usage_of
 from .worker import Pacer, StopWork, Worker
 
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Final
 
     from ...contract.reports import Compaction, Progress
     from ..replication.follower import Follower
@@ -75,35 +75,34 @@ class Maintenance:
     def __init__(
         self, committer: Committer, options: Options, worker: Worker, follower: Follower | None = None
     ) -> None:
-        self._committer = committer
-        self._segments = committer.segments
-        self._keydir = committer.keydir
-        self._files = committer.segments.directory.files
-        self._path = committer.segments.directory.path
+        self._state, self._committer = committer.state, committer
+        self._segments = self._state.segments
+        self._keydir = self._state.keydir
+        self._files = self._state.segments.directory.files
+        self._path = self._state.segments.directory.path
         self._options = options
         self._worker = worker
         self._follower = follower  # of a store that is open beside its writer
         self._pacer = Pacer(self._files, options.compact_rate_bytes_s)
         self._paced_bytes = 0
-        self.compacting: Any = threading.RLock()
         self._waiting: weakref.WeakSet[_Waiter] = weakref.WeakSet()
         self.refusal: Callable[[], BytekvError] | None = None  # closed, forked
-        self.compactor = Compactor(committer, options.listener)
+        self.compactor = Compactor(committer.state, committer.durability, options.listener)
         self.compactions = 0
         self.background_error: str | None = None
         self.may_compact = options.auto_compact  # in the background
         self._is_due = False  # a compaction, as far as is known: there were victims when it was last looked for them
-        committer.is_due = partial(_has_work, weakref.ref(self))
-        self._let_drag()
+        committer.throttle.is_due = partial(_has_work, weakref.ref(self))
+        self._let_throttle()
 
-    def _let_drag(self) -> None:
-        self._committer.drags = self.may_compact and self._options.compact_rate_bytes_s is None
+    def _let_throttle(self) -> None:
+        self._state.throttles = self.may_compact and self._options.compact_rate_bytes_s is None
 
     def check_reentry(self, call: str) -> None:
         """Raise `ReentryError` if this thread is in the middle of what has the store to itself."""
-        if self.compacting._is_owned():
+        if owned(self._state.compacting)():
             raise ReentryError(f"{call}() was called from a progress callback, a signal handler or a finaliser")
-        self._committer.check_idle()
+        self._state.check_idle()
 
     def hurry(self) -> _Waiter:
         """Let work in the background go on without its rate limit for as long as the result is kept.
@@ -113,10 +112,6 @@ class Maintenance:
         waiter = _Waiter()
         self._waiting.add(waiter)
         return waiter
-
-    def forget_after_fork(self) -> None:
-        """In a child process: the thread that held the lock does not exist."""
-        self.compacting = threading.RLock()
 
     # --- in the background ---------------------------------------------------------------------
 
@@ -151,19 +146,19 @@ class Maintenance:
             try:
                 while self._compact_a_run() or self._build_a_hint():
                     self.background_error = None
-                self._let_drag()
+                self._let_throttle()
             except CorruptionError as error:
                 # Reported, not repeated: the damage stays until someone looks at it.
                 self.background_error = str(error)
-                self.may_compact = self._committer.drags = False
+                self.may_compact = self._state.throttles = False
                 log.error("compaction stopped, nothing was changed: %s", str(error))
             except (StoreFailedError, StoreClosedError):
                 raise
             except BytekvError as error:
                 self.background_error = str(error)
-                self._committer.drags = False  # waiting for it would be in vain
+                self._state.throttles = False  # waiting for it would be in vain
                 log.warning("compaction put off until the next segment is full: %s", str(error))
-            self._committer.flush_notes()
+            self._state.emit()
             delay = self._sync_if_due()
             if self.background_error is _NO_MEMORY:
                 self.background_error = None
@@ -175,7 +170,7 @@ class Maintenance:
         """Say what ended the work, and tell whether to try again."""
         if isinstance(error, MemoryError):
             # There may be some again. Until then writers sync themselves, and need not wait for a compaction.
-            self._committer.drags = False
+            self._state.throttles = False
             if self.background_error is None:
                 self.background_error = _NO_MEMORY
                 log.warning("%s: %s; it is tried again and again", self._path, _NO_MEMORY)
@@ -184,18 +179,18 @@ class Maintenance:
             return False  # known already: writes raise it
         self.background_error = repr(error)
         log.error("the background worker of %s died: %s", self._path, repr(error))
-        with self._committer.lock, self._committer:
-            self._committer.fail(error)
+        with self._state.lock, self._state:
+            self._state.fail(error)
         return False
 
     def _sync_if_due(self) -> float | None:
-        since = self._committer.dirty_since
+        since = self._state.dirty_since
         if since is None:
             return None
         rest = since + self._options.sync_interval_s - self._files.monotonic()
         if rest > 0:
             return rest
-        self._committer.make_durable(self._committer.seq)
+        self._committer.durability.sync_to(self._state.seq)
         return self._options.sync_interval_s
 
     def _purge(self) -> None:
@@ -206,7 +201,7 @@ class Maintenance:
         """
         keydir, count = self._keydir, _FEW_EXPIRED
         rest_s = _BREAK_S
-        while self._committer.purge_slice(count):
+        while self._state.purge_slice(count):
             if self._worker.is_stopping:
                 raise StopWork
             self._sync_if_due()
@@ -218,11 +213,11 @@ class Maintenance:
             rest_s = _LONG_BREAK_S if left - keydir.expiring_count > _MANY_EXPIRED else _BREAK_S
 
     def _prepare_if_wanted(self) -> None:
-        if self._committer.wants_next:
+        if self._state.wants_next:
             self._committer.prepare_next()
 
     def _build_a_hint(self) -> bool:
-        with self.compacting:  # so that no segment is replaced meanwhile
+        with self._state.compacting:  # so that no segment is replaced meanwhile
             row = next((row for row in self._segments.sealed() if self._segments.needs_hint(row)), None)
             if row is not None:
                 self._segments.build_hint(row, self._pause)
@@ -231,7 +226,7 @@ class Maintenance:
     def _compact_a_run(self) -> bool:
         if not self.may_compact:
             return False
-        with self.compacting:
+        with self._state.compacting:
             self.compactor.finish(self._pause)
             victims = self.pick()
             self._note_due(is_due=bool(victims))
@@ -254,7 +249,7 @@ class Maintenance:
         if self._follower is None:
             return False
         self.check_reentry("refresh")
-        with self.compacting:
+        with self._state.compacting:
             return self.catch_up()
 
     def catch_up(self) -> bool:
@@ -267,16 +262,16 @@ class Maintenance:
 
     def usage(self) -> list[SegmentUsage]:
         """Return the usage of every sealed segment in logical order."""
-        with self._committer.lock, self._committer:
+        with self._state.lock, self._state:
             return self._usage()
 
     def pick(self) -> list[int]:
         """Return the run that a compaction in the background would take now."""
-        with self._committer.lock, self._committer:
+        with self._state.lock, self._state:
             return self._pick()
 
     def _usage(self) -> list[SegmentUsage]:
-        self._committer.measure()
+        self._state.measure()
         return usage_of(self._segments, self._keydir)
 
     def _pick(self) -> list[int]:
@@ -284,15 +279,15 @@ class Maintenance:
         return pick(uses, self._segments.sizes, 0 if writer is None else writer.end)
 
     def _note_due(self, *, is_due: bool) -> None:
-        with self._committer.lock, self._committer:
+        with self._state.lock, self._state:
             self._is_due = is_due
             if not is_due:
-                self._committer.forgive()
+                self._committer.throttle.release(self._state)
 
     def _look_for_work(self) -> bool:
         """Tell a writer whether a compaction is due or under way, and have it begin. Under the lock, in its change."""
         if not self._is_due and self._pick():
-            self._is_due = self._committer.wants_worker = True
+            self._is_due = self._state.wants_worker = True
         return self._is_due
 
     # --- because it is asked -------------------------------------------------------------------
@@ -300,12 +295,12 @@ class Maintenance:
     def compact(self, progress: Callable[[Progress], object] | None) -> Compaction:
         """Give back whatever is dead; what `Store.compact` promises."""
         self.check_reentry("compact")
-        self._committer.settle()
+        self._state.redo_interrupted()
         waiter: object = self.hurry()
-        with self.compacting:
+        with self._state.compacting:
             waiter = None  # noqa: F841
             result = self._compact_all(progress)
-        self._committer.flush_notes()
+        self._state.emit()
         log.info("compacted %s: %d bytes reclaimed", self._path, result.reclaimed_bytes)
         return result
 
@@ -313,7 +308,7 @@ class Maintenance:
         with translated("bytekv.contract.reports"):
             from ...contract.reports import Compaction, Progress
 
-        committer, pause = self._committer, Pacer(self._files).go_on
+        state, pause = self._state, Pacer(self._files).go_on
         done = total = 0
 
         def advance(size: int) -> None:
@@ -323,13 +318,13 @@ class Maintenance:
                 progress(Progress(done, total))
 
         self.compactor.finish(pause)
-        committer.purge(pause)
+        state.purge(pause)
         before = self._segments.lengths()
-        with committer.lock, committer:
+        with state.lock, state:
             active = self._segments.writer
             untidy = active is not None and self._keydir.usage.gone_bytes(active.header.segment_id) > 0
         if untidy or any(pick_all(self.usage())):
-            committer.seal()
+            self._committer.seal()
         while True:
             runs = pick_all(self.usage())
             total = done + sum(self._segments.lengths()[segment] for run in runs for segment in run)

@@ -1,4 +1,4 @@
-"""What writers owe to the compaction beside them: bytes in, seconds out.
+"""Write throttle: what writers owe to the compaction beside them, bytes in, seconds out.
 
 A store is to stay at about twice its live bytes, and Python's threads share one processor: where writers leave more
 dead bytes than a worker gets done beside them, they have to give it time. How much may be dead, `Sizes` says, which
@@ -7,32 +7,44 @@ wherever the two are even the store stays as large as it is. What a store had to
 writers' doing: until that is gone they owe only for what they add to it. And nothing is owed while no compaction is due
 that would give anything back: waiting would be in vain.
 
-Counting what is dead takes a while, so it is done every so many bytes of the log only: seldom far from the bound, often
-near it. It knows neither what a segment is nor who pays.
+Counting what is dead takes a while, so the log's growth decides when: seldom far from the bound, often near it.
 """
 
 from __future__ import annotations
 
 from ..._lean import TYPE_CHECKING
+from ..log.segment import Writer
 from ..log.sizes import Sizes
+from ..state import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
-__all__ = ["Debt"]
+__all__ = ["Throttle"]
 
 _LOOK_SELDOM: Final = 1024 * 1024  # bytes between two looks at what is dead, less where a segment is small
 _PAY: Final = 32 * 1024  # bytes between two payments, less where a segment is small
-_DRAG_S: Final = 0.001  # for so many bytes at the bound; half, a quarter of the way there a 16th of it, a 256th
-_SHORTEST_DRAG_S: Final = 0.0006  # whoever lets the worker in, waits for a slice of its work
-_LONGEST_DRAG_S: Final = 0.1
+_DELAY_S: Final = 0.001  # for `_PAY` bytes at the bound; half, a quarter of the way there a 16th of it, a 256th
+_SHORTEST_DELAY_S: Final = 0.0006  # a writer that lets the worker in waits for a slice of its work
+_LONGEST_DELAY_S: Final = 0.1
 
 
-class Debt:
+class Throttle:
     """What all writers of one store owe together. Under the store's lock, but for `take`."""
 
-    __slots__ = ("_end", "_least_dead", "_next_count", "_owed_s", "_price_s", "due_s", "next_look", "paid_s", "why")
+    __slots__ = (
+        "_end",
+        "_least_dead",
+        "_next_count",
+        "_owed_s",
+        "_price_s",
+        "due_s",
+        "is_due",
+        "next_look",
+        "paid_s",
+        "why",
+    )
 
     def __init__(self) -> None:
         self._least_dead = 1 << 63  # bytes, at any look so far
@@ -40,9 +52,44 @@ class Debt:
         self._price_s = 0.0  # of `_PAY` bytes
         self._end = self._next_count = 0  # offsets in the active segment: of the last payment, of the next count
         self.next_look = 0  # offset in the active segment
+        #: Tells whether a compaction is under way or due that gives something back; set by Maintenance.
+        self.is_due: Callable[[], bool] = lambda: False
         self.due_s = 0.0  # what the writer that has looked is to pay
         self.paid_s = 0.0  # ever
         self.why: tuple[int, int, int] | None = None  # dead, live and free bytes at the last look, if they are too many
+
+    def slow_down(self, state: State, writer: Writer) -> None:
+        """Find out what is owed now, and have the next put that has to find out come here."""
+        end, before = writer.end, self.why
+        if self.is_to_count(end):
+            dead = state.measure()
+            self.look(end, dead, state.segments.sizes, self.is_due)
+        elif self.is_to_look(end):
+            self.pay(end, state.segments.sizes)
+        writer.fast_end = min(writer.fast_end, self.next_look)
+        self._tell(state, before)
+
+    def release(self, state: State) -> None:
+        """Let writers go at full speed: there is no compaction that they would wait for. Under the lock."""
+        before = self.why
+        self.forgive()
+        self._tell(state, before)
+
+    def _tell(self, state: State, before: tuple[int, int, int] | None) -> None:
+        why = self.why
+        if state.options.listener is None or (why is None) is (before is None):
+            return
+        from ...events import ThrottleBegan, ThrottleEnded
+
+        path = state.segments.directory.path
+        state.tell_later(ThrottleEnded(path, self.paid_s) if why is None else ThrottleBegan(path, *why))
+
+    def reason(self, state: State) -> str | None:
+        """Say why writers are slowed down, None while they are not."""
+        if self.why is None or not state.throttles:
+            return None
+        dead, live, free = self.why
+        return f"{dead} bytes are dead beside {live} live ones, more than {free}, and a compaction is under way"
 
     def is_to_look(self, end: int) -> bool:
         """Tell whether there is something to do now that the active segment has so many bytes."""
@@ -65,7 +112,7 @@ class Debt:
             self._end, self._owed_s, self._price_s, self.why = end, 0.0, 0.0, None
             return
         self._charge(end, sizes)  # at the price that was right until now
-        self._price_s = min(_DRAG_S * debt**4, _LONGEST_DRAG_S)
+        self._price_s = min(_DELAY_S * debt**4, _LONGEST_DELAY_S)
         self.why = dead, sizes.live, round(free)
         piece = _piece(sizes)
         self._next_count = end + max(piece, sizes.segment // 128)
@@ -80,8 +127,8 @@ class Debt:
         written = end - self._end if end >= self._end else end
         self._end = end
         self._owed_s += self._price_s * written / _piece(sizes)
-        if self._owed_s >= _SHORTEST_DRAG_S:
-            self.due_s, self._owed_s = min(self._owed_s, _LONGEST_DRAG_S), 0.0
+        if self._owed_s >= _SHORTEST_DELAY_S:
+            self.due_s, self._owed_s = min(self._owed_s, _LONGEST_DELAY_S), 0.0
 
     def take(self) -> float:
         """Return for how many seconds the caller is to let others work; then nothing is due."""
@@ -90,7 +137,7 @@ class Debt:
         return due_s
 
     def forgive(self) -> None:
-        """Owe nothing until the next look: nobody compacts."""
+        """Owe nothing until the next look."""
         self._owed_s = self._price_s = self.due_s = 0.0
         self.why = None
 
