@@ -14,6 +14,7 @@ import pytest
 
 from bytekv.engine.log.files import Files
 from bytekv.engine.store import Store
+from bytekv.engine.tuning import Tuning
 from bytekv.options import Options
 
 #: What says that a case went wrong: `pytest.fail`, and a `pytest.raises` that met nothing, raise no `Exception`.
@@ -62,6 +63,15 @@ def _stays_asleep(worker: object) -> bool:
 NO_WORKER: dict[str, object] = {"bytekv.engine.space.worker.Worker.wake": _stays_asleep}
 
 
+#: What the stores of a test are handed.
+TUNING = Tuning()
+
+
+def tuned(**values: int) -> dict[str, object]:
+    """Return what gives stores that are opened here other constants; see `patched`."""
+    return {"tests.harness.TUNING": Tuning(**values)}
+
+
 def hints_from(size: int) -> dict[str, object]:
     """Return what gives segments of so many bytes a hint file."""
     return {"bytekv.engine.log.summary.HINT_FROM": size}
@@ -89,7 +99,7 @@ class QuickFiles(FakeFiles):
 def open_store(path: str | os.PathLike[str], flag: Any = "c", *, files: Files | None = None, **options: Any) -> Store:
     """Open a store on the given files; no background compaction unless asked for, so that tests decide."""
     options.setdefault("auto_compact", False)
-    return Store(os.path.abspath(os.fsdecode(path)), flag, Options(**options), files or Files())
+    return Store(os.path.abspath(os.fsdecode(path)), flag, Options(**options), files or Files(), TUNING)
 
 
 def crash(store: Store) -> None:

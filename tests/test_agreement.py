@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from bytekv.contract.snapshot import Snapshot
 from bytekv.engine.codec.entry import PUT
 from bytekv.engine.store import Store
+from bytekv.engine.tuning import Tuning
 from bytekv.engine.write.change import Operation
 from tests import harness
 from tests.harness import open_store
@@ -140,13 +141,7 @@ _steps = st.lists(
 def test_all_ways_of_reading_agree_at_every_step(
     path: Path, monkeypatch: pytest.MonkeyPatch, io: str, steps: list[tuple[str, int]], segment_size_bytes: int
 ) -> None:
-    with harness.patched(
-        {
-            "bytekv.engine.space.compactor._SLICE": 2,
-            "bytekv.engine.space.copier._SLICE": 2,
-            "bytekv.engine.space.copier._IN_ORDER": 3,
-        }
-    ):
+    with harness.patched(harness.tuned(copied_entries=2, copied_keys=3, moved_keys=2)):
         model = Model(path, io, segment_size_bytes)
         for verb, which in steps:
             getattr(model, verb)(which)
@@ -243,8 +238,7 @@ def test_a_scan_while_keys_are_pointed_at_their_copies(
 ) -> None:
     """A run's first and last key are at their copies; one between was overwritten before the scan began, when it had
     been copied, and its copy lies there all the same and has not been counted as dead yet."""
-    for module in ("compactor", "copier"):
-        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", len(KEYS) // 2)
+    monkeypatch.setattr("tests.harness.TUNING", Tuning(copied_entries=len(KEYS) // 2, moved_keys=len(KEYS) // 2))
     with open_store(path, "n") as db:
         db.update(dict.fromkeys(KEYS, b"old"))
         db._commit.seal()

@@ -28,6 +28,7 @@ from bytekv.engine.log.sizes import sizes_of
 from bytekv.engine.space.picker import SegmentUsage, pick
 from bytekv.engine.space.worker import Pacer, Worker
 from bytekv.engine.store import Store
+from bytekv.engine.tuning import Tuning
 from bytekv.errors import CorruptionError, StoreFailedError
 from bytekv.options import Options
 from tests import harness
@@ -43,8 +44,7 @@ DEFAULTS = Options()
 @pytest.fixture
 def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make what is counted in bytes or entries, and is no option, smaller by the scale, too."""
-    for module in ("compactor", "copier"):
-        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", 1)
+    monkeypatch.setattr("tests.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
     monkeypatch.setattr("bytekv.engine.write.throttle._LOOK_SELDOM", KIB * KIB // SCALE)
     monkeypatch.setattr("bytekv.engine.write.throttle._PAY", 32 * KIB // SCALE)
     for name, size in {"RESERVE": 48, "MANIFEST_ROOM": 16, "_FIRST_STEP": 64}.items():
@@ -881,8 +881,7 @@ def live_as_a_queue(examples: int, steps: int, *, derandomize: bool) -> None:
 @pytest.fixture
 def every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let others in after each entry that a compaction reads, and give every segment a hint."""
-    for module in ("compactor", "copier"):
-        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", 1)
+    monkeypatch.setattr("tests.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
     monkeypatch.setattr("bytekv.engine.log.summary.HINT_FROM", 120)
 
 

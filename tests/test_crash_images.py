@@ -64,8 +64,7 @@ def place(path: Path) -> Path:
 OFTEN = {
     **harness.NO_WORKER,
     **harness.hints_from(120),
-    "bytekv.engine.space.compactor._SLICE": 1,
-    "bytekv.engine.space.copier._SLICE": 1,
+    **harness.tuned(copied_entries=1, moved_keys=1),
     "bytekv.engine.log.builder._FLUSH": 200,
     "bytekv.engine.log.segment._FIRST_STEP": 256,
     "bytekv.engine.log.segment.RESERVE": 64,

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bytekv.engine.store import Store
+from bytekv.engine.tuning import Tuning
 from bytekv.errors import ChangesLostError, ConflictError
 from tests.harness import QuickFiles, open_store
 from tests.linearizability import Call, explain
@@ -753,8 +754,7 @@ def half_moved(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[St
 
     One segment is open at a time.
     """
-    for module in ("compactor", "copier"):
-        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", 1)
+    monkeypatch.setattr("tests.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
     files = MeanwhileFiles()
     with open_store(path, files=files, segment_size_bytes=400, max_open_segments=1) as db:
         for number in range(30):

@@ -12,6 +12,7 @@ import pytest
 
 from bytekv import ConflictError, CorruptionError, LimitError, StoreClosedError
 from bytekv.engine.store import Store
+from bytekv.engine.tuning import Tuning
 from tests import harness
 from tests.harness import FakeFiles, crash
 
@@ -52,8 +53,7 @@ def test_a_segment_retired_while_it_waits_for_its_hint(
     """The worker went through a list of sealed segments, building hints; a `compact()` meanwhile took the rest of
     them away. The file that was not found ended the worker, and with it every further write: a failed worker
     poisons the store."""
-    for module in ("compactor", "copier"):
-        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", 1)
+    monkeypatch.setattr("tests.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
     files = PausingFiles()
     db = open_store(files=files, segment_size_bytes=400)
     for number in range(40):
@@ -131,8 +131,7 @@ def test_compact_finishes_what_was_interrupted(
 ) -> None:
     """Interrupted after it was published, a compaction goes on with the next one. `compact()` found nothing worth
     compacting, so there was no next one: the old files stayed, with all that had been deleted."""
-    for module in ("compactor", "copier"):
-        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", 1)
+    monkeypatch.setattr("tests.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
     db = open_store(segment_size_bytes=400)
     for key in (b"a", b"b", b"b", b"c"):
         db[key] = b""
@@ -188,8 +187,7 @@ def test_a_key_deleted_after_its_put_was_copied(
 ) -> None:
     """Deleted, put again, copied, deleted again: behind the copy of the put stood the tombstone from before it, and
     the output's hint file spoke of both. Opening by the hint counted the bytes of what they replace twice."""
-    for module in ("compactor", "copier"):
-        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", 1)
+    monkeypatch.setattr("tests.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
     db = open_store()
     db[b"k"] = b"1"
     crash(db)

@@ -93,7 +93,7 @@ def to_scale() -> Iterator[None]:
     }
     with patched(
         {f"bytekv.engine.{name}": size // SCALE for name, size in smaller.items()}
-        | {"bytekv.engine.space.compactor._SLICE": 2, "bytekv.engine.space.copier._SLICE": 2}
+        | harness.tuned(copied_entries=2, moved_keys=2)
     ):
         yield
 

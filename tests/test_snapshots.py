@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import bytekv
 from bytekv.engine.codec.entry import SEGMENT_SHIFT
 from bytekv.engine.space.compactor import Compactor
+from bytekv.engine.tuning import Tuning
 from tests import harness
 from tests.harness import FakeFiles, segment_files
 
@@ -335,8 +336,7 @@ def test_readers_never_see_half_a_batch(open_store):
 def test_a_clear_in_the_middle_of_a_compaction_leaves_a_snapshot_its_files(open_store, monkeypatch, moved):
     """A clear does not ask a million keys where they are. So what it keeps for a view are all files into which a key
     may point: the victims of a compaction as well that has not moved all of their keys yet."""
-    for module in ("compactor", "copier"):
-        monkeypatch.setattr(f"bytekv.engine.space.{module}._SLICE", 1)
+    monkeypatch.setattr("tests.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
     db = open_store(sync="os")
     db.update({f"{number}": b"v" * number for number in range(10)})
     db.update({f"{number}": b"w" * number for number in range(5)})

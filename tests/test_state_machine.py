@@ -634,8 +634,7 @@ class StoreMachine(RuleBasedStateMachine):
 ALONE = {
     **harness.NO_WORKER,
     **harness.hints_from(120),
-    "bytekv.engine.space.compactor._SLICE": 1,
-    "bytekv.engine.space.copier._SLICE": 1,
+    **harness.tuned(copied_entries=1, moved_keys=1),
     "bytekv.engine.log.builder._FLUSH": 200,
 }
 

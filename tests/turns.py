@@ -156,7 +156,7 @@ class TurnsStore(Store):
 
     def __init__(self, path: Path, files: Turns | None = None, **options: Any) -> None:
         self.turns = files or Turns()
-        super().__init__(os.fspath(path), "c", Options(**{"sync": "os", **options}), self.turns)
+        super().__init__(os.fspath(path), "c", Options(**{"sync": "os", **options}), self.turns, harness.TUNING)
         self.turns.read_bytes = lambda: self._maintenance.compactor.read_bytes
         wake, stop = self._worker.wake, self._worker.stop
 

@@ -39,6 +39,7 @@ from .reader import Reader, entry_of
 from .recovery import Recovery
 from .space.maintenance import Maintenance
 from .space.worker import LastLock, Worker
+from .tuning import TUNING, Tuning
 from .write.change import Bulk, Operation
 from .write.commit import Committer
 
@@ -109,7 +110,7 @@ class Store(AbstractStore):
 
     _instead = "threads may share the object itself, another process opens the path with flag 'r'; see also backup()"
 
-    def __init__(self, path: str, flag: Flag, options: Options, files: Files) -> None:
+    def __init__(self, path: str, flag: Flag, options: Options, files: Files, tuning: Tuning = TUNING) -> None:
         self._path = path
         self._options = options
         self._files = files
@@ -136,7 +137,7 @@ class Store(AbstractStore):
                     from .replication.follower import Follower
 
                 follower = Follower(state)
-            self._maintenance = Maintenance(commit, options, self._worker, follower)
+            self._maintenance = Maintenance(commit, options, self._worker, tuning, follower)
             self._reader = Reader(state, commit.durability, options)
             self._commit = commit  # from now on there is something to close
             register(self)

@@ -21,17 +21,14 @@ from ..codec.manifest import SEGMENT_HEADER_SIZE
 from ..listener import tell
 from ..log.builder import SegmentBuilder
 from ..state import State
+from ..tuning import Tuning
 from ..write.durability import Durability
 from .copier import Copier, Pause, Run
 
 if TYPE_CHECKING:
-    from typing import Final
-
     from ...events import Listener
 
 __all__ = ["Compactor"]
-
-_SLICE: Final = 256  # keys that are pointed at their copies at once, less than 50 µs
 
 
 class _Job:
@@ -50,7 +47,8 @@ class _Job:
 class Compactor:
     """Carry out compactions of one store, one at a time; the caller sees to that."""
 
-    def __init__(self, state: State, durability: Durability, listener: Listener | None = None) -> None:
+    def __init__(self, state: State, durability: Durability, listener: Listener | None, tuning: Tuning) -> None:
+        self._tuning = tuning
         self._state, self._durability = state, durability
         self._segments = state.segments
         self._keydir = state.keydir
@@ -114,7 +112,7 @@ class Compactor:
         with state.lock, state:
             state.ready()
             run = self._run_of(victims)
-            copier = Copier(state, run, pause, advance)
+            copier = Copier(state, run, pause, advance, self._tuning)
         self._check_room(run)
         outputs = copier.outputs
         try:
@@ -248,7 +246,7 @@ class Compactor:
             else:
                 del job.outputs[0]
             return
-        part = slice(max(0, len(positions) - _SLICE), len(positions))
+        part = slice(max(0, len(positions) - self._tuning.moved_keys), len(positions))
         copies = list(map(output.base.__or__, positions[part]))
         keydir.move_all(keys[part], originals[part], copies, self._segments.open.entry_size)
         del keys[part], originals[part], positions[part]

@@ -45,14 +45,13 @@ from ..codec.runs import copy_run
 from ..log.builder import SegmentBuilder
 from ..log.scan import Scan, header_of, scan_segment
 from ..state import State
+from ..tuning import Tuning
 
 if TYPE_CHECKING:
     from typing import Final
 
 __all__ = ["Copier", "Pause", "Run"]
 
-_SLICE: Final = 32  # entries, less than 200 µs, between two chances for other threads
-_IN_ORDER: Final = 256  # keys whose entries are copied together, in 300 µs
 _IN_ORDER_BYTES: Final = 128 * 1024  # of entries, likewise
 _NO_CRC: Final = bytes(CRC_SIZE)  # a copy gets one of its own
 
@@ -107,7 +106,8 @@ class _Deletions:
 class Copier:
     """Copy one run. ``pause`` is called between slices, ``advance`` is told the bytes of each segment that was read."""
 
-    def __init__(self, state: State, run: Run, pause: Pause, advance: Callable[[int], None]) -> None:
+    def __init__(self, state: State, run: Run, pause: Pause, advance: Callable[[int], None], tuning: Tuning) -> None:
+        self._tuning = tuning
         self._state = state
         self._segments = state.segments
         self._keydir = state.keydir
@@ -159,7 +159,7 @@ class Copier:
 
         `pack_position` and the look at a full output are written out here: 1.9 µs a live entry instead of 3.7.
         """
-        limit, every, pause = self._limit, _SLICE, self._pause
+        limit, every, pause = self._limit, self._tuning.copied_entries, self._pause
         is_oldest, deletions = self._run.is_oldest, self._deletions
         keydir = self._keydir
         locate = keydir.locations.get
@@ -199,7 +199,7 @@ class Copier:
                 pause()
             return
         entries = iter(scan)
-        while some := list(islice(entries, _SLICE)):
+        while some := list(islice(entries, self._tuning.copied_entries)):
             pause()
             for flags, key, _, expires_ms, _, raw in some:
                 if flags & KIND != PUT:
@@ -219,10 +219,10 @@ class Copier:
         while True:
             self._state.order(keydir)
             with self._state.lock, self._state:
-                keys = keydir.select(last, None, last is None, True, False, _IN_ORDER)
+                keys = keydir.select(last, None, last is None, True, False, self._tuning.copied_keys)
             self._copy_keys(keys, list(map(keydir.locations.get, keys)), victims)
             pause()
-            if len(keys) < _IN_ORDER:
+            if len(keys) < self._tuning.copied_keys:
                 break
             last = keys[-1]
         waiting = keydir.expired_in(victims)
@@ -234,7 +234,7 @@ class Copier:
                     pause()
         for number, (key, location) in enumerate(waiting.items()):
             self._copy_key(key, location)
-            if number % _SLICE == 0:
+            if number % self._tuning.copied_entries == 0:
                 pause()
 
     def _copy_keys(self, keys: list[bytes], found: list[int | None], victims: set[int]) -> None:
@@ -312,7 +312,7 @@ class Copier:
                 self._pause()
         newest = self._keydir.newest
         for number, (key, raw) in enumerate(self._deletions.tombstones.items()):
-            if number % _SLICE == 0:
+            if number % self._tuning.copied_entries == 0:
                 self._pause()
             if newest(key) is None and key not in copied:
                 self._output(len(raw)).append(raw[0], key, 0, raw)

@@ -32,6 +32,7 @@ from ...errors import (
 )
 from ...options import Options
 from ..state import owned
+from ..tuning import Tuning
 from ..write.commit import Committer
 from .compactor import Compactor
 from .picker import SegmentUsage, pick, pick_all, pick_small, usage_of
@@ -73,7 +74,7 @@ class Maintenance:
     """See to one store's durability and space."""
 
     def __init__(
-        self, committer: Committer, options: Options, worker: Worker, follower: Follower | None = None
+        self, committer: Committer, options: Options, worker: Worker, tuning: Tuning, follower: Follower | None = None
     ) -> None:
         self._state, self._committer = committer.state, committer
         self._segments = self._state.segments
@@ -87,7 +88,7 @@ class Maintenance:
         self._paced_bytes = 0
         self._waiting: weakref.WeakSet[_Waiter] = weakref.WeakSet()
         self.refusal: Callable[[], BytekvError] | None = None  # closed, forked
-        self.compactor = Compactor(committer.state, committer.durability, options.listener)
+        self.compactor = Compactor(committer.state, committer.durability, options.listener, tuning)
         self.compactions = 0
         self.background_error: str | None = None
         self.may_compact = options.auto_compact  # in the background
