@@ -280,7 +280,7 @@ def test_a_scan_after_a_call_that_was_interrupted_before_it_counted(
         assert (list(db), db["01"]) == (KEYS, b"old")
         commit: Any = db._commit
         with commit.state.lock:
-            commit.enter()
+            commit.state.ready()
             commit.append([Operation(PUT, b"05", b"new")])
 
         def interrupt(*_: object) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bytekv.engine.fast import DurableCommitter, FastCommitter
 from bytekv.engine.index.keydir import Keydir
 from bytekv.engine.log.segment import Writer
 from bytekv.engine.store import Store
@@ -77,10 +78,10 @@ def plain_ways_only() -> Iterator[None]:
         yield
 
 
-def live(path: Path, story: list[tuple[Any, ...]], **options: Any) -> tuple[Any, ...]:
+def live(path: Path, story: list[tuple[Any, ...]], *, sync: str = "os", **options: Any) -> tuple[Any, ...]:
     """Run a story and return all that can be told of the store afterwards."""
     files = SameFiles()
-    db = open_store(path, files=files, sync="os", **options)
+    db = open_store(path, files=files, sync=sync, **options)
     said: list[Any] = []
     snapshots: list[Any] = []
 
@@ -118,7 +119,7 @@ def live(path: Path, story: list[tuple[Any, ...]], **options: Any) -> tuple[Any,
         else:
             look_back()
             db.close()
-            db = open_store(path, files=files, sync="os", **options)
+            db = open_store(path, files=files, sync=sync, **options)
     look_back()
     keydir = db._keydir
     state = (
@@ -135,16 +136,16 @@ def live(path: Path, story: list[tuple[Any, ...]], **options: Any) -> tuple[Any,
 
 
 @settings(max_examples=60)
-@given(story=steps, io=st.sampled_from(["mmap", "pread"]))
-def test_writes_leave_the_same_bytes(story: list[tuple[Any, ...]], io: str) -> None:
+@given(story=steps, io=st.sampled_from(["mmap", "pread"]), sync=st.sampled_from(["os", "always"]))
+def test_writes_leave_the_same_bytes(story: list[tuple[Any, ...]], io: str, sync: str) -> None:
     """A batch that deletes a million keys held the lock for three times as long as one that puts them, and so did an
     `update` of more than 64 MiB, or one under a snapshot: they were encoded and shown entry by entry."""
     parent = Path(tempfile.mkdtemp(prefix="bytekv-"))
     try:
         with patched({"bytekv.engine.write.change._PART_SIZE": 500}):
-            fast = live(parent / "fast", story, io=io, segment_size_bytes=60_000)
+            fast = live(parent / "fast", story, io=io, sync=sync, segment_size_bytes=60_000)
         with plain_ways_only():
-            plain = live(parent / "plain", story, io=io, segment_size_bytes=60_000)
+            plain = live(parent / "plain", story, io=io, sync=sync, segment_size_bytes=60_000)
         assert fast == plain
     finally:
         shutil.rmtree(parent)
@@ -153,13 +154,17 @@ def test_writes_leave_the_same_bytes(story: list[tuple[Any, ...]], io: str) -> N
 def test_the_plain_way_is_plain(path: Path) -> None:
     """Else the comparison above compares the fast way with itself."""
     with plain_ways_only(), open_store(path, sync="os") as db:
+        assert type(db._commit) is Committer
         db["a"] = "1"
         assert db._segments.writer is not None
         assert db._segments.writer.fast_end == 0
     with open_store(path, sync="os") as db:
+        assert type(db._commit) is FastCommitter
         db["b"] = "1"
         assert db._segments.writer is not None
         assert db._segments.writer.fast_end > 0
+    with open_store(path, sync="always") as db:
+        assert type(db._commit) is DurableCommitter
 
 
 @pytest.mark.parametrize("part_size", [1, 100, 1 << 20])

@@ -67,7 +67,7 @@ class FastIntent:
 
     def __init__(self) -> None:
         self.entry = b""
-        self.location = 0  # of the entry, also of a tombstone
+        self.location = 0  # of a put; of a tombstone its offset alone
         self.tombstones = 0  # bytes in this segment after a delete
 
     def redo(self, state: State) -> None:
@@ -186,7 +186,7 @@ class FastCommitter(Committer):
                         tombstones = usage.tombstones.get(segment, 0) + size
                         intent = self._intent
                         intent.entry, intent.tombstones = entry, tombstones
-                        intent.location = writer.base | offset << 13 | size
+                        intent.location = offset << 13
                         state.intent = intent
                         writer.map[offset:end] = entry  # type: ignore[index]
                         writer.end = end
