@@ -172,6 +172,27 @@ MUTANTS = [
         "        if False:\n            writer.sync()  # an append",
     ),
     _mutant(
+        "what a sync has shown is found among what waits until nothing waits any more",
+        "engine/write/durability",
+        "is_all = bool(changes) and changes[-1].seq <= seq",
+        "is_all = True",
+        "tests/test_unseen.py",
+    ),
+    _mutant(
+        "a leader that has synced wakes nobody",
+        "engine/write/durability",
+        "            self._mark(target)\n            self.group.release(state.durable_seq, failed=False)\n",
+        "            self._mark(target)\n",
+        "tests/test_slow_syncs.py",
+    ),
+    _mutant(
+        "an interrupted put of the short way is redone in the wrong place",
+        "engine/fast",
+        "        offset = location >> OFFSET_SHIFT & OFFSET_MASK\n        writer.write(offset, [entry])\n",
+        "        offset = writer.end\n        writer.write(offset, [entry])\n",
+        "tests/test_interrupts.py",
+    ),
+    _mutant(
         "a waiter whose patience has ended queues up to lead although a leader lives",
         "engine/write/durability",
         'if is_durable or not repr(self.state.sync_lock).startswith("<locked"):',

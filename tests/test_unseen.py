@@ -70,6 +70,36 @@ def test_a_clear_hides_all_that_is_not_newer() -> None:
     assert queue.find(b"b") == (True, place_of(newer))
 
 
+def test_what_is_shown_is_forgotten_and_what_waits_on_is_found() -> None:
+    """A sync covers some of what waits, or all of it, which is forgotten in one piece."""
+    queue, log = CommitQueue(), Log()
+    shown: list[int] = []
+
+    def keydir_apply(change: Change, *_: object) -> bool:
+        shown.append(change.seq)
+        return False
+
+    state: Any = SimpleNamespace(
+        is_uncounted=False,
+        readers_must_wait=False,
+        always=True,
+        mode="always",
+        keydir=SimpleNamespace(apply=keydir_apply),
+        size_of=None,
+        segments=SimpleNamespace(with_keys=None),
+    )
+    queue.add(log.change((PUT, b"a", b"1")))
+    queue.add(log.change((PUT, b"b", b"1")))
+    queue.add(waiting := log.change((PUT, b"c", b"1")))
+    queue.show(2, state)
+    assert (shown, list(queue.changes)) == ([1, 2], [waiting])
+    assert queue.find(b"a") == queue.find(b"b") == NOT_HERE, "the keydir has newer words on it"
+    assert queue.find(b"c") == (True, place_of(waiting))
+    queue.show(3, state)
+    assert (shown, list(queue.changes)) == ([1, 2, 3], [])
+    assert queue.find(b"c") == NOT_HERE
+
+
 def test_a_change_that_is_added_again_is_there_once() -> None:
     queue, log = CommitQueue(), Log()
     change = log.change((PUT, b"a", b"1"), (TOMBSTONE, b"b"))

@@ -1,9 +1,9 @@
-"""The open stores of this process: what its end and its forks mean for them.
+"""Exit and fork: what the end and a fork of the process mean for its open stores.
 
-At the end each gets a clean end, because many a script never closes it, and stays open: an exit handler that was
-registered before bytekv was imported, or a finaliser of the main module, may be about to save something. In a child
-they refuse everything, for the parent goes on writing, and has the lock and the threads. A store is held weakly: one
-that nobody uses any more closes itself.
+At exit each store gets a clean end, because many scripts never close theirs, and stays open: an exit handler that was
+registered before bytekv was imported, or a finaliser of the main module, may be about to save something. In a forked
+child every store refuses everything, because the parent goes on writing, and has the lock and the threads. Stores are
+held weakly: one that nobody uses any more closes itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class OpenStore(Protocol):
-        """What has to be closed or, in a child, given up."""
+        """What is closed at exit and given up in a child."""
 
         @property
         def path(self) -> str: ...
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["register", "unregister"]
 
 _open_stores: dict[int, weakref.ref[OpenStore]] = {}
-_kept: list[OpenStore] = []  # once the process ends
+_kept: list[OpenStore] = []  # filled at exit, so that nothing is finalised early
 
 
 def register(store: OpenStore) -> None:
@@ -49,10 +49,10 @@ def unregister(store: OpenStore) -> None:
 
 
 class _Last:
-    """What goes once the finalisers of the main module have run: the youngest of all that goes with the modules."""
+    """What is finalised after the main module's objects: the youngest of all that goes with the modules."""
 
     def __init__(self) -> None:
-        self._itself = self  # so that it goes with the garbage, and not as soon as nobody refers to it
+        self._itself = self  # so that the collector finalises it, and not the last reference to it
 
     def __del__(self) -> None:
         _end_all()

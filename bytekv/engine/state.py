@@ -120,7 +120,7 @@ class State:
         self.queue: Any = None
         self.failure: StoreFailedError | None = None  # a sync has failed; only `fail` sets it
         self.dirty_since: float | None = None  # when the oldest operation that is not durable was appended
-        self.wants_next = False  # the next segment is to be made, for this one is soon full
+        self.wants_next = False  # the worker should make the next segment, because this one is soon full
         self.wants_worker = False  # a segment was sealed: hints and a compaction may be due
         self.deferred_events: list[tuple[Callable[..., None], Any, tuple[object, ...]]] = []  # for `emit`
         #: Fewer bytes may be counted as dead than are: a key was pointed elsewhere and not yet counted.

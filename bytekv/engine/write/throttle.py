@@ -1,13 +1,13 @@
 """Write throttle: what writers owe to the compaction beside them, bytes in, seconds out.
 
-A store is to stay at about twice its live bytes, and Python's threads share one processor: where writers leave more
-dead bytes than a worker gets done beside them, they have to give it time. How much may be dead, `Sizes` says, which
-also says what is worth a compaction. Next to nothing is owed until that bound is near; beyond it, steeply more, so that
-wherever the two are even the store stays as large as it is. What a store had too much of when it was opened is not the
-writers' doing: until that is gone they owe only for what they add to it. And nothing is owed while no compaction is due
-that would give anything back: waiting would be in vain.
+A store should stay at about twice its live bytes, and Python's threads share one processor: where writers leave more
+dead bytes than a worker can reclaim beside them, they have to give it time. `Sizes` says how many may be dead, and
+what is worth a compaction. Next to nothing is owed until that bound is near, steeply more beyond it; where writers and
+worker are even, the store stays as large as it is. What was dead already when the store was opened is not the writers'
+doing: until that is gone they owe only for what they add to it. Nothing is owed while no compaction is due that would
+give anything back: waiting would not help.
 
-Counting what is dead takes a while, so the log's growth decides when: seldom far from the bound, often near it.
+Counting the dead bytes takes a while, so it is done seldom far from the bound and often near it.
 """
 
 from __future__ import annotations
@@ -92,15 +92,15 @@ class Throttle:
         return f"{dead} bytes are dead beside {live} live ones, more than {free}, and a compaction is under way"
 
     def is_to_look(self, end: int) -> bool:
-        """Tell whether there is something to do now that the active segment has so many bytes."""
+        """Tell whether there is something to do now that the active segment has ``end`` bytes."""
         return not end < self.next_look <= end + _LOOK_SELDOM  # in a new segment it is too far away
 
     def is_to_count(self, end: int) -> bool:
-        """Tell whether what is dead is to be counted anew."""
+        """Tell whether it is time to count the dead bytes."""
         return not end < self._next_count <= end + _LOOK_SELDOM or end < self._end
 
     def look(self, end: int, dead: int, sizes: Sizes, is_due: Callable[[], bool]) -> None:
-        """Set the price for so many dead bytes, owe for what was written, and say when to look again.
+        """Set the price for ``dead`` bytes, owe for what was written, and say when to look again.
 
         ``is_due``: whether a compaction is under way or due that gives something back; asked if it matters.
         """
