@@ -955,7 +955,7 @@ MUTANTS = [
         "a write finds no address space because of what is open for reading",
         "engine/log/segment_manager",
         "if not self.give_back_for(error):  # what is open",
-        "if True:",
+        "if True:  # what is open",
         "tests/test_memory_limits.py",
     ),
     _mutant(

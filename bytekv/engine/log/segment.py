@@ -55,7 +55,7 @@ class Writer:
 
     ``limit`` is the size at which it is full, which may change; ``end`` is where the next entry goes; ``room_end``
     is how far `map` may be written without asking (allocated, populated, and below the limit); ``fast_end`` is the
-    same, or less where the committer must be asked all the same. The hot paths in `Committer` use them.
+    same, or less where the committer must be asked all the same. The short cuts in engine/fast.py use them.
     """
 
     __slots__ = (
