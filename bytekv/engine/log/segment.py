@@ -303,7 +303,6 @@ class Writer:
         marks = {
             "header": SEGMENT_HEADER_SIZE,
             "end": self.end,
-            "populated": self._populated if self.map is not None else self.end,
             "allocated": self._allocated if self._reserves else self.end,
         }
         pairs = pairwise(marks.items())
@@ -312,6 +311,8 @@ class Writer:
             wrong.append(f"fast_end {self.fast_end} > room_end {self.room_end}")
         if self.map is not None and self.room_end > self._populated:
             wrong.append(f"room_end {self.room_end} > populated {self._populated}")
+        if self.map is not None and self._populated > self._allocated:  # a sync mark may lie beyond what is populated
+            wrong.append(f"populated {self._populated} > allocated {self._allocated}")
         return wrong
 
     def close(self) -> None:
