@@ -69,6 +69,7 @@ def open_store(path: Path) -> Iterator[Callable[..., Store]]:
         assert report.ok, report
         with store._commit.state.lock:
             assert store._segments.check() == []
+            assert store._keydir.check() == []
         content = dict(store.items())
         store.close()
         with harness.open_store(store.path, "r", files=store._files) as again:

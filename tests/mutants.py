@@ -28,6 +28,7 @@ _RUNS = ("tests/test_fast_paths.py", "-k", "run")
 _REPLACED, _ALARMS = "tests/test_replaced.py", "tests/test_alarms.py"
 _BACKUP, _FOLLOWERS = "tests/test_backup.py", "tests/test_followers.py"
 _SNAPSHOTS = "tests/test_snapshots.py"
+_SELDOM = (_SNAPSHOTS, "-k", "seldom")
 _AGREEMENT = "tests/test_agreement.py"
 _MIGRATE = "tests/test_migrate.py"
 _HTTP_VALUES, _HTTP_MANY, _HTTP_SAFETY = (f"tests/test_http_{name}.py" for name in ("values", "many", "safety"))
@@ -1216,6 +1217,34 @@ MUTANTS = [
         "        and piece[1::size] == bytes((key_size & 0xFF,)) * count\n",
         "",
         *_RUNS,
+    ),
+    _mutant(
+        "keys that change seldom keep a segment each for a snapshot",
+        "engine/space/compactor",
+        "        copy_undo(self._state, pause)\n",
+        "",
+        *_SELDOM,
+    ),
+    _mutant(
+        "what is gathered for views is never gathered again",
+        "engine/space/undo_copier",
+        "            if size <= total <= limit - size:\n",
+        "            if False:\n",
+        *_SELDOM,
+    ),
+    _mutant(
+        "views do not keep what was gathered for them",
+        "engine/space/undo_copier",
+        "            view.segments.add(row.segment_id)\n",
+        "            pass\n",
+        *_SELDOM,
+    ),
+    _mutant(
+        "a view is not pointed at what was gathered for it",
+        "engine/index/read_view",
+        "                self._noted[key] = new\n",
+        "                pass\n",
+        *_SELDOM,
     ),
     _mutant(
         "a view does not keep what it has noted",

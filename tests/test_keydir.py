@@ -281,6 +281,10 @@ class Model(RuleBasedStateMachine):
             assert keydir.newest(key) == location
 
     @invariant()
+    def all_tables_agree(self) -> None:
+        assert self.keydir.check() == []
+
+    @invariant()
     def views_know_where_they_point(self) -> None:
         noted = set()
         for view, _ in self.views:
@@ -364,6 +368,57 @@ def test_a_purge_that_is_interrupted_anywhere(grace_ms: int) -> None:
         assert list(keydir.index()) == sorted(set(KEYS) - {b"a", b"aa", b"ab"})
         assert (len(keydir._expired), len(keydir._expires)) == ((3, 3) if grace_ms else (0, 0))
     assert number > 100
+
+
+def _break(keydir: Keydir, view: ReadView, how: str) -> None:
+    if how == "needed and not kept":
+        view.segments.clear()
+    elif how == "exists and has expired":
+        keydir._expired[b"a"] = 1
+        keydir._expires[b"a"] = 1
+    elif how == "has expired and has no expiry":
+        keydir._expired[b"x"] = 1
+    elif how == "is gone and has an expiry":
+        keydir._expires[b"x"] = 1
+    elif how == "will not come due":
+        keydir._expires[b"a"] = 1
+    elif how == "will not be forgotten":
+        keydir._expires[b"x"] = keydir._expired[b"x"] = 1
+    elif how == "came or went and is not noted":
+        del keydir.locations[b"b"]
+    elif how == "not in order":
+        keydir._index._lists[0].reverse()
+    elif how == "bytes are counted":
+        keydir.usage.count_dead(1, -100)
+    elif how == "said to be plain":
+        keydir.is_plain = True
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "needed and not kept",
+        "exists and has expired",
+        "has expired and has no expiry",
+        "is gone and has an expiry",
+        "will not come due",
+        "will not be forgotten",
+        "came or went and is not noted",
+        "not in order",
+        "bytes are counted",
+        "said to be plain",
+    ],
+)
+def test_tables_that_disagree_are_found(how: str) -> None:
+    keydir = Keydir()
+    for number, key in enumerate((b"a", b"b", b"c")):
+        keydir.put(key, 1 << SEGMENT_SHIFT | number << 13 | 40, 0, lambda _: 40)
+    keydir.index()
+    view = keydir.open_view(1)
+    keydir.put(b"a", 2 << SEGMENT_SHIFT | 40, 0, lambda _: 40)
+    assert keydir.check() == []
+    _break(keydir, view, how)
+    assert any(how in what for what in keydir.check()), keydir.check()
 
 
 # --- loading -----------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 
 import bytekv
 from bytekv.engine.codec.entry import SEGMENT_SHIFT
+from bytekv.engine.space import undo_copier
 from bytekv.engine.space.compactor import Compactor
 from bytekv.engine.tuning import Tuning
+from bytekv.errors import DiskFullError
 from tests import harness
 from tests.harness import FakeFiles, segment_files
 
@@ -75,7 +79,7 @@ def test_files_stay_until_the_last_snapshot_is_closed(open_store):
 def test_a_snapshot_keeps_the_files_that_it_can_need_and_no_others(open_store):
     """Those in which it has noted where a key was: be they older than the snapshot, or a compaction's of long after."""
     db = open_store()
-    db.update({"a": "1" * 100, "b": "1" * 100})
+    db.update({"a": "1" * 300, "b": "1" * 10})  # a is more than half of what there is, and so it stays where it is
     with db.snapshot() as snap:
         db["c"] = "1"
         db.compact()
@@ -96,8 +100,8 @@ def test_a_snapshot_keeps_the_files_that_it_can_need_and_no_others(open_store):
         assert len(segment_files(Path(db.path))) == 3, "b was noted in what was its newest place then"
         db["a"] = db["b"] = "3"
         db.compact()
-        assert dict(snap) == {b"a": b"1" * 100, b"b": b"1" * 100}
-        assert (snap["a"], snap["b"], snap.get("c")) == (b"1" * 100, b"1" * 100, None)
+        assert dict(snap) == {b"a": b"1" * 300, b"b": b"1" * 10}
+        assert (snap["a"], snap["b"], snap.get("c")) == (b"1" * 300, b"1" * 10, None)
     assert db.stats().pinned_bytes == 0
     assert len(segment_files(Path(db.path))) == 1
 
@@ -364,3 +368,107 @@ def test_a_clear_in_the_middle_of_a_compaction_leaves_a_snapshot_its_files(open_
     db.compact()
     assert len(segment_files(Path(db.path))) <= 2, "nothing is kept for ever"
     assert db.verify().ok
+
+
+def _overwrite_some(db: Any, rounds: int, content: dict[bytes, bytes]) -> int:
+    """Overwrite one key that seldom changes and many that often do, and compact, again and again."""
+    most = 0
+    for number in range(rounds):
+        db[b"%03d" % number] = b"new"
+        for hot in range(50):
+            db[b"hot %d" % hot] = b"%05d" % number * 20
+        db.compact()
+        assert db._keydir.check() == []
+        most = max(most, db.stats().pinned_bytes)
+    assert most < sum(map(len, content.values())), "less than what lives"
+    return most
+
+
+def test_keys_that_change_seldom_do_not_keep_one_file_each(open_store, path):
+    """Each compaction left a segment, dead but for one entry that a snapshot remembered, on the disk: 38 MiB beside
+    15 that lived, after 480 such keys. Now what the snapshot remembers in them is gathered in few files."""
+    content = {b"%03d" % number: b"old %03d " % number * 30 for number in range(100)}
+    db = open_store(segment_size_bytes=1 << 16, compact_dead_bytes=1024)
+    db.update(content)
+    db.compact()
+    with db.snapshot() as snapshot:
+        _overwrite_some(db, 60, content)
+        assert len(db._segments.obsolete.replaced) <= 7, "as often as doubling leads from one entry to sixty"
+        assert dict(snapshot.items()) == content
+        assert {key: snapshot[key] for key in content} == content
+        assert list(snapshot) == sorted(content)
+        assert db.verify().ok
+    assert db.stats().pinned_bytes == 0
+    assert {int(file.stem) for file in path.glob("*.seg")} == {row.segment_id for row in db._segments.manifest.segments}
+
+
+def test_views_of_different_moments_share_what_is_gathered(open_store):
+    db = open_store(segment_size_bytes=1 << 16)
+    content = {b"%03d" % number: b"old %03d " % number * 30 for number in range(40)}
+    db.update(content)
+    db.compact()
+    moments = []
+    for number in range(0, 40, 8):
+        moments.append((db.snapshot(), dict(db.items())))
+        for key in range(number, number + 8):
+            db[b"%03d" % key] = b"new"
+        db.compact()
+        for snapshot, shown in moments:
+            assert dict(snapshot.items()) == shown
+    for snapshot, _ in moments[::2]:
+        snapshot.close()
+    db["000"] = b"newer"
+    db.compact()
+    for snapshot, shown in moments[1::2]:
+        assert {key: snapshot[key] for key in shown} == shown
+        snapshot.close()
+    assert db.stats().pinned_bytes == 0
+
+
+@pytest.mark.parametrize("strikes", ["open_new", "write"])
+def test_what_cannot_be_gathered_stays_where_it_is(open_store, monkeypatch, strikes):
+    db = open_store(segment_size_bytes=1 << 16)
+    content = {b"%03d" % number: b"old %03d " % number * 30 for number in range(40)}
+    db.update(content)
+    db.compact()
+    with db.snapshot() as snapshot:
+        db["000"] = b"new"
+        gather = undo_copier._Turn._write
+
+        def refused(turn: Any, locations: list[int]) -> Any:
+            def refuse(*_: object, **__: object) -> None:
+                raise DiskFullError(errno.ENOSPC, "no room", f"{db.path}/side file")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(db._files, strikes, refuse)
+                return gather(turn, locations)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(undo_copier._Turn, "_write", refused)
+            db.compact()
+        assert db.stats().pinned_bytes > 40 * 200
+        assert dict(snapshot.items()) == content
+        db["001"] = b"new"
+        db.compact()
+        assert db.stats().pinned_bytes < 1000
+        assert dict(snapshot.items()) == content
+
+
+def test_a_reader_of_a_snapshot_that_meets_the_gathering_looks_again(open_store, monkeypatch):
+    """It has found where an entry was, and the segment goes before it reads."""
+    db = open_store(segment_size_bytes=1 << 16)
+    db.update({b"%03d" % number: b"old %03d " % number * 30 for number in range(40)})
+    db.compact()
+    with db.snapshot() as snapshot:
+        db["000"] = b"new"
+        raw, struck = db._segments.open.raw, []
+
+        def late(location: int) -> Any:
+            if not struck:
+                struck.append(location)
+                db.compact()
+            return raw(location)
+
+        monkeypatch.setattr(db._segments.open, "raw", late)
+        assert snapshot["000"] == b"old 000 " * 30
+        assert struck

@@ -104,6 +104,10 @@ class Deadlines:
                 bucket.popitem()  # from the end, so that what is left is found at once
         return len(keys)
 
+    def keys(self) -> set[bytes]:
+        """Return every key that is held. Complexity: O(n)."""
+        return set().union(*self._buckets.values())
+
     def clear(self) -> None:
         """Forget every key."""
         self._buckets.clear()

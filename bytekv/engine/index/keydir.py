@@ -325,6 +325,13 @@ class Keydir(Ordered):
         """Return the segments into which the undo maps of open views point. Under the lock."""
         return {segment for view in self._views.alive() for segment in view.segments}
 
+    def undo_of(self, segments: set[int]) -> list[tuple[ReadView, dict[bytes, int | None]]]:
+        """Return the open views that remember locations in some segments, each with its undo map as it is now.
+
+        Under the lock. Complexity: O(keys that these views remember), 10 ns each.
+        """
+        return [(view, view.copy_undo()) for view in self._views.alive() if not view.segments.isdisjoint(segments)]
+
     def drop_views(self) -> None:
         """Take from every open view what it has read ahead: the store is closed, and its scans are to say so."""
         for view in self._views.alive():
@@ -440,6 +447,30 @@ class Keydir(Ordered):
         self.finish_purge()
         self.usage.recount(entry_bytes, (self.locations.values(), self._expired.values()), sizes_of)
         self.recounts += 1
+
+    # --- invariants ----------------------------------------------------------------------------
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the tables, in words; nothing while a purge is unfinished. Under the lock.
+
+        For tests. Complexity: O(n).
+        """
+        if self._is_purging:
+            return []
+        locations, expired, expires = self.locations, self._expired, self._expires
+        wrong = super().check() + self.usage.check()
+        wrong += [f"{key!r} exists and has expired" for key in expired.keys() & locations.keys()]
+        wrong += [f"{key!r} has expired and has no expiry" for key in expired.keys() - expires.keys()]
+        wrong += [
+            f"{key!r} is gone and has an expiry" for key in expires if key not in locations and key not in expired
+        ]
+        wrong += [f"{key!r} will not come due" for key in (expires.keys() & locations.keys()) - self._due.keys()]
+        wrong += [f"{key!r} will not be forgotten" for key in expired.keys() - self._leaving.keys()]
+        if self.is_plain and (expires or self._views):
+            wrong.append("a put is said to be plain where something expires or a view is open")
+        for view in self._views.alive():
+            wrong += [f"view {view.number}: {what}" for what in view.check()]
+        return wrong
 
     # --- opening -------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import islice
+from operator import ge
 
 from ..._lean import TYPE_CHECKING
 from ...contract.ordered import sorted_list
@@ -69,6 +70,10 @@ class Ordered:
     def _members(self) -> dict[bytes, Any]:
         """Return the dict."""
 
+    def _listed(self) -> set[bytes]:
+        """Return the keys of the dict that must be in the index."""
+        return {*self._members()}
+
     def _drop_index(self) -> None:
         self._changed = self._sorting = None
         self._index = None
@@ -124,6 +129,16 @@ class Ordered:
         """Bring the index up to date as far as some of the changed keys are concerned. Under the lock."""
         if self._changed and self._index is not None:
             self._apply(set(islice(self._changed, FEW_CHANGES)))
+
+    def check(self) -> list[str]:
+        """Return what is wrong with the index, in words. Under the lock. For tests. Complexity: O(n)."""
+        changed, index = self._changed, self._index
+        if changed is None or index is None:
+            return []  # it is made, or is to be made anew
+        keys = list(index)
+        wrong = ["keys are not in order"] if any(map(ge, keys, keys[1:])) else []
+        forgotten = ({*keys} - self._members().keys() | self._listed() - {*keys}) - changed
+        return wrong + [f"{key!r} came or went and is not noted" for key in forgotten]
 
     def _apply(self, some: set[bytes]) -> None:
         """Bring the index up to date as far as ``some`` of the changed keys are concerned."""

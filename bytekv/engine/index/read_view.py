@@ -130,6 +130,16 @@ class ReadView(Ordered):
         self.segments |= segments
         noted.update(missing)
 
+    def copy_undo(self) -> dict[bytes, int | None]:
+        """Return the undo map as it is now. Under the lock."""
+        return self._noted.copy()
+
+    def repoint(self, moved: list[tuple[bytes, int, int]]) -> None:
+        """Point keys from where their entries were to copies of them. Under the lock; readers find either."""
+        for key, old, new in moved:
+            if self._noted.get(key) == old:
+                self._noted[key] = new
+
     def count_out(self, key: bytes) -> None:
         """Do not count a key any more that has expired; one that has changed before counts by what it was."""
         self.count -= key not in self._noted
@@ -189,8 +199,18 @@ class ReadView(Ordered):
             keys = sorted({*keys, *gone}, reverse=reverse)[:count]
         return keys
 
+    def check(self) -> list[str]:
+        """Return what is wrong with the view, in words. Under the lock. For tests. Complexity: O(remembered keys)."""
+        wrong = super().check()
+        needed = {location >> SEGMENT_SHIFT for location in self._noted.values() if location is not None}
+        wrong += [f"segment {segment} is needed and not kept" for segment in needed - self.segments]
+        return wrong + [f"{key!r} expires and is not remembered" for key in self._mortal.keys() - self._noted.keys()]
+
     def _members(self) -> dict[bytes, Any]:
         return self._noted
+
+    def _listed(self) -> set[bytes]:
+        return {key for key, location in self._noted.items() if location is not None}
 
     def __len__(self) -> int:
         """Return how many keys there were, those not counted that have expired since. Under the lock."""

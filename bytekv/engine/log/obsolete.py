@@ -51,6 +51,21 @@ class Obsolete:
         """Have the files of victims removed as soon as no view and no pin needs them; no key points there any more."""
         self.replaced += (victim for victim in victims if victim not in self.replaced)
 
+    def add(self, row: SegmentRow) -> None:
+        """Keep a file that is listed nowhere as long as views need it."""
+        self.zombies[row.segment_id] = row
+        self.replaced.append(row.segment_id)
+
+    def kept_for(self, remembered: Container[int]) -> list[SegmentRow]:
+        """Return the zombies into which no key points and that only the views keep that have ``remembered`` them."""
+        pinned = self._pinned()
+        kept = [segment_id for segment_id in self.replaced if segment_id in remembered and segment_id not in pinned]
+        return [self.zombies[segment_id] for segment_id in kept if segment_id in self.zombies]
+
+    def _pinned(self) -> set[int]:
+        pins = [pin for reference in list(self._pins.values()) if (pin := reference()) is not None]
+        return {row.segment_id for pin in pins for row in pin.rows}
+
     def pin(
         self, rows: tuple[SegmentRow, ...], lengths: list[int], when_closed: Callable[[], None], *, is_call: bool
     ) -> Pin:
@@ -74,8 +89,7 @@ class Obsolete:
 
     def reap(self, remembered: Container[int]) -> list[int]:
         """Forget the zombies that neither a view has ``remembered`` nor a pin lists; return them, oldest first."""
-        pins = [pin for reference in list(self._pins.values()) if (pin := reference()) is not None]
-        pinned = {row.segment_id for pin in pins for row in pin.rows}
+        pinned = self._pinned()
         free = [segment_id for segment_id in self.replaced if segment_id not in remembered and segment_id not in pinned]
         for segment_id in free:
             self.zombies.pop(segment_id, None)

@@ -24,6 +24,7 @@ from ..state import State
 from ..tuning import Tuning
 from ..write.durability import Durability
 from .copier import Copier, Pause, Run
+from .undo_copier import copy_undo
 
 if TYPE_CHECKING:
     from ...events import Listener
@@ -209,6 +210,7 @@ class Compactor:
             free = self._free_victims(job)
         self._segments.obsolete.remove(free)
         self._segments.directory.sync()
+        copy_undo(self._state, pause)
 
     def _count_tombstones(self, job: _Job) -> None:
         for segment, size in job.tombstones.items():
