@@ -379,7 +379,7 @@ MUTANTS = [
     _mutant(
         "a transaction's popitem takes the other end",
         "contract/transaction",
-        "for key, value in self.scan(reverse=True, limit=1):",
+        "for key, value in self.scan(reverse=last, limit=1):",
         "for key, value in self.scan(limit=1):",
         "tests/test_transaction_walks.py",
     ),
@@ -398,10 +398,31 @@ MUTANTS = [
         "tests/test_transaction_walks.py",
     ),
     _mutant(
+        "a pop deletes another value than it returns",
+        "engine/fast",
+        "if old is None or (location is not None and old != location):",
+        "if old is None:",
+        "tests/test_ends.py",
+    ),
+    _mutant(
+        "popitem takes the last key when it is asked for the first",
+        "engine/index/keydir",
+        "return index[-1] if reverse else index[0]",
+        "return index[-1]",
+        "tests/test_ends.py",
+    ),
+    _mutant(
+        "a scan of one does not see that the store was closed",
+        "engine/reader",
+        "        self.check_open()\n        yield pair\n",
+        "        yield pair\n",
+        "tests/test_ends.py",
+    ),
+    _mutant(
         "a store that inherits popitem takes the other end",
         "contract/store",
-        "            last = next(self.scan_keys(reverse=True, limit=1), None)",
-        "            last = next(self.scan_keys(limit=1), None)",
+        "return next(self.scan_keys(reverse=reverse, limit=1), None)",
+        "return next(self.scan_keys(limit=1), None)",
         "tests/test_contract_store.py",
     ),
     _mutant(

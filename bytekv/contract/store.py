@@ -159,17 +159,28 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     def pop(self, key: Bytes, default: object = None) -> object:
         """Delete ``key`` and return its value, in one step; ``default`` or `KeyError` if it does not exist."""
 
-    def popitem(self) -> tuple[bytes, bytes]:
-        """Delete the last key in order and return it with its value, in one step; `KeyError` if there is none."""
+    def popitem(self, last: bool = True) -> tuple[bytes, bytes]:
+        """Delete the last key in order, the first unless ``last``, and return it with its value, in one step.
+
+        Raises `KeyError` if there is none. A store whose keys grow is a queue with ``last=False``, a stack without.
+
+        >>> import bytekv, tempfile
+        >>> with bytekv.open(tempfile.mkdtemp()) as db:
+        ...     db.update({"1": "first", "2": "second", "3": "third"})
+        ...     db.popitem(last=False), db.popitem()
+        ((b'1', b'first'), (b'3', b'third'))
+        """
         while True:
-            last = next(self.scan_keys(reverse=True, limit=1), None)
-            if last is None:
-                if not len(self):
-                    raise KeyError("popitem(): the store is empty")
-                continue
-            value = self.pop(last, None)
-            if value is not None:
-                return last, value
+            key = self._end_key(reverse=last)
+            value = None if key is None else self.pop(key, None)
+            if key is not None and value is not None:
+                return key, value
+            if not len(self):
+                raise KeyError("popitem(): the store is empty")
+
+    def _end_key(self, *, reverse: bool) -> bytes | None:
+        """Return the first key, the last if ``reverse``, which may have gone by now; None if there is none."""
+        return next(self.scan_keys(reverse=reverse, limit=1), None)
 
     @abstractmethod
     def setdefault(self, key: Bytes, default: Bytes | None = None) -> bytes:

@@ -112,9 +112,12 @@ class Transaction(Overlay, MutableMapping[bytes, bytes]):
             raise KeyError(to_bytes("key", key))
         self._write(key_of(key), None)
 
-    def popitem(self) -> tuple[bytes, bytes]:
-        """Delete the last key in order and return it with its value; `KeyError` if there is none."""
-        for key, value in self.scan(reverse=True, limit=1):
+    def popitem(self, last: bool = True) -> tuple[bytes, bytes]:
+        """Delete the last key in order, the first unless ``last``, and return it with its value.
+
+        Raises `KeyError` if there is none.
+        """
+        for key, value in self.scan(reverse=last, limit=1):
             self._write(key, None)
             return key, value
         raise KeyError("popitem(): the transaction sees no key")

@@ -156,7 +156,7 @@ class FastCommitter(Committer):
         check_sizes(key, value)
         return self.write([Operation(PUT, key, value)])
 
-    def delete(self, key: bytes) -> bool:
+    def delete(self, key: bytes, location: int | None = None) -> bool:
         """Append one tombstone if the key exists, and tell whether it did; as `put` does."""
         state = self.state
         if state.intent is not None:
@@ -174,7 +174,7 @@ class FastCommitter(Committer):
                     end = offset + size
                     if end <= writer.fast_end and size <= 8191:
                         old = keydir.locations.get(key)
-                        if old is None:
+                        if old is None or (location is not None and old != location):
                             state.intent = None
                             return False
                         old_size = old & 8191 or state.size_of(old)
@@ -205,7 +205,7 @@ class FastCommitter(Committer):
                 state.readers_must_wait = True
                 raise
             state.intent = None
-        return super().delete(key)
+        return super().delete(key, location)
 
 
 class DurablePut(Change):

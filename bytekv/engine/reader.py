@@ -21,8 +21,8 @@ from ..contract.convert import Entry
 from ..contract.ordered import Range
 from ..errors import BytekvError, CorruptionError
 from ..options import Options
+from .codec.entry import SIZE_MASK, decode_entry
 from .codec.entry import Entry as StoredEntry
-from .codec.entry import decode_entry
 from .fast import read_many
 from .index.read_view import ReadView
 from .space.worker import Pacer
@@ -313,6 +313,50 @@ class Reader:
     def _pairs_at(self, view: ReadView, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
         found = ((key, self.value_in(view, key)) for key in keys)
         return [(key, value) for key, value in found if value is not None]
+
+    # --- the first and the last ----------------------------------------------------------------
+
+    def end_key(self, *, reverse: bool) -> bytes | None:
+        """Return the first key, the last if ``reverse``; None if there is none. It may have expired."""
+        self._prepare_to_select()
+        with self._state.lock, self._state:
+            return self._keydir.end_key(reverse=reverse)
+
+    def _prepare_to_select(self) -> None:
+        self.check_open()
+        state = self._state
+        if state.readers_must_wait:
+            self._durability.redo_for_reader()
+        state.check_reentry()
+        if self._keydir.is_order_due:
+            with self.ordering:  # others need the same order
+                state.order(self._keydir)
+
+    def first(self, range_: Range, get: Callable[[bytes], bytes | None]) -> Iterator[tuple[bytes, bytes]] | None:
+        """Return what a walk gives that ends after the first pair of a range; None if that takes more than a look.
+
+        Without a view: both are read under the lock, 4 µs instead of 12.
+        """
+        if range_.is_empty:
+            return None
+        self._prepare_to_select()
+        state, keydir = self._state, self._keydir
+        with state.lock, state:
+            if state.readers_must_wait or keydir.can_expire:
+                return None
+            if range_.start is None and range_.stop is None:
+                key = keydir.end_key(reverse=range_.reverse)
+            else:
+                key = next(iter(keydir.select(*range_, 1)), None)
+            location = None if key is None else keydir.newest(key)
+            if key is None or location is None or not location & SIZE_MASK:
+                return None  # not there, or large: others do not wait for that
+            value = get(key)
+        return None if value is None else self._only((key, value))
+
+    def _only(self, pair: tuple[bytes, bytes]) -> Iterator[tuple[bytes, bytes]]:
+        self.check_open()
+        yield pair
 
     # --- now -----------------------------------------------------------------------------------
 

@@ -437,6 +437,14 @@ class Keydir(Ordered):
         if self._changed is not None and len(self._changed) > len(self.locations) + 1000:
             self._drop_index()
 
+    def end_key(self, *, reverse: bool) -> bytes | None:
+        """Return the first key, the last if ``reverse``; None if there is none. Under the lock."""
+        index = self.index()
+        try:
+            return index[-1] if reverse else index[0]  # type: ignore[no-any-return]
+        except IndexError:
+            return None
+
     # --- bytes ---------------------------------------------------------------------------------
 
     def recount(self, entry_bytes: dict[int, int], sizes_of: SizeOf) -> None:

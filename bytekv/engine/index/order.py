@@ -89,7 +89,7 @@ class Ordered:
             self._drop_index()
             changed, index = None, sorted_list()
             self._index = index
-        if changed is None or len(changed) > _RESORT * len(index) + 16:
+        if changed is None or (len(changed) > 16 and len(changed) > _RESORT * len(index) + 16):
             self._changed = None  # until it is whole: an interrupt in the middle must not leave half of it
             index.clear()
             index.update(self._members())

@@ -53,14 +53,15 @@ class Committer:
         check_sizes(key, value)
         return self.write([Operation(PUT, key, value)])
 
-    def delete(self, key: bytes) -> bool:
-        """Append one tombstone if the key exists, and tell whether it did."""
+    def delete(self, key: bytes, location: int | None = None) -> bool:
+        """Append one tombstone if the key exists, and tell whether it did; only one at ``location``, if given."""
         check_sizes(key)
         existed = False
 
         def decide(now_ms: int) -> Decision:
             nonlocal existed
-            existed = self.newest(key, now_ms) is not None
+            found = self.newest(key, now_ms)
+            existed = found is not None and location in (None, found)
             return [Operation(TOMBSTONE, key)] if existed else []
 
         self.change(decide)
