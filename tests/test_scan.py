@@ -389,13 +389,13 @@ def test_any_writes_during_a_scan(
 
 def test_writers_come_in_while_keys_are_sorted(open_store, monkeypatch):
     """The first ordered use of two million keys sorted them in one call, under the lock: nobody else got in for 3 s."""
-    from bytekv.engine.write import commit
+    from bytekv.engine import state
 
     monkeypatch.setattr("bytekv.engine.index.order._SLICE", 10)
     monkeypatch.setattr("bytekv.engine.index.order.FEW_CHANGES", 5)
     db = open_store(sync="os")
     db.update({f"{number * 37 % 200:03}": "" for number in range(200)})
-    ordered, threads = commit.ordered, []
+    ordered, threads = state.ordered, []
 
     def ordered_beside_a_writer(keys):
         writer = threading.Thread(target=lambda: (db.put("new", "1"), db.delete("050"), db.put("000", "2")))
@@ -404,7 +404,7 @@ def test_writers_come_in_while_keys_are_sorted(open_store, monkeypatch):
         threads.append(writer)
         return ordered(keys)
 
-    monkeypatch.setattr(commit, "ordered", ordered_beside_a_writer)
+    monkeypatch.setattr(state, "ordered", ordered_beside_a_writer)
     with db.snapshot() as snap:
         assert list(snap) == [b"%03d" % number for number in range(200)]
     (writer,) = threads
@@ -417,7 +417,7 @@ def test_writers_come_in_while_keys_are_sorted(open_store, monkeypatch):
 
 def test_writers_come_in_while_what_a_snapshot_has_noted_is_sorted(open_store, monkeypatch):
     """The first scan of a snapshot under which 300,000 keys had been overwritten held the lock for 1.6 s."""
-    from bytekv.engine.write import commit
+    from bytekv.engine import state
 
     monkeypatch.setattr("bytekv.engine.index.order._SLICE", 10)
     monkeypatch.setattr("bytekv.engine.index.order.FEW_CHANGES", 5)
@@ -425,7 +425,7 @@ def test_writers_come_in_while_what_a_snapshot_has_noted_is_sorted(open_store, m
     names = [f"{number * 37 % 200:03}" for number in range(200)]
     db.update(dict.fromkeys(names, ""))
     assert len(list(db)) == 200
-    ordered, threads = commit.ordered, []
+    ordered, threads = state.ordered, []
 
     def ordered_beside_a_writer(keys):
         writer = threading.Thread(target=lambda: (db.put("new", "1"), db.delete("150"), db.put("151", "2")))
@@ -434,7 +434,7 @@ def test_writers_come_in_while_what_a_snapshot_has_noted_is_sorted(open_store, m
         threads.append(writer)
         return ordered(keys)
 
-    monkeypatch.setattr(commit, "ordered", ordered_beside_a_writer)
+    monkeypatch.setattr(state, "ordered", ordered_beside_a_writer)
     with db.snapshot() as snap:
         for name in names[:100]:
             db[name] = "1"
@@ -448,13 +448,13 @@ def test_writers_come_in_while_what_a_snapshot_has_noted_is_sorted(open_store, m
 
 def test_writers_come_in_while_a_compaction_sorts_keys(open_store, monkeypatch):
     """It lays values in the order of keys, and sorted a million of them under the lock to begin with: half a second."""
-    from bytekv.engine.write import commit
+    from bytekv.engine import state
 
     monkeypatch.setattr("bytekv.engine.index.order._SLICE", 10)
     db = open_store(sync="os")
     for value in ("old", "new"):
         db.update({f"{number * 37 % 200:03}": value for number in range(200)})
-    ordered, threads = commit.ordered, []
+    ordered, threads = state.ordered, []
 
     def ordered_beside_a_writer(keys):
         writer = threading.Thread(target=lambda: db.put("beside", ""))
@@ -463,7 +463,7 @@ def test_writers_come_in_while_a_compaction_sorts_keys(open_store, monkeypatch):
         threads.append(writer)
         return ordered(keys)
 
-    monkeypatch.setattr(commit, "ordered", ordered_beside_a_writer)
+    monkeypatch.setattr(state, "ordered", ordered_beside_a_writer)
     db.compact()
     assert [writer.is_alive() for writer in threads] == [False]
 
