@@ -9,7 +9,7 @@ b'blue'
 
 from .contract.batch import Batch
 from .engine.recovery import Recovery
-from .engine.store import Entry, Store, open, repair
+from .engine.store import Entry, EntryStat, Store, open, repair
 from .errors import (
     AccessDeniedError,
     BytekvError,
@@ -83,6 +83,7 @@ __all__ = [
     "Damage",
     "DiskFullError",
     "Entry",
+    "EntryStat",
     "ForkedStoreError",
     "LimitError",
     "NotAStoreError",

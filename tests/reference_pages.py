@@ -10,8 +10,6 @@ import inspect
 import re
 from pathlib import Path
 
-import bytekv
-import bytekv.resp
 from bytekv import errors, options
 from bytekv.contract import convert
 from bytekv.engine.codec import entry as codec
@@ -90,7 +88,7 @@ def limit_table() -> str:
         ("seq", f"2⁶³ − 1 = {MAX_NUMBER:,}", "a million operations a second for 292,000 years"),
         (
             "decimal integer of `incr`",
-            f"{bytekv.engine.store._MAX_DIGITS:,} digits",
+            f"{convert.MAX_DIGITS:,} digits",
             "Python itself refuses more than 4,300",
         ),
         ("keys", "what memory holds", "about 100 bytes each, besides the key"),

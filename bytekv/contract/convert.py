@@ -6,6 +6,9 @@ in which they are frozen.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
+
 from .._lean import TYPE_CHECKING, NamedTuple
 from ..errors import LimitError
 
@@ -13,17 +16,24 @@ if TYPE_CHECKING:
     from typing import Final
 
 __all__ = [
+    "DELETE_COST",
     "MAX_BATCH_SIZE",
+    "MAX_DIGITS",
     "MAX_EXPIRES_MS",
     "MAX_KEY_SIZE",
     "MAX_VALUE_SIZE",
+    "NEVER",
     "Bytes",
     "Entry",
+    "EntryStat",
     "Expiry",
     "check_sizes",
     "expiry_of",
+    "fitting",
+    "increased",
     "key_of",
     "limit_of",
+    "number_of",
     "to_bytes",
     "ttl_to_ms",
     "value_of",
@@ -35,6 +45,8 @@ MAX_KEY_SIZE: Final = 0xFFFF  # 65,535 bytes: the key length is a u16
 MAX_VALUE_SIZE: Final = 1 << 30  # 1 GiB
 MAX_BATCH_SIZE: Final = (1 << 30) + (1 << 20)  # 1 GiB + 1 MiB: holds one largest value; offsets stay below 2**31
 MAX_EXPIRES_MS: Final = (1 << 63) - 1
+MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refuses more than 4300
+DELETE_COST: Final = 27  # bytes that a delete takes in a batch, besides the key
 
 
 class Entry(NamedTuple):
@@ -42,6 +54,16 @@ class Entry(NamedTuple):
 
     key: bytes
     value: bytes
+    seq: int
+    modified: float
+    expires: float | None
+
+
+class EntryStat(NamedTuple):
+    """What is known of a key's entry besides its value; ``size`` is that of the value in bytes, times as in `Entry`."""
+
+    key: bytes
+    size: int
     seq: int
     modified: float
     expires: float | None
@@ -111,7 +133,7 @@ class Expiry(NamedTuple):
 def expiry_of(ttl: float | None, expires: float | None) -> Expiry:
     """Return when a key expires that is written with these arguments; raise `TypeError` or `LimitError`."""
     if expires is None:
-        return _NEVER if ttl is None else Expiry(ttl_to_ms(ttl), 0)
+        return NEVER if ttl is None else Expiry(ttl_to_ms(ttl), 0)
     if ttl is not None:
         raise TypeError("give either ttl or expires, not both")
     if isinstance(expires, bool) or not isinstance(expires, (int, float)):
@@ -121,7 +143,29 @@ def expiry_of(ttl: float | None, expires: float | None) -> Expiry:
     return Expiry(0, max(1, round(expires * 1000)))
 
 
-_NEVER = Expiry(0, 0)
+NEVER = Expiry(0, 0)
+
+
+def number_of(what: str, given: int) -> int:
+    """Return an int, checked; ``what`` names it in the `TypeError`."""
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"{what} must be an int, not {type(given).__name__}")
+    return given
+
+
+def increased(key: bytes, value: bytes, amount: int) -> int:
+    """Return the decimal integer that a value is, plus ``amount``; `ValueError` if it is none."""
+    digits = value.removeprefix(b"-")
+    if not digits.isdigit() or len(digits) > MAX_DIGITS:
+        raise ValueError(f"the value of {key!r} is not a decimal integer")
+    return amount + int(value)
+
+
+def fitting(keys: list[bytes]) -> int:
+    """Return how many of the first of these keys one batch can delete."""
+    if DELETE_COST * len(keys) + sum(map(len, keys)) <= MAX_BATCH_SIZE:
+        return len(keys)
+    return bisect_right(list(accumulate(DELETE_COST + len(key) for key in keys)), MAX_BATCH_SIZE)
 
 
 def limit_of(limit: int | None) -> int | None:

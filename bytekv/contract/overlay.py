@@ -15,12 +15,12 @@ strikes in between and is caught, the next call takes back what had been done.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, islice
 
 from .._lean import TYPE_CHECKING
 from .batch import Write, Writes
-from .convert import Bytes, to_bytes
+from .convert import NEVER, Bytes, Entry, to_bytes
 from .ordered import OrderedMapping, Range, sorted_list
 
 if TYPE_CHECKING:
@@ -31,13 +31,21 @@ if TYPE_CHECKING:
 
         def get(self, key: Bytes) -> bytes | None: ...
 
+        def get_many(self, keys: Iterable[Bytes]) -> dict[bytes, bytes]: ...
+
         def ttl(self, key: Bytes) -> float | None: ...
+
+        def entry(self, key: Bytes) -> Entry: ...
+
+        def _now_ms(self) -> int: ...
 
         def __contains__(self, key: object) -> bool: ...
 
         def __len__(self) -> int: ...
 
         def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]: ...
+
+        def _count(self, range_: Range) -> int: ...
 
 
 __all__ = ["ABSENT", "Overlay"]
@@ -193,8 +201,48 @@ class Overlay(OrderedMapping):
             self._counts = [], replaced, mortal  # at once, so that an interrupt counts none of them twice
         return len(store) - replaced - sum(key in store for key in mortal) + self._puts
 
+    def get_many(self, keys: Iterable[Bytes]) -> dict[bytes, bytes]:
+        """Return the values of those of ``keys`` that exist after the writes. Complexity: O(number of keys)."""
+        self._check()
+        wanted = [to_bytes("key", key) for key in keys]
+        self._check()
+        writes = self._writes
+        below = self._store.get_many([key for key in wanted if key not in writes])
+        found: dict[bytes, bytes] = {}
+        for key in wanted:
+            write = writes[key] if key in writes else below.get(key)
+            if write is not None:
+                found[key] = write[0] if isinstance(write, tuple) else write
+        return found
+
+    def ttl(self, key: Bytes) -> float | None:
+        """Return the seconds that ``key`` has left after the writes, None if it does not expire; `KeyError` if it does
+        not exist. What was written here with a ``ttl`` still has all of it: that counts from the commit on."""
+        key = to_bytes("key", key)
+        write = self._written(key)
+        if write is ABSENT:
+            return self._store.ttl(key)
+        if write is None:
+            raise KeyError(key)
+        expiry = write[1] if isinstance(write, tuple) else None
+        if expiry is None or expiry == NEVER:
+            return None
+        return max(0, expiry.ttl_ms or expiry.expires_ms - self._store._now_ms()) / 1000
+
+    def _count(self, range_: Range) -> int:
+        self._check()
+        count = self._store._count(range_)
+        for key, write in self._writes.items():
+            if range_.holds(key):
+                count += (write is not None) - (key in self._store)
+        return count
+
+    def _walker(self) -> Callable[[Range, int | None], Iterator[bytes]]:
+        walk = self._begin_walk()
+        return lambda range_, limit: (key for key, _ in self._steps(walk, range_, limit, self._exists))
+
     def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
-        return (key for key, _ in self._steps(self._begin_walk(), range_, limit, self._exists))
+        return self._walker()(range_, limit)
 
     def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
         return self._steps(self._begin_walk(), range_, limit, self._store.get)

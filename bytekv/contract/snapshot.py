@@ -6,13 +6,13 @@ made with, and closes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 from .._lean import TYPE_CHECKING
 from ..errors import StoreClosedError
-from .convert import Bytes, Entry, to_bytes
-from .ordered import OrderedMapping, Range
+from .convert import Bytes, Entry, EntryStat, limit_of, to_bytes
+from .ordered import OrderedMapping, Range, range_of
 
 if TYPE_CHECKING:
     from typing import Any, Protocol
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
         def value_in(self, view: Any, key: bytes, /) -> bytes | None: ...
 
-        def count_in(self, view: Any, /) -> int: ...
+        def values_in(self, view: Any, keys: list[bytes], /) -> dict[bytes, bytes]: ...
+
+        def stat_in(self, view: Any, key: bytes, /) -> EntryStat | None: ...
+
+        def stats_in(self, view: Any, range_: Range, limit: int | None, /) -> Iterator[EntryStat]: ...
+
+        def count_in(self, view: Any, range_: Range | None = None, /) -> int: ...
+
+        def now_ms(self) -> int: ...
 
         def walk_in(self, view: Any, range_: Range, limit: int | None, /) -> Iterator[bytes]: ...
 
@@ -90,6 +98,41 @@ class Snapshot(OrderedMapping):
             raise KeyError(key)
         return entry
 
+    def stat(self, key: Bytes) -> EntryStat:
+        """Return what was known of the entry of ``key`` besides its value; as `Store.stat`."""
+        key = to_bytes("key", key)
+        found = self._reader.stat_in(self._open_view(), key)
+        if found is None:
+            raise KeyError(key)
+        return found
+
+    def scan_stats(
+        self,
+        prefix: Bytes = b"",
+        *,
+        start: Bytes | None = None,
+        stop: Bytes | None = None,
+        include_start: bool = True,
+        include_stop: bool = False,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[EntryStat]:
+        """Iterate over what `stat` tells of each key that `scan` would iterate over."""
+        return self._stats(range_of(prefix, start, stop, include_start, include_stop, reverse), limit_of(limit))
+
+    def _stats(self, range_: Range, limit: int | None) -> Iterator[EntryStat]:
+        return self._reader.stats_in(self._open_view(), range_, limit)
+
+    def ttl(self, key: Bytes) -> float | None:
+        """Return the seconds that ``key`` has left now, None if it does not expire; `KeyError` if it did not exist."""
+        expires = self.stat(key).expires
+        return None if expires is None else max(0, round(expires * 1000) - self._reader.now_ms()) / 1000
+
+    def get_many(self, keys: Iterable[Bytes]) -> dict[bytes, bytes]:
+        """Return the values of those of ``keys`` that existed. Complexity: O(number of keys), about 0.8 µs each."""
+        wanted = [to_bytes("key", key) for key in keys]
+        return self._reader.values_in(self._open_view(), wanted)
+
     def __contains__(self, key: object) -> bool:
         """Tell whether ``key`` existed. Complexity: O(1), one read."""
         return self._reader.value_in(self._open_view(), to_bytes("key", key)) is not None
@@ -97,6 +140,9 @@ class Snapshot(OrderedMapping):
     def __len__(self) -> int:
         """Return the number of keys. Complexity: O(number of keys with an expiry changed since)."""
         return self._reader.count_in(self._open_view())
+
+    def _count(self, range_: Range) -> int:
+        return self._reader.count_in(self._open_view(), range_)
 
     def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
         return self._reader.walk_in(self._open_view(), range_, limit)

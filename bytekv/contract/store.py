@@ -7,17 +7,28 @@ can do better or in one step. The local store's docstrings say what each method 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 
 from .._lean import TYPE_CHECKING
-from ..errors import LimitError
+from ..errors import ConflictError, LimitError
 from .batch import Batch
-from .convert import Bytes, Entry, key_of, to_bytes
-from .ordered import OrderedMapping
+from .convert import (
+    Bytes,
+    Entry,
+    EntryStat,
+    fitting,
+    increased,
+    key_of,
+    limit_of,
+    number_of,
+    to_bytes,
+    value_of,
+)
+from .ordered import MutableOrderedMapping, Range, range_of
 
 if TYPE_CHECKING:
-    from typing import Any, Protocol, Self, TypeVar, overload
+    from typing import Any, Final, Protocol, Self, TypeVar, overload
 
     from .reports import BackupReport, Change, Compaction, Progress, Report, Stats
     from .snapshot import Snapshot
@@ -33,8 +44,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Store"]
 
+_TRIES: Final = 8  # of a compare-and-set, before other writers are kept out
 
-class Store(OrderedMapping, MutableMapping[bytes, bytes]):
+
+class Store(MutableOrderedMapping):
     """A mapping of bytes to bytes, in key order, that outlives the process.
 
     *Time.* What is built on a store asks the store what time it is, with `_now_ms`, and keeps no clock of its own: what
@@ -75,6 +88,27 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     @abstractmethod
     def entry(self, key: Bytes) -> Entry:
         """Return the value of ``key`` with its seq and times; `KeyError` if there is none."""
+
+    def stat(self, key: Bytes) -> EntryStat:
+        """Return what is known of the entry of ``key`` besides its value; `KeyError` if there is none."""
+        return _stat_of(self.entry(key))
+
+    def scan_stats(
+        self,
+        prefix: Bytes = b"",
+        *,
+        start: Bytes | None = None,
+        stop: Bytes | None = None,
+        include_start: bool = True,
+        include_stop: bool = False,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> Iterator[EntryStat]:
+        """Iterate over what `stat` tells of each key that `scan` would iterate over, as of one moment."""
+        return self._stats(range_of(prefix, start, stop, include_start, include_stop, reverse), limit_of(limit))
+
+    def _stats(self, range_: Range, limit: int | None) -> Iterator[EntryStat]:
+        return self.snapshot()._stats(range_, limit)
 
     @abstractmethod
     def ttl(self, key: Bytes) -> float | None:
@@ -136,9 +170,44 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         if not self.delete(key):
             raise KeyError(key_of(key))
 
-    @abstractmethod
-    def incr(self, key: Bytes, amount: int = 1) -> int:
-        """Add ``amount`` to the decimal integer stored under ``key`` (0 if missing) and return the sum."""
+    def incr(self, key: Bytes, amount: int = 1, *, default: int | None = 0) -> int:
+        """Add ``amount`` to the decimal integer stored under ``key``, or to ``default``, and return the sum."""
+        key, amount = key_of(key), number_of("amount", amount)
+        first = None if default is None else b"%d" % number_of("default", default)
+        return int(self.modify(key, lambda value: b"%d" % increased(key, value, amount), first))
+
+    def modify(self, key: Bytes, function: Callable[[bytes], Bytes], default: Bytes | None = None) -> bytes:
+        """Store what ``function`` makes of the value of ``key``, in one step, and return it.
+
+        A missing key's value is ``default``; None: `KeyError`. The key keeps its expiry. ``function`` is
+        called without any lock, and again if the key was written to meanwhile: it must do nothing but compute. After
+        eight such conflicts it is called in a transaction, which other writers wait for. If it raises, nothing
+        changes.
+
+        >>> import bytekv, tempfile
+        >>> with bytekv.open(tempfile.mkdtemp()) as db:
+        ...     db["colours"] = "red"
+        ...     db.modify("colours", lambda value: value + b",blue"), db.modify("new", bytes.upper, "a")
+        (b'red,blue', b'A')
+        """
+        key, first = key_of(key), None if default is None else value_of(default)
+        for _ in range(_TRIES):
+            try:
+                found = self.entry(key)
+            except KeyError:
+                if first is None:
+                    raise
+                value, seq, expires = first, 0, None
+            else:
+                value, seq, expires = found.value, found.seq, found.expires
+            new = value_of(function(value))
+            try:
+                self.put(key, new, expires=expires, if_seq=seq)
+            except ConflictError:
+                continue
+            return new
+        with self.transaction() as tx:
+            return tx.modify(key, function, first)
 
     @abstractmethod
     def expire(self, key: Bytes, ttl: float) -> bool:
@@ -209,6 +278,21 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
     @abstractmethod
     def clear(self) -> None:
         """Delete every key as one operation."""
+
+    def _walker(self) -> Callable[[Range, int | None], Iterator[bytes]]:
+        return self.snapshot()._walk
+
+    def _delete_in(self, range_: Range) -> int:
+        deleted = 0
+        while True:
+            with self.transaction() as tx:
+                keys = list(tx._walk(range_, None))
+                count = fitting(keys)
+                for key in keys[:count]:
+                    tx.delete(key)
+            deleted += count
+            if count == len(keys):
+                return deleted
 
     @abstractmethod
     def batch(self) -> Batch:
@@ -298,3 +382,7 @@ class Store(OrderedMapping, MutableMapping[bytes, bytes]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _stat_of(entry: Entry) -> EntryStat:
+    return EntryStat(entry.key, len(entry.value), entry.seq, entry.modified, entry.expires)

@@ -7,14 +7,27 @@ memory until the block ends, and is carried out as one batch; no lock is held wh
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from types import TracebackType
 
 from .._lean import TYPE_CHECKING
 from ..errors import BytekvError
 from .batch import Writes
-from .convert import Bytes, expiry_of, key_of, to_bytes, value_of
-from .overlay import Overlay
+from .convert import (
+    NEVER,
+    Bytes,
+    Expiry,
+    expiry_of,
+    increased,
+    key_of,
+    number_of,
+    pair_of,
+    to_bytes,
+    ttl_to_ms,
+    value_of,
+)
+from .ordered import EVERYTHING, MutableOrderedMapping, Range
+from .overlay import ABSENT, Overlay
 
 if TYPE_CHECKING:
     from typing import Any, TypeVar, overload
@@ -26,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Transaction"]
 
 
-class Transaction(Overlay, MutableMapping[bytes, bytes]):
+class Transaction(Overlay, MutableOrderedMapping):
     """A mapping that sees its own writes, while no other writer changes anything; made by `Store.transaction`.
 
     At the end of the ``with`` block all writes become visible and durable together; after an exception
@@ -106,11 +119,83 @@ class Transaction(Overlay, MutableMapping[bytes, bytes]):
         """Store ``value`` under ``key``; as `put`."""
         self.put(key, value)
 
+    def _find(self, key: bytes) -> tuple[bytes, Expiry] | None:
+        """Return the value of a key and when it expires."""
+        write = self._written(key)
+        if write is ABSENT:
+            try:
+                entry = self._store.entry(key)
+            except KeyError:
+                return None
+            return entry.value, expiry_of(None, entry.expires)
+        return write if write is None or isinstance(write, tuple) else (write, NEVER)
+
+    def add(self, key: Bytes, value: Bytes, *, ttl: float | None = None) -> bool:
+        """Store ``value`` only if ``key`` does not exist; tell whether it was stored."""
+        key, value = pair_of(key, value)
+        expiry_of(ttl, None)
+        if key in self:
+            return False
+        self.put(key, value, ttl=ttl)
+        return True
+
+    def incr(self, key: Bytes, amount: int = 1, *, default: int | None = 0) -> int:
+        """Add ``amount`` to the decimal integer stored under ``key`` and return the sum; as `Store.incr`."""
+        key, amount = key_of(key), number_of("amount", amount)
+        first = None if default is None else b"%d" % number_of("default", default)
+        return int(self.modify(key, lambda value: b"%d" % increased(key, value, amount), first))
+
+    def modify(self, key: Bytes, function: Callable[[bytes], Bytes], default: Bytes | None = None) -> bytes:
+        """Store what ``function`` makes of the value of ``key``, and return it; ``function`` is called once.
+
+        A missing key's value is ``default``; None: `KeyError`. The key keeps its expiry.
+        """
+        key, first = key_of(key), None if default is None else value_of(default)
+        found = self._find(key)
+        if found is None:
+            if first is None:
+                raise KeyError(key)
+            found = first, NEVER
+        value, expiry = found
+        new = value_of(function(value))
+        self._check()
+        self._write(key, new if expiry == NEVER else (new, expiry))
+        return new
+
+    def expire(self, key: Bytes, ttl: float) -> bool:
+        """Let ``key`` be gone ``ttl`` seconds from the commit on; False if it does not exist."""
+        key, expiry = key_of(key), Expiry(ttl_to_ms(ttl), 0)
+        found = self._find(key)
+        if found is not None:
+            self._write(key, (found[0], expiry))
+        return found is not None
+
+    def persist(self, key: Bytes) -> bool:
+        """Take away the expiry of ``key``; False if it has none or does not exist."""
+        key = key_of(key)
+        found = self._find(key)
+        if found is None or found[1] == NEVER:
+            return False
+        self._write(key, found[0])
+        return True
+
+    def delete(self, key: Bytes) -> bool:
+        """Delete ``key``; tell whether it existed."""
+        if key not in self:
+            return False
+        self._write(to_bytes("key", key), None)
+        return True
+
     def __delitem__(self, key: Bytes) -> None:
         """Delete ``key``; `KeyError` if it does not exist."""
-        if key not in self:
+        if not self.delete(key):
             raise KeyError(to_bytes("key", key))
-        self._write(key_of(key), None)
+
+    def _delete_in(self, range_: Range) -> int:
+        keys = list(self._walk(range_, None))
+        for key in keys:
+            self._write(key, None)
+        return len(keys)
 
     def popitem(self, last: bool = True) -> tuple[bytes, bytes]:
         """Delete the last key in order, the first unless ``last``, and return it with its value.
@@ -128,8 +213,7 @@ class Transaction(Overlay, MutableMapping[bytes, bytes]):
 
     def clear(self) -> None:
         """Delete every key. Complexity: O(n), a delete for each key."""
-        for key in list(self):
-            self._write(key, None)
+        self._delete_in(EVERYTHING)
 
     if TYPE_CHECKING:  # inherited ones, which take keys and values as `put` does
 

@@ -14,16 +14,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, islice
 
 from .._lean import TYPE_CHECKING
-from ..contract.convert import Entry
-from ..contract.ordered import Range
+from ..contract.convert import Entry, EntryStat
+from ..contract.ordered import EVERYTHING, Range
 from ..errors import BytekvError, CorruptionError
 from ..options import Options
-from .codec.entry import SIZE_MASK, decode_entry
+from .codec.entry import (
+    EXPIRING_ENTRY_SIZE,
+    KIND,
+    PUT,
+    SIZE_MASK,
+    Head,
+    decode_entry,
+    decode_head,
+    unpack_location,
+)
 from .codec.entry import Entry as StoredEntry
 from .fast import read_many
+from .index.order import Ordered
 from .index.read_view import ReadView
 from .space.worker import Pacer
 from .state import State
@@ -33,17 +43,25 @@ if TYPE_CHECKING:
     from typing import Any, Final, NoReturn, TypeVar
 
     T = TypeVar("T")
+    F = TypeVar("F", StoredEntry, Head)
 
-__all__ = ["Reader", "entry_of"]
+__all__ = ["Reader", "entry_of", "stat_of"]
 
 _FIRST_CHUNK: Final = 128
 _LAST_CHUNK: Final = 1024
+_FEW_NOTED: Final = 10_000  # changed keys that are looked at under the lock, in some 5 ms
 
 
 def entry_of(stored: StoredEntry) -> Entry:
     """Return an entry as users see it."""
     expires = stored.expires_ms / 1000 if stored.expires_ms else None
     return Entry(stored.key, stored.value, stored.seq, stored.modified_ms / 1000, expires)
+
+
+def stat_of(head: Head) -> EntryStat:
+    """Return what an entry says before its value as users see it."""
+    expires = head.expires_ms / 1000 if head.expires_ms else None
+    return EntryStat(head.key, head.value_size, head.seq, head.modified_ms / 1000, expires)
 
 
 class _Gone:
@@ -89,6 +107,13 @@ class Reader:
 
     def find(self, key: bytes) -> StoredEntry | None:
         """Return the checked entry of a key, None if there is none or it has expired."""
+        return self._find(key, self.read)
+
+    def stat(self, key: bytes) -> Head | None:
+        """Return what the entry of a key says before its value, None if there is none or it has expired."""
+        return self._find(key, self.read_head)
+
+    def _find(self, key: bytes, read: Callable[[bytes, int], F]) -> F | None:
         now_ms = self._now_ms()
         while True:
             self.check_open()
@@ -99,7 +124,7 @@ class Reader:
             if location is None:
                 return None
             try:
-                found = self.read(key, location)
+                found = read(key, location)
                 return None if 0 < found.expires_ms <= now_ms else found
             except KeyError:
                 continue  # removed by a compaction, which has moved the key before
@@ -130,6 +155,21 @@ class Reader:
             raise CorruptionError(path, offset, f"holds key {found.key!r} where {key!r} was expected")
         return found
 
+    def read_head(self, key: bytes, location: int) -> Head:
+        """Return what the entry at a location says before its value; KeyError if it was removed.
+
+        Checked is that it is a put of this key, of the size that the location tells. If not, the whole entry says what
+        is wrong.
+        """
+        segment_id, offset, size = unpack_location(location)
+        wanted = EXPIRING_ENTRY_SIZE + len(key)
+        file, _ = self._segments.open.get(segment_id)
+        found = decode_head(file[offset : offset + (min(size, wanted) if size else wanted)])
+        if found is None or found.key != key or found.flags & KIND != PUT or (size and found.size != size):
+            whole = self.read(key, location)
+            return Head(whole.flags, key, len(whole.value), whole.seq, whole.modified_ms, whole.expires_ms)
+        return found
+
     def purge(self) -> None:
         """Take some expired keys out of the keydir; not in the middle of this thread's own write."""
         if not self._state.is_entered:
@@ -144,6 +184,34 @@ class Reader:
             self._state.purge_some()
             self.check_open()
             return self._keydir.locate(key, self._now_ms()) is not None
+
+    def count_between(self, range_: Range) -> int:
+        """Return how many keys lie in a range, expired ones not counted."""
+        if range_ == EVERYTHING:
+            return self.count()
+        bounds = range_.start, range_.stop, range_.include_start, range_.include_stop
+        return self._count_after_purge([self._keydir], lambda: self._keydir.count_between(*bounds))
+
+    def _count_after_purge(self, kept: list[Ordered], count: Callable[[], int]) -> int:
+        """Count under the lock, with nothing in the keydir that has expired and with the order made before."""
+        self.check_open()
+        if self._state.readers_must_wait:
+            self._durability.redo_for_reader()
+        self._state.check_reentry()
+        pacer = Pacer(self._segments.directory.files)
+        while True:
+            self._order(kept)
+            with self._state.lock, self._state:
+                self.check_open()
+                if not (self._keydir.is_due(self._now_ms()) and self._state.purge_some()):
+                    return count()
+            pacer.rest(0)
+
+    def _order(self, kept: list[Ordered]) -> None:
+        for each in kept:
+            if each.is_order_due:
+                with self.ordering:  # others need the same order
+                    self._state.order(each)
 
     def count(self) -> int:
         """Return how many keys there are, expired ones not counted."""
@@ -187,6 +255,9 @@ class Reader:
 
     def find_in(self, view: ReadView, key: bytes) -> StoredEntry | None:
         """Return the checked entry that a key had at the moment of a view, None if there was none."""
+        return self._find_in(view, key, self.read)
+
+    def _find_in(self, view: ReadView, key: bytes, read: Callable[[bytes, int], F]) -> F | None:
         now_ms = self._now_ms()
         while True:
             self.check_open()
@@ -194,7 +265,7 @@ class Reader:
             if location is None:
                 return None
             try:
-                return self.read(key, location)
+                return read(key, location)
             except KeyError:
                 continue  # removed by a compaction, which has moved the key before
 
@@ -208,8 +279,44 @@ class Reader:
         found = self.find_in(view, key)
         return None if found is None else found.value
 
-    def count_in(self, view: ReadView) -> int:
+    def values_in(self, view: ReadView, keys: list[bytes]) -> dict[bytes, bytes]:
+        """Return the values of those keys that existed."""
+        self.check_open()
+        if self._state.readers_must_wait:
+            self._durability.redo_for_reader()
+        found: dict[bytes, bytes] = {}
+        done = 0
+        for stop, pairs in read_many(
+            keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting
+        ):
+            # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
+            if view.undo and not view.undo.keys().isdisjoint(keys[done:stop]):
+                pairs = self._pairs_at(view, keys[done:stop])
+            done = stop
+            found.update(pairs)
+        view.check_open()
+        return found
+
+    def stat_in(self, view: ReadView, key: bytes) -> EntryStat | None:
+        """Return what the entry that a key had says before its value, None if there was none."""
+        found = self._find_in(view, key, self.read_head)
+        return None if found is None else stat_of(found)
+
+    def stats_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[EntryStat]:
+        """Walk through a range at the moment of a view, with what each entry says before its value."""
+        found = (self.stat_in(view, key) for key in self.walk_in(view, range_, None))
+        return islice((stat for stat in found if stat is not None), limit)
+
+    def now_ms(self) -> int:
+        """Return the time with which expiries are compared."""
+        return self._now_ms()
+
+    def count_in(self, view: ReadView, range_: Range | None = None) -> int:
         """Return how many keys there were at the moment of a view, those not counted that expired since."""
+        if range_ is not None and range_ != EVERYTHING:
+            if view.noted_count > _FEW_NOTED:
+                return sum(map(len, self._keys_in(view, range_, None)))
+            return self._count_after_purge([self._keydir], lambda: view.count_in(range_))
         self.count()  # takes out what has expired
         self._state.check_reentry()
         with self._state.lock, self._state:
@@ -217,10 +324,7 @@ class Reader:
 
     def _select(self, view: ReadView, range_: Range, count: int) -> list[bytes]:
         self._state.check_reentry()
-        for kept in (self._keydir, view):
-            if kept.is_order_due:
-                with self.ordering:  # others need the same order
-                    self._state.order(kept)
+        self._order([self._keydir, view])
         with self._state.lock, self._state:
             return view.select(*range_, count)
 
@@ -369,6 +473,16 @@ class Reader:
         """Walk through keys and values of a range as they are now."""
         view = self.open_view(owner)
         return chain.from_iterable(self._closing(self._chunks_in(view, range_, limit), view))
+
+    def stats(self, owner: object, range_: Range, limit: int | None) -> Iterator[EntryStat]:
+        """Walk through a range as it is now, with what each entry says before its value."""
+        view = self.open_view(owner)
+        return self._closing(self.stats_in(view, range_, limit), view)
+
+    def walker(self, owner: object) -> Callable[[Range, int | None], Iterator[bytes]]:
+        """Return what walks through ranges as they are now."""
+        view = self.open_view(owner)
+        return lambda range_, limit: self.walk_in(view, range_, limit)
 
     def _closing(self, walk: Iterator[T], view: ReadView) -> Iterator[T]:
         try:

@@ -15,7 +15,20 @@ from functools import partial
 
 from .._lean import TYPE_CHECKING, log
 from ..contract.batch import Batch, Writes
-from ..contract.convert import Bytes, Entry, Expiry, expiry_of, key_of, pair_of, to_bytes, ttl_to_ms, value_of
+from ..contract.convert import (
+    Bytes,
+    Entry,
+    EntryStat,
+    Expiry,
+    expiry_of,
+    increased,
+    key_of,
+    number_of,
+    pair_of,
+    to_bytes,
+    ttl_to_ms,
+    value_of,
+)
 from ..contract.ordered import Range
 from ..contract.store import Store as AbstractStore
 from ..errors import (
@@ -35,7 +48,7 @@ from .listener import tell
 from .log.directory import Directory
 from .log.files import Files
 from .open import open_directory
-from .reader import Reader, entry_of
+from .reader import Reader, entry_of, stat_of
 from .recovery import Recovery
 from .space.maintenance import Maintenance
 from .space.worker import LastLock, Worker
@@ -55,13 +68,12 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["Entry", "Store", "open", "repair"]
+__all__ = ["Entry", "EntryStat", "Store", "open", "repair"]
 
 _prefix_of = PREFIX.unpack_from
 
 _MISSING: Final = object()
 _ENTRY_COST: Final = OVERHEAD + 8  # bytes of an entry with an expiry, beside key and value
-_MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refuses more than 4300
 
 
 # --- the store ---------------------------------------------------------------------------------
@@ -255,6 +267,35 @@ class Store(AbstractStore):
             raise KeyError(key)
         return entry_of(found)
 
+    def stat(self, key: Bytes) -> EntryStat:
+        """Return what is known of the entry of ``key`` besides its value; `KeyError` if there is none.
+
+        The value is not read. So the CRC, which covers all of an entry, is not checked either: only that the entry is
+        one of this key and, up to 8 KiB, that its length is right (`CorruptionError`). Of an entry that was
+        damaged elsewhere, seq and times may be wrong; `get`, `entry` and `verify` find that out. Complexity: O(1).
+
+        >>> import bytekv, tempfile
+        >>> with bytekv.open(tempfile.mkdtemp()) as db:
+        ...     seq = db.put("a", "12345")
+        ...     stat = db.stat("a")
+        ...     stat.size, stat.seq == seq, stat.expires
+        (5, True, None)
+        """
+        key = to_bytes("key", key)
+        self._check_open()
+        if self._state.readers_must_wait:
+            self._durability.redo_for_reader()
+        found = self._reader.stat(key)
+        if found is None:
+            raise KeyError(key)
+        return stat_of(found)
+
+    def _stats(self, range_: Range, limit: int | None) -> Iterator[EntryStat]:
+        return self._reader.stats(self, range_, limit)
+
+    def _count(self, range_: Range) -> int:
+        return self._reader.count_between(range_)
+
     def ttl(self, key: Bytes) -> float | None:
         """Return the seconds that ``key`` has left, None if it does not expire; `KeyError` if it does not exist."""
         key = to_bytes("key", key)
@@ -312,6 +353,9 @@ class Store(AbstractStore):
 
     def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
         return self._reader.walk(self, range_, limit)
+
+    def _walker(self) -> Callable[[Range, int | None], Iterator[bytes]]:
+        return self._reader.walker(self)
 
     def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
         first = self._reader.first(range_, self.get) if limit == 1 else None
@@ -384,30 +428,33 @@ class Store(AbstractStore):
             key = to_bytes("key", key)
         return self._commit.delete(key)
 
-    def incr(self, key: Bytes, amount: int = 1) -> int:
-        """Add ``amount`` to the decimal integer stored under ``key`` (0 if missing) and return the sum.
+    def incr(self, key: Bytes, amount: int = 1, *, default: int | None = 0) -> int:
+        """Add ``amount`` to the decimal integer stored under ``key`` and return the sum, in one step.
 
-        Keeps the key's expiry. Raises `ValueError` if the value is no decimal integer; nothing changes.
+        A missing key counts as ``default``; None: `KeyError`. Keeps the key's expiry. Raises `ValueError` if the value
+        is no decimal integer; nothing changes.
 
         >>> import bytekv, tempfile
         >>> with bytekv.open(tempfile.mkdtemp()) as db:
         ...     db.incr("visits"), db.incr("visits", 10), db["visits"]
         (1, 11, b'11')
         """
-        key = key_of(key)
-        if isinstance(amount, bool) or not isinstance(amount, int):
-            raise TypeError(f"amount must be an int, not {type(amount).__name__}")
-        total = 0
+        key, amount = key_of(key), number_of("amount", amount)
+        first = None if default is None else b"%d" % number_of("default", default)
+        total: int | None = 0
 
         def decide(found: StoredEntry | None, now_ms: int) -> Sequence[Operation]:
             nonlocal total
-            digits = found.value.removeprefix(b"-") if found else b"0"
-            if not digits.isdigit() or len(digits) > _MAX_DIGITS:
-                raise ValueError(f"the value of {key!r} is not a decimal integer")
-            total = amount + (int(found.value) if found else 0)
+            value = found.value if found else first
+            if value is None:
+                total = None
+                return []
+            total = increased(key, value, amount)
             return [Operation(PUT, key, b"%d" % total, found.expires_ms if found else 0)]
 
         self._change(key, decide)
+        if total is None:
+            raise KeyError(key)
         return total
 
     def expire(self, key: Bytes, ttl: float) -> bool:

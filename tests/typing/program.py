@@ -30,6 +30,7 @@ from bytekv import (
     Damage,
     DiskFullError,
     Entry,
+    EntryStat,
     ForkedStoreError,
     LimitError,
     NotAStoreError,
@@ -97,6 +98,8 @@ def reads_and_writes(db: Store) -> None:
     assert_type(db.add("once", "1", ttl=1), bool)
     assert_type(db.delete("once"), bool)
     assert_type(db.incr("n", 3), int)
+    assert_type(db.incr("n", default=None), int)
+    assert_type(db.modify("n", lambda value: value.decode(), "1"), bytes)
     assert_type(db.expire("n", 60), bool)
     assert_type(db.ttl("n"), float | None)
     assert_type(db.persist("n"), bool)
@@ -119,6 +122,13 @@ def scans(db: Store) -> None:
     """Walk through it in order."""
     assert_type(db.scan("a", reverse=True, limit=1), Iterator[tuple[bytes, bytes]])
     assert_type(db.scan_keys(start=b"a", stop="z", include_start=False, include_stop=True), Iterator[bytes])
+    assert_type(db.count("a", start="a1"), int)
+    assert_type(db.children("a/", "/"), Iterator[bytes])
+    assert_type(db.scan_stats("a", limit=1), Iterator[EntryStat])
+    stat = db.stat("a")
+    assert_type((stat.key, stat.size, stat.seq), tuple[bytes, int, int])
+    assert_type((stat.modified, stat.expires), tuple[float, float | None])
+    assert_type((db.delete_prefix("none/"), db.delete_range("y", b"z")), tuple[int, int])
     assert_type(db.keys(), KeysView[bytes])
     assert_type(db.items(), ItemsView[bytes, bytes])
     assert_type(db.values(), ValuesView[bytes])
@@ -150,11 +160,18 @@ def several_as_one(db: Store) -> None:
         assert_type(tx.pop("k"), bytes)
         assert_type(tx.setdefault("l", "12"), bytes)
         assert_type(tx.scan("e"), Iterator[tuple[bytes, bytes]])
+        assert_type((tx.add("m", "1", ttl=60), tx.delete("m")), tuple[bool, bool])
+        assert_type((tx.expire("m", 60), tx.persist("m")), tuple[bool, bool])
+        assert_type((tx.incr("o"), tx.modify("o", bytes.upper), tx.ttl("o")), tuple[int, bytes, float | None])
+        assert_type((tx.get_many(["o"]), tx.count("o")), tuple[dict[bytes, bytes], int])
+        assert_type((tx.delete_prefix("o"), tx.delete_range("o", "p")), tuple[int, int])
     assert_type(tx.seq, int | None)
     snap = db.snapshot()
     assert_type(snap, Snapshot)
     frozen: Mapping[bytes, bytes] = snap
     assert_type(snap.entry("e"), Entry)
+    assert_type((snap.stat("e"), snap.ttl("e"), snap.count("e")), tuple[EntryStat, float | None, int])
+    assert_type((snap.get_many("e"), snap.scan_stats("e")), tuple[dict[bytes, bytes], Iterator[EntryStat]])
     assert_type(snap.seq, int)
     assert frozen[b"e"] == snap["e"] == b"56"
     assert_type(snap.get("e"), bytes | None)

@@ -100,6 +100,34 @@ def decode_entry(raw: bytes, seed: int, path: str, offset: int) -> Entry:
     return Entry(flags, raw[fixed:end], raw[end:-CRC_SIZE], seq, modified_ms, expires_ms)
 
 
+class Head(NamedTuple):
+    """What an entry says before its value; nothing of it is checked by a CRC."""
+
+    flags: int
+    key: bytes
+    value_size: int
+    seq: int
+    modified_ms: int
+    expires_ms: int  # 0: never
+
+    @property
+    def size(self) -> int:
+        """Return the bytes that the whole entry takes."""
+        return entry_size(len(self.key), self.value_size, self.expires_ms)
+
+
+def decode_head(head: bytes) -> Head | None:
+    """Decode the fixed part and the key of an entry, None if that is no such thing."""
+    if len(head) < ENTRY_SIZE or not FIXED_SIZE[head[0]]:
+        return None
+    flags, key_size, value_size, seq, modified_ms = ENTRY.unpack_from(head)
+    fixed = FIXED_SIZE[flags]
+    if len(head) < fixed + key_size:
+        return None
+    expires_ms = ENTRY_EXPIRES.unpack_from(head, ENTRY_SIZE)[0] if flags & EXPIRES else 0
+    return Head(flags, head[fixed : fixed + key_size], value_size, seq, modified_ms, expires_ms)
+
+
 def measure_entry(head: bytes) -> int:
     """Return the size of the entry that begins with ``head`` (at least 7 bytes), 0 if it is no entry."""
     if len(head) < 7 or not FIXED_SIZE[head[0]]:

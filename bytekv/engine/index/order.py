@@ -154,6 +154,13 @@ class Ordered:
         changed -= some
         self._changed = changed
 
+    def count_between(self, start: bytes | None, stop: bytes | None, include_start: bool, include_stop: bool) -> int:
+        """Return how many keys lie in a range. Complexity: O(log n), once the index is right."""
+        index = self.index()
+        low = 0 if start is None else index.bisect_left(start) if include_start else index.bisect_right(start)
+        high = len(index) if stop is None else index.bisect_right(stop) if include_stop else index.bisect_left(stop)
+        return max(0, high - low)
+
     def select(
         self,
         start: bytes | None,

@@ -13,6 +13,7 @@ from collections import deque
 from operator import rshift
 
 from ..._lean import TYPE_CHECKING
+from ...contract.ordered import Range
 from ...errors import StoreClosedError
 from ..codec.entry import SEGMENT_SHIFT
 from .order import Ordered
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
             reverse: bool,
             count: int,
         ) -> list[bytes]: ...
+        def count_between(
+            self, start: bytes | None, stop: bytes | None, include_start: bool, include_stop: bool
+        ) -> int: ...
         def finish_purge(self) -> None: ...
 
 
@@ -198,6 +202,23 @@ class ReadView(Ordered):
             gone = super().select(start, stop, include_start, include_stop, reverse, count)
             keys = sorted({*keys, *gone}, reverse=reverse)[:count]
         return keys
+
+    @property
+    def noted_count(self) -> int:
+        """Return how many keys have changed since."""
+        return len(self._noted)
+
+    def count_in(self, range_: Range) -> int:
+        """Return how many keys of a range there were, those not counted that have expired since. Under the lock, after
+        a purge. Complexity: O(log n + number of noted keys)."""
+        newest, now_ms = self._keydir, self._keydir.now_ms()
+        newest.finish_purge()
+        count = newest.count_between(range_.start, range_.stop, range_.include_start, range_.include_stop)
+        for key, location in self._noted.items():
+            if range_.holds(key):
+                is_over = location is None or 0 < self._mortal.get(key, 0) <= now_ms
+                count += (not is_over) - (key in newest)
+        return count
 
     def check(self) -> list[str]:
         """Return what is wrong with the view, in words. Under the lock. For tests. Complexity: O(remembered keys)."""
