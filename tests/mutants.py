@@ -28,6 +28,7 @@ _RUNS = ("tests/test_fast_paths.py", "-k", "run")
 _REPLACED, _ALARMS = "tests/test_replaced.py", "tests/test_alarms.py"
 _BACKUP, _FOLLOWERS = "tests/test_backup.py", "tests/test_followers.py"
 _SNAPSHOTS = "tests/test_snapshots.py"
+_VERBS = "tests/test_verbs.py"
 _SELDOM = (_SNAPSHOTS, "-k", "seldom")
 _AGREEMENT = "tests/test_agreement.py"
 _MIGRATE = "tests/test_migrate.py"
@@ -589,9 +590,115 @@ MUTANTS = [
     _mutant(
         "what a view has noted is sorted while nobody else gets in",
         "engine/reader",
-        "        for kept in (self._keydir, view):\n",
-        "        for kept in (self._keydir,):\n",
+        "self._order(self._keydir, view)",
+        "self._order(self._keydir)",
         "tests/test_scan.py",
+    ),
+    # --- verbs ---------------------------------------------------------------------------------
+    _mutant(
+        "a count of a range takes in its last key",
+        "engine/index/order",
+        "index.bisect_right(stop) if include_stop else index.bisect_left(stop)",
+        "index.bisect_right(stop)",
+        _VERBS,
+    ),
+    _mutant(
+        "a count of a range counts what has expired",
+        "engine/reader",
+        "if not (self._keydir.is_due(self._now_ms()) and self._state.purge_some()):",
+        "if True:",
+        _VERBS,
+    ),
+    _mutant(
+        "a snapshot counts what is there now",
+        "engine/index/read_view",
+        "count += (not is_over) - (key in newest)",
+        "pass",
+        _VERBS,
+    ),
+    _mutant(
+        "a transaction counts what it has overwritten twice",
+        "contract/overlay",
+        "count += (write is not None) - (key in self._store)",
+        "count += write is not None",
+        _VERBS,
+    ),
+    _mutant(
+        "children are found by walking through all keys",
+        "contract/ordered",
+        "            range_ = range_._replace(start=end, include_start=True)",
+        "            range_ = range_.after(keys[-1])",
+        _VERBS,
+    ),
+    _mutant(
+        "children end at a child of 0xff bytes",
+        "contract/ordered",
+        "        if child is None:\n            range_ = range_.after(keys[-1])",
+        "        if child is None:\n            return",
+        _VERBS,
+    ),
+    _mutant(
+        "children of a store are those of several moments",
+        "engine/store",
+        "        return self._reader.walker(self)",
+        "        return self._walk",
+        _VERBS,
+    ),
+    _mutant(
+        "stat tells of another key's entry",
+        "engine/reader",
+        "if found is None or found.key != key or found.flags",
+        "if found is None or found.flags",
+        _VERBS,
+    ),
+    _mutant(
+        "stat takes any length for the right one",
+        "engine/reader",
+        "or (size and found.size != size):",
+        "or False:",
+        _VERBS,
+    ),
+    _mutant(
+        "modify overwrites what came in between",
+        "contract/store",
+        "self.put(key, new, expires=expires, if_seq=seq)",
+        "self.put(key, new, expires=expires)",
+        _VERBS,
+    ),
+    _mutant(
+        "modify takes the expiry away",
+        "contract/store",
+        "self.put(key, new, expires=expires, if_seq=seq)",
+        "self.put(key, new, if_seq=seq)",
+        _VERBS,
+    ),
+    _mutant(
+        "modify gives up after eight conflicts",
+        "contract/store",
+        "            return tx.modify(key, function, first)",
+        '            return b""',
+        _VERBS,
+    ),
+    _mutant(
+        "an incr in a transaction takes the expiry away",
+        "contract/transaction",
+        "self._write(key, new if expiry == NEVER else (new, expiry))",
+        "self._write(key, new)",
+        _VERBS,
+    ),
+    _mutant(
+        "incr makes a missing key where it must not",
+        "engine/store",
+        "            if value is None:\n                total = None\n                return []",
+        '            value = value or b"0"',
+        _VERBS,
+    ),
+    _mutant(
+        "a range is deleted in one batch, however large",
+        "contract/convert",
+        "    if DELETE_COST * len(keys) + sum(map(len, keys)) <= MAX_BATCH_SIZE:",
+        "    if True:",
+        _VERBS,
     ),
     _mutant(
         "a compaction sorts keys while nobody else gets in",

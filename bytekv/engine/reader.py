@@ -190,9 +190,9 @@ class Reader:
         if range_ == EVERYTHING:
             return self.count()
         bounds = range_.start, range_.stop, range_.include_start, range_.include_stop
-        return self._count_after_purge([self._keydir], lambda: self._keydir.count_between(*bounds))
+        return self._count_after_purge(lambda: self._keydir.count_between(*bounds))
 
-    def _count_after_purge(self, kept: list[Ordered], count: Callable[[], int]) -> int:
+    def _count_after_purge(self, count: Callable[[], int]) -> int:
         """Count under the lock, with nothing in the keydir that has expired and with the order made before."""
         self.check_open()
         if self._state.readers_must_wait:
@@ -200,18 +200,18 @@ class Reader:
         self._state.check_reentry()
         pacer = Pacer(self._segments.directory.files)
         while True:
-            self._order(kept)
+            self._order(self._keydir)
             with self._state.lock, self._state:
                 self.check_open()
                 if not (self._keydir.is_due(self._now_ms()) and self._state.purge_some()):
                     return count()
             pacer.rest(0)
 
-    def _order(self, kept: list[Ordered]) -> None:
-        for each in kept:
-            if each.is_order_due:
+    def _order(self, *needed: Ordered) -> None:
+        for kept in needed:
+            if kept.is_order_due:
                 with self.ordering:  # others need the same order
-                    self._state.order(each)
+                    self._state.order(kept)
 
     def count(self) -> int:
         """Return how many keys there are, expired ones not counted."""
@@ -316,7 +316,7 @@ class Reader:
         if range_ is not None and range_ != EVERYTHING:
             if view.noted_count > _FEW_NOTED:
                 return sum(map(len, self._keys_in(view, range_, None)))
-            return self._count_after_purge([self._keydir], lambda: view.count_in(range_))
+            return self._count_after_purge(lambda: view.count_in(range_))
         self.count()  # takes out what has expired
         self._state.check_reentry()
         with self._state.lock, self._state:
@@ -324,7 +324,7 @@ class Reader:
 
     def _select(self, view: ReadView, range_: Range, count: int) -> list[bytes]:
         self._state.check_reentry()
-        self._order([self._keydir, view])
+        self._order(self._keydir, view)
         with self._state.lock, self._state:
             return view.select(*range_, count)
 
