@@ -1298,6 +1298,13 @@ MUTANTS = [
         _EXPIRY,
     ),
     _mutant(
+        "rows of a snapshot have the expiry that a key was given since",
+        "engine/index/read_view",
+        "return expires_ms if self.undo.get(key, _UNCHANGED) is _UNCHANGED else self._mortal.get(key)",
+        "return expires_ms",
+        "tests/test_snapshots.py",
+    ),
+    _mutant(
         "a scan of a closed snapshot goes on with what it has read",
         "engine/index/read_view",
         "        self.undo = _Ended()\n        self.drop_read_ahead()\n",
@@ -1972,6 +1979,34 @@ MUTANTS = [
         "tests/test_serve.py",
     ),
     # --- imports -------------------------------------------------------------------------------
+    _mutant(
+        "an import takes bytes for text that are none",
+        "transfer/json_lines",
+        "    if not raw.isascii():\n        raw.decode()\n",
+        "",
+        "tests/test_exchange.py",
+    ),
+    _mutant(
+        "an import leaves escapes of JSON as they are written",
+        "transfer/json_lines",
+        '    if b"\\\\" in raw:\n',
+        "    if False:\n",
+        "tests/test_exchange.py",
+    ),
+    _mutant(
+        "an export of many lines forgets expiries",
+        "transfer/json_lines",
+        "        if expires and key in expires:\n",
+        "        if False:\n",
+        "tests/test_exchange.py",
+    ),
+    _mutant(
+        "an import counts a key of an earlier batch once more",
+        "transfer/json_lines",
+        "for write in writes.values()) - known",
+        "for write in writes.values())",
+        "tests/test_exchange.py",
+    ),
     _mutant(
         "import: a journal says which file of the user's is deleted",
         "transfer/sqlite_source",

@@ -546,7 +546,7 @@ def test_export_writes_a_whole_file_or_none(run, path, monkeypatch):
     target.write_text("before")
     assert run("export", "out", "--prefix", "b").status == 0
     assert target.read_bytes() == b'{"key": "b", "value": "2"}\n'
-    monkeypatch.setattr("bytekv.transfer.json_lines.encode_line", lambda *_: 1 / 0)
+    monkeypatch.setattr("bytekv.transfer.json_lines.encode_lines", lambda *_: 1 / 0)
     assert run("export", "out").status == 70
     assert target.read_bytes() == b'{"key": "b", "value": "2"}\n'
     assert sorted(os.listdir(path.parent)) == ["out", "store"]

@@ -36,6 +36,38 @@ def test_an_entry_comes_back_from_its_line(key, value, expires):
         assert fields.get(name) == text
 
 
+@given(st.dictionaries(some_bytes, st.tuples(some_bytes, times), max_size=5))
+def test_many_lines_are_what_one_at_a_time_are(content):
+    pairs = [(key, value) for key, (value, _) in content.items()]
+    expires = {key: when for key, (_, when) in content.items() if when is not None}
+    assert exchange.encode_lines(pairs, expires) == b"".join(encode_line(*pair, expires.get(pair[0])) for pair in pairs)
+
+
+# What a line may be made of, right and wrong, so that many of those that come out are nearly right.
+_pieces = st.sampled_from(
+    [b'"', b"\\", b'\\"', b"\\u0041", b"\\ud800", b"\\x", b"\\\n", b"\x00", b"\xff", "ä".encode(), b"YQ==", b"YQ", b"a"]
+)
+_texts = st.lists(_pieces, max_size=3).map(b"".join)
+_numbers = st.sampled_from(
+    [b"1.5", b"0", b"1", b"01", b"1e3", b"99999999999", b"999999999999", b"1.", b"-1", b'"1"', b"1}"]
+)
+
+
+@given(st.sampled_from(["", "_b64"]), _texts, st.sampled_from(["", "_b64", "s"]), _texts, st.none() | _numbers)
+def test_the_usual_lines_are_taken_as_any_line_is(key_kind, key, value_kind, value, expires):
+    """`decode_line` takes lines as `encode_line` writes them apart itself; what it makes of them is what JSON means."""
+    line = b'{"key%b": "%b", "value%b": "%b"' % (key_kind.encode(), key, value_kind.encode(), value)
+    line += b"}" if expires is None else b', "expires": %b}' % expires
+    found = exchange._usual_row(line)
+    if found is not None:
+        assert found == exchange._any_row(line)
+
+
+def test_what_is_written_is_usual():
+    for key, value, expires in ((b"a", b"b", None), (b'\\"\n', "ä\x00".encode(), 1.5), (b"\xff", b"\xfe", 2e9)):
+        assert exchange._usual_row(encode_line(key, value, expires)) == (key, value, expires)
+
+
 @settings(max_examples=30)
 @given(st.dictionaries(some_bytes, st.tuples(some_bytes, times), max_size=20), st.booleans())
 def test_a_store_comes_back_from_its_lines(path, content, small_batches):

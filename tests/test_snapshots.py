@@ -239,6 +239,23 @@ def test_leaked_iterators_and_snapshots_let_go(open_store):
     assert sum(file.stat().st_size for file in segment_files(Path(db.path))) < 300
 
 
+def test_rows_of_a_snapshot_have_the_expiries_of_its_moment(open_store):
+    clock = FakeFiles(now_s=1)
+    db = open_store(files=clock)
+    before = {b"a": 10.0, b"b": 20.5, b"c": None, b"d": 30.0, b"e": None, b"f": 5.0}
+    for key, expires in before.items():
+        db.put(key, b"old", expires=expires)
+    with db.snapshot() as snapshot:
+        db["b"] = "new"  # which stays
+        db.put("c", "new", expires=40)
+        db.put("d", "new", expires=50)
+        del db["e"]
+        clock.sleep(6)
+        rows = {key: (value, when.get(key)) for pairs, when in snapshot._rows() for key, value in pairs}
+        assert rows == {key: (b"old", expires) for key, expires in before.items() if key != b"f"}
+        assert [key for pairs, _ in snapshot._rows("b") for key, _ in pairs] == [b"b"]
+
+
 def test_expired_keys_leave_a_snapshot_too(open_store):
     clock = FakeFiles()
     db = open_store(files=clock)

@@ -367,19 +367,17 @@ def back_up(arguments: Namespace) -> int:
 def export_entries(arguments: Namespace) -> int:
     """Write all entries as JSON Lines."""
     from ..contract.reports import Progress
-    from ..transfer.json_lines import encode_line
+    from ..transfer.json_lines import encode_lines
     from .terminal import Bar
 
     with opened(arguments, "r") as store, store.snapshot() as snapshot:
         total, done = len(snapshot), 0
         mixed = arguments.file == "-" and _shows()  # a bar would mix with the lines
         with _written(arguments.file) as write, Bar("exporting", is_hidden=mixed) as bar:
-            for key in snapshot.scan_keys(_given(arguments, arguments.prefix)):
-                entry = _entry(snapshot, key)
-                if entry is not None:
-                    write(encode_line(key, entry.value, entry.expires))
-                done += 1
-                if bar.callback is not None and done % 1000 == 0:
+            for pairs, expires in snapshot._rows(_given(arguments, arguments.prefix)):
+                write(encode_lines(pairs, expires))
+                done += len(pairs)
+                if bar.callback is not None:
                     bar.callback(Progress(done, total))
     return DONE
 

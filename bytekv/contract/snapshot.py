@@ -17,6 +17,8 @@ from .ordered import OrderedMapping, Range, range_of
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    Pieces = Iterator[tuple[list[tuple[bytes, bytes]], dict[bytes, float]]]
+
     class Reader(Protocol):
         """What a snapshot needs of its store; a view is one moment, whatever the store uses for that, with its seq."""
 
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
         def walk_in(self, view: Any, range_: Range, limit: int | None, /) -> Iterator[bytes]: ...
 
         def pairs_in(self, view: Any, range_: Range, limit: int | None, /) -> Iterator[tuple[bytes, bytes]]: ...
+
+        def rows_in(self, view: Any, range_: Range, /) -> Pieces: ...
 
         def close_view(self, view: Any, /) -> None: ...
 
@@ -149,6 +153,13 @@ class Snapshot(OrderedMapping):
 
     def _pairs(self, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
         return self._reader.pairs_in(self._open_view(), range_, limit)
+
+    def _rows(self, prefix: Bytes = b"") -> Pieces:
+        """Yield (key, value) in order, in pieces of about a megabyte, each with the expiries of its keys that have one.
+
+        Complexity: as that of `scan`.
+        """
+        return self._reader.rows_in(self._open_view(), range_of(prefix, None, None, True, False, False))
 
     def close(self) -> None:
         """Release the moment; again does nothing."""

@@ -410,6 +410,16 @@ class Reader:
         finally:
             view.end_read_ahead(scan)
 
+    def rows_in(self, view: ReadView, range_: Range) -> Iterator[tuple[list[tuple[bytes, bytes]], dict[bytes, float]]]:
+        """Yield keys and values of a range at the moment of a view, in pieces, with when those expire that do."""
+        for pairs in self._chunks_in(view, range_, None):
+            expires: dict[bytes, float] = {}
+            # Before anything else is done: of a key that has expired since, nobody knows for ever when it did.
+            if self._keydir.can_expire or view.undo:
+                times = ((key, view.expiry_of(key)) for key, _ in pairs)
+                expires = {key: expires_ms / 1000 for key, expires_ms in times if expires_ms}
+            yield pairs, expires
+
     def _is_whole(self, segment: int) -> bool:
         # In this order: what is counted by now counts for all that was changed before the view was opened.
         return not self._state.is_uncounted and self._keydir.usage.is_whole(segment)

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import binascii
 import json
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from json import decoder
+from json.encoder import encode_basestring as _quoted
 
 from .._lean import TYPE_CHECKING, NamedTuple
 from ..contract.convert import MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes, expiry_of
@@ -31,6 +34,7 @@ __all__ = [
     "Row",
     "decode_line",
     "encode_line",
+    "encode_lines",
     "load",
     "read_lines",
     "text_of",
@@ -44,6 +48,15 @@ BATCH_BYTES: Final = 8 << 20
 
 #: The longest line that can be right: JSON writes one byte as \u0000 at worst.
 MAX_LINE_SIZE: Final = 6 * (MAX_KEY_SIZE + MAX_VALUE_SIZE) + 1024
+
+_scan_string: Final[Callable[[str, int], tuple[str, int]]] = decoder.scanstring  # type: ignore[attr-defined]
+
+#: A line as `encode_line` writes it.
+_STRING: Final = rb'"([^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+)"'
+_USUAL: Final = re.compile(
+    rb'\{"key(_b64)?": %b, "value(_b64)?": %b(?:, "expires": ([1-9][0-9]{0,10}(?:\.[0-9]{1,6})?))?\}\n?'
+    % (_STRING, _STRING)
+).fullmatch
 
 _FIELDS: Final = {"key", "key_b64", "value", "value_b64", "expires"}
 _OF_ITS_STORE: Final = {"seq", "modified"}  # what `bytekv get --json` tells besides; another store has its own
@@ -77,6 +90,20 @@ def encode_line(key: bytes, value: bytes | None, expires: float | None = None, *
     return json.dumps(fields | more, ensure_ascii=False).encode() + b"\n"
 
 
+def encode_lines(pairs: Iterable[tuple[bytes, bytes]], expires: Mapping[bytes, float]) -> bytes:
+    """Return entries as lines, as `encode_line` does in four times the time; ``expires``: of those keys that do."""
+    lines: list[str] = []
+    for key, value in pairs:
+        try:
+            lines.append(f'{{"key": {_quoted(key.decode())}, "value": {_quoted(value.decode())}')
+        except UnicodeDecodeError:
+            fields = text_of("key", key) | text_of("value", value)
+            lines.append("{" + ", ".join([f'"{name}": {_quoted(text)}' for name, text in fields.items()]))
+        if expires and key in expires:
+            lines[-1] += f', "expires": {expires[key]!r}'
+    return "".join(line + "}\n" for line in lines).encode()
+
+
 def text_of(name: str, given: bytes) -> dict[str, str]:
     """Return bytes as a field of JSON, under ``name`` if they are UTF-8, else in base64 under ``name``_b64."""
     try:
@@ -91,6 +118,36 @@ def decode_line(line: bytes) -> Row:
     >>> decode_line(b'{"key": "colour", "value_b64": "/w=="}')
     (b'colour', b'\\xff', None)
     """
+    return _usual_row(line) or _any_row(line)
+
+
+def _usual_row(line: bytes) -> Row | None:
+    """Return the entry of a line as `encode_line` writes it, in a third of the time; None if anything is different."""
+    found = _USUAL(line)
+    if found is None:
+        return None
+    key_is_encoded, key, value_is_encoded, value, expires = found.groups()
+    try:
+        key, value = _content(key, key_is_encoded), _content(value, value_is_encoded)
+    except ValueError:
+        return None
+    if len(key) > MAX_KEY_SIZE or len(value) > MAX_VALUE_SIZE:
+        return None
+    return key, value, None if expires is None else float(expires)
+
+
+def _content(raw: bytes, is_encoded: bytes | None) -> bytes:
+    """Return the bytes of a string of JSON; `ValueError` if it is none."""
+    if is_encoded:
+        return binascii.a2b_base64(raw, strict_mode=True)
+    if b"\\" in raw:
+        return _scan_string(raw.decode() + '"', 0)[0].encode()
+    if not raw.isascii():
+        raw.decode()
+    return raw
+
+
+def _any_row(line: bytes) -> Row:
     try:
         fields = json.loads(line.decode(), object_pairs_hook=_fields)
     except LineError:
@@ -153,10 +210,13 @@ def read_lines(stream: BinaryIO, advance: Callable[[int], object] = lambda _: No
         advance(len(line))
         if len(line) == MAX_LINE_SIZE and not line.endswith(b"\n"):
             raise LineError(f"line {number}: too long for an entry")
+        if (row := _usual_row(line)) is not None:
+            yield row
+            continue
         if not line.strip():
             continue
         try:
-            yield decode_line(line)
+            yield _any_row(line)
         except LineError as error:
             raise LineError(f"line {number}: {error}") from None
 
@@ -185,39 +245,45 @@ def load(
     """
     began, now_s = store.last_seq, clock()
     stored = expired = number = size = 0
-    batch, keys, seen = store.batch(), set[bytes](), set[bytes]()  # keys: that the batch stores; seen: or deletes
+    writes: dict[bytes, tuple[bytes, float | None] | None] = {}  # of a batch; None: has expired, and is deleted
     for key, value, expires in rows:
         number += 1
-        if key in keys or _is_ours(store, key, began):
+        if duplicates != "last" and (writes.get(key) is not None or _is_ours(store, key, began)):
             if duplicates == "refuse":
                 raise DuplicateError(number, key)
-            if duplicates == "first":
-                continue
-            stored -= key not in seen  # it is counted with this batch
-        seen.add(key)
+            continue
         if expires is not None and expires <= now_s:
-            batch.delete(key)
-            keys.discard(key)
+            writes[key] = None
             expired += 1
         else:
-            batch.put(key, value, expires=expires)
-            keys.add(key)
+            writes[key] = value, expires
             size += len(key) + len(value)
-        if len(batch) >= BATCH_ENTRIES or size >= BATCH_BYTES:
-            batch.commit()
-            stored += len(keys)
+        if len(writes) >= BATCH_ENTRIES or size >= BATCH_BYTES:
+            stored += _carry_out(store, writes, began)
             loaded(stored)
-            batch, keys, seen, size = store.batch(), set(), set(), 0
-    if len(batch):
-        batch.commit()
-        stored += len(keys)
+            writes, size = {}, 0
+    if writes:
+        stored += _carry_out(store, writes, began)
         loaded(stored)
     return Loaded(stored, expired)
+
+
+def _carry_out(store: Store, writes: Mapping[bytes, tuple[bytes, float | None] | None], began: int) -> int:
+    """Carry out a batch; return how many more of the keys stored since the seq ``began`` there are now."""
+    known = sum(_is_ours(store, key, began) for key in writes)
+    with store.batch() as batch:
+        batch.put_all((key, write[0]) for key, write in writes.items() if write is not None and write[1] is None)
+        for key, write in writes.items():
+            if write is None:
+                batch.delete(key)
+            elif write[1] is not None:
+                batch.put(key, write[0], expires=write[1])
+    return sum(write is not None for write in writes.values()) - known
 
 
 def _is_ours(store: Store, key: bytes, began: int) -> bool:
     """Tell whether a key was stored since the seq ``began``."""
     try:
-        return key in store and store.entry(key).seq > began
+        return key in store and (not began or store.entry(key).seq > began)
     except KeyError:  # expired in between
         return False

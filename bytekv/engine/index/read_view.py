@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         def __len__(self) -> int: ...
         def __contains__(self, key: object) -> bool: ...
         def locate(self, key: bytes, now_ms: int) -> int | None: ...
+        def expiry_of(self, key: bytes) -> int | None: ...
         def select(
             self,
             start: bytes | None,
@@ -186,6 +187,11 @@ class ReadView(Ordered):
         if found is None or 0 < self._mortal.get(key, 0) <= now_ms:
             return None
         return found  # type: ignore[no-any-return]
+
+    def expiry_of(self, key: bytes) -> int | None:
+        """Return when a key that was there was to expire, in ms, None if never. Without the lock."""
+        expires_ms = self._keydir.expiry_of(key)  # first, as in `locate`
+        return expires_ms if self.undo.get(key, _UNCHANGED) is _UNCHANGED else self._mortal.get(key)
 
     def select(
         self,
