@@ -24,6 +24,7 @@ from tests.harness import Case
 ROOT = Path(__file__).parent.parent
 _CRASHES = "tests/test_crash_images.py"
 _EXPIRY = "tests/test_expiry.py"
+_FAST_PATHS = "tests/test_fast_paths.py"
 _RUNS = ("tests/test_fast_paths.py", "-k", "run")
 _REPLACED, _ALARMS = "tests/test_replaced.py", "tests/test_alarms.py"
 _BACKUP, _FOLLOWERS = "tests/test_backup.py", "tests/test_followers.py"
@@ -960,8 +961,82 @@ MUTANTS = [
     _mutant(
         "puts leave what has expired to others",
         "engine/fast",
-        "                            if keydir.is_behind:\n",
-        "                            if False:\n",
+        "                            if keydir.is_behind:\n"
+        "                                state.purge_some(PURGED_BY_A_PUT)\n"
+        "                        else:\n                            locations",
+        "                        else:\n                            locations",
+        _EXPIRY,
+    ),
+    _mutant(
+        "puts with a ttl leave what has expired to others",
+        "engine/fast",
+        "state.size_of)\n                        if keydir.is_behind:\n",
+        "state.size_of)\n                        if False:\n",
+        _EXPIRY,
+    ),
+    _mutant(
+        "a key that is put beside others that expire goes on expiring",
+        "engine/fast",
+        "(keydir.is_behind or key in keydir.special):\n                            keydir.put",
+        "keydir.is_behind:\n                            keydir.put",
+        _FAST_PATHS,
+    ),
+    _mutant(
+        "a delete finds what has expired",
+        "engine/fast",
+        "                        old = keydir.locate(key, now_ms) if is_special else keydir.locations.get(key)",
+        "                        old = keydir.locations.get(key)",
+        _FAST_PATHS,
+        _EXPIRY,
+    ),
+    _mutant(
+        "a key that is deleted beside others that expire is not forgotten",
+        "engine/fast",
+        "                            keydir.remove(key, state.size_of)",
+        "                            keydir.discard(key)",
+        _FAST_PATHS,
+    ),
+    _mutant(
+        "add finds what has expired",
+        "engine/fast",
+        "                        if only_new and keydir.locate(key, now_ms) is not None:",
+        "                        if only_new and key in keydir.locations:",
+        _FAST_PATHS,
+        _EXPIRY,
+    ),
+    _mutant(
+        "a key with a ttl is there for a millisecond too long",
+        "engine/store",
+        "and _expiry_of(raw, 23)[0] > self",
+        "and _expiry_of(raw, 23)[0] >= self",
+        _EXPIRY,
+    ),
+    _mutant(
+        "an expiry that is written once more after an interrupt stays away",
+        "engine/fast",
+        "            state.keydir.put(key, location, expires_ms, state.size_of)",
+        "            state.keydir.put(key, location, 0, state.size_of)",
+        "tests/test_interrupts.py",
+    ),
+    _mutant(
+        "an open view does not hear of puts beside keys that expire",
+        "engine/index/keydir",
+        "        self.is_plain, self.special = False, _EVERY",
+        "        self.is_plain = False",
+        _EXPIRY,
+    ),
+    _mutant(
+        "a key that expires at another time stays where it was due",
+        "engine/index/deadlines",
+        " or when_ms >> _FAR << _FAR <= self._furthest:",
+        ":",
+        _EXPIRY,
+    ),
+    _mutant(
+        "a clock that was set back hides where a key is due",
+        "engine/index/deadlines",
+        "        self._furthest = max(self._furthest, now_ms)",
+        "        self._furthest = now_ms",
         _EXPIRY,
     ),
     _mutant(
@@ -1215,8 +1290,8 @@ MUTANTS = [
     _mutant(
         "an unchecked get may be cut short",
         "engine/store",
-        "len(raw) == location & 8191 if self._trusting else",
-        "self._trusting or",
+        "\n            if raw and (len(raw) == location & 8191 if self._trusting else",
+        "\n            if raw and (self._trusting or",
         _AGREEMENT,
     ),
     _mutant(
@@ -1846,7 +1921,12 @@ MUTANTS = [
     Mutant(
         "the key is not compared on reading",
         (
-            ("engine/store", "if flags & 0xDF == PUT and raw[23:end] == key:", "if flags & 0xDF == PUT:"),
+            (
+                "engine/store",
+                "\n                if flags & 0xDF == PUT and raw[23:end] == key",
+                "\n                if flags",
+            ),
+            ("engine/store", "    if flags & 0xDF == PUT and raw[23:end] == key", "    if flags"),
             ("engine/reader", "        if found.key != key:", "        if False:"),
         ),
         ("tests/test_reads.py",),
@@ -1854,7 +1934,17 @@ MUTANTS = [
     Mutant(
         "the checksum is not compared on reading",
         (
-            ("engine/store", " if self._trusting else checksum(raw, seed) == RESIDUE):", "):"),
+            (
+                "engine/store",
+                "\n            if raw and (len(raw) == location & 8191 if",
+                "\n            if raw and (True if",
+            ),
+            (
+                "engine/store",
+                "    if raw and (len(raw) == location & 8191 if self._trusting else",
+                "    if raw and (True or",
+            ),
+            ("engine/store", "if raw and (True if self._trusting else", "if raw and (True or"),
             ("engine/codec/entry", "    if checksum(raw, seed) != RESIDUE:", "    if False:"),
         ),
         ("tests/test_store.py",),

@@ -60,7 +60,7 @@ def waiting(db: Store) -> int:
     """Return how many keys are known somewhere because they expire, or did."""
     keydir = db._keydir
     queues = sum(len(bucket) for queue in (keydir._due, keydir._leaving) for bucket in queue._buckets.values())
-    return len(keydir._expires) + len(keydir._expired) + queues
+    return len(keydir.expires) + len(keydir._expired) + queues
 
 
 # --- in memory ---------------------------------------------------------------------------------
@@ -69,16 +69,21 @@ def waiting(db: Store) -> int:
 def test_deadlines_against_a_dict() -> None:
     """Times near and far, a clock that jumps, few keys at a time: whatever is due comes, and nothing else stays."""
     dice = random.Random(7)
-    for _ in range(60):
+    for _ in range(200):
         queue, model, now_ms = Deadlines(), dict[bytes, int](), 1_700_000_000_000
         for _ in range(200):
             key = b"%d" % dice.randrange(30)
             action = dice.randrange(8)
             if action < 4:
-                if key in model:
+                when_ms = now_ms + dice.choice([-5, 0, 1, 3, 700, 1024, 5_000, 2_000_000, 3 * 10**9])
+                if key not in model:
+                    queue.add(key, when_ms)
+                elif dice.randrange(3):
+                    queue.move(key, model[key], when_ms)
+                else:
                     queue.discard(key, model[key])
-                model[key] = now_ms + dice.choice([-5, 0, 1, 3, 700, 1024, 5_000, 2_000_000, 3 * 10**9])
-                queue.add(key, model[key])
+                    queue.add(key, when_ms)
+                model[key] = when_ms
             elif action < 5 and key in model:
                 queue.discard(key, model.pop(key))
             else:
@@ -94,7 +99,65 @@ def test_deadlines_against_a_dict() -> None:
                     del model[key]
             held = sorted(key for bucket in queue._buckets.values() for key in bucket)
             assert held == sorted(model), "each once, and none for nothing"
-            assert len(queue._order) <= 2 * len(queue._buckets) + 65
+            assert len(queue.order) <= 2 * len(queue._buckets) + 65
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+@pytest.mark.parametrize("how", ["put", "add", "expire", "batch"])
+def test_a_key_is_there_until_its_millisecond(path: Path, how: str, io: str) -> None:
+    """However it was written, and however it is looked for; also when the clock has been set back meanwhile."""
+    files = QuickFiles()
+    with harness.open_store(path, files=files, io=io, sync="os") as db:
+        db.update({b"%d" % number: b"stays" for number in range(20)})
+        files.sleep(0.0005)
+        if how == "put":
+            db.put("5x", "v", ttl=1.5)
+        elif how == "add":
+            assert db.add("5x", "v", ttl=1.5)
+            assert not db.add("5x", "w")
+        elif how == "expire":
+            db["5x"] = "v"
+            assert db.expire("5x", 1.5)
+        else:
+            with db.batch() as batch:
+                batch.put("5x", "v", ttl=1.5)
+                batch["5y"] = "stays"
+        assert db.ttl("5x") == 1.5
+
+        def is_there() -> bool:
+            said = {
+                db.get("5x") is not None,
+                "5x" in db,
+                b"5x" in db.get_many([b"%d" % number for number in range(20)] + [b"5x"]),
+                b"5x" in dict(db.scan("5")),
+                b"5x" in list(db.scan_keys("5")),
+                not db.delete("5x") if "5x" not in db else True,
+            }
+            assert len(said - {True}) <= 1
+            return db.get("5x") == b"v"
+
+        with patched({"bytekv.engine.index.keydir.Keydir.purge_some": lambda self, *_: False}):
+            files.sleep(1.4985)
+            assert is_there()
+            files.sleep(-100)
+            assert is_there()
+            files.sleep(100.0005)
+            assert is_there(), "half a millisecond before its time"
+            files.sleep(0.0005)
+            assert db.get("5x") is None
+            assert "5x" not in db
+            assert b"5x" not in db.get_many([b"%d" % number for number in range(20)] + [b"5x"])
+            assert b"5x" not in dict(db.scan("5"))
+            assert b"5x" not in list(db.scan_keys("5"))
+            assert not db.expire("5x", 10)
+            assert not db.delete("5x")
+            files.sleep(-0.001)
+            assert is_there(), "nobody has taken it out"
+            files.sleep(0.001)
+        assert db.add("5x", "again")
+        files.sleep(10)
+        assert db["5x"] == b"again"
+        assert waiting(db) == 0
 
 
 def test_keys_of_one_moment_are_taken_out_some_at_a_time(path: Path) -> None:

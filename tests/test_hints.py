@@ -85,7 +85,7 @@ def state_of(db: Store) -> dict[str, Any]:
     return {
         "content": content_of(db),
         "locations": dict(keydir.locations),
-        "expires": dict(keydir._expires),
+        "expires": dict(keydir.expires),
         "gone": {
             segment: keydir.usage.dead.get(segment, 0) + keydir.usage.tombstones.get(segment, 0) for segment in lengths
         },

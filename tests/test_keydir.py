@@ -266,7 +266,7 @@ class Model(RuleBasedStateMachine):
         keydir = self.keydir
         assert keydir.locations == {key: location for key, (location, _) in self.content.items()}
         assert keydir._expired == {key: location for key, (location, _) in self.expired.items()}
-        assert keydir._expires == {
+        assert keydir.expires == {
             key: expires_ms
             for table in (self.content, self.expired)
             for key, (_, expires_ms) in table.items()
@@ -366,7 +366,7 @@ def test_a_purge_that_is_interrupted_anywhere(grace_ms: int) -> None:
         keydir.recount(total | {2: 120}, places.size_of)
         assert counted == +Counter(keydir.usage.dead)
         assert list(keydir.index()) == sorted(set(KEYS) - {b"a", b"aa", b"ab"})
-        assert (len(keydir._expired), len(keydir._expires)) == ((3, 3) if grace_ms else (0, 0))
+        assert (len(keydir._expired), len(keydir.expires)) == ((3, 3) if grace_ms else (0, 0))
     assert number > 100
 
 
@@ -375,15 +375,15 @@ def _break(keydir: Keydir, view: ReadView, how: str) -> None:
         view.segments.clear()
     elif how == "exists and has expired":
         keydir._expired[b"a"] = 1
-        keydir._expires[b"a"] = 1
+        keydir.expires[b"a"] = 1
     elif how == "has expired and has no expiry":
         keydir._expired[b"x"] = 1
     elif how == "is gone and has an expiry":
-        keydir._expires[b"x"] = 1
+        keydir.expires[b"x"] = 1
     elif how == "will not come due":
-        keydir._expires[b"a"] = 1
+        keydir.expires[b"a"] = 1
     elif how == "will not be forgotten":
-        keydir._expires[b"x"] = keydir._expired[b"x"] = 1
+        keydir.expires[b"x"] = keydir._expired[b"x"] = 1
     elif how == "came or went and is not noted":
         del keydir.locations[b"b"]
     elif how == "not in order":
@@ -487,7 +487,7 @@ def test_loading_in_bulk_is_the_same_as_doing_it_all_again(history):
             replayed[key] = segment << SEGMENT_SHIFT | position, hint.expires.get(key, 0)
     loaded.finish_loading()
     assert loaded.locations == {key: location for key, (location, _) in replayed.items()}
-    assert loaded._expires == {key: expires_ms for key, (_, expires_ms) in replayed.items() if expires_ms}
+    assert loaded.expires == {key: expires_ms for key, (_, expires_ms) in replayed.items() if expires_ms}
     counted = +Counter(loaded.usage.dead)
     loaded.recount(totals, places.size_of)
     assert counted == +Counter(loaded.usage.dead)
@@ -511,7 +511,7 @@ def test_a_segment_loaded_in_two_parts_is_the_same_as_in_one(history, data):
             hint, total = summary_of(segment, part, parts_places)
             parts.load(segment, hint, total, parts_places.size_of)
     assert parts.locations == whole.locations
-    assert parts._expires == whole._expires
+    assert parts.expires == whole.expires
     segments = range(1, len(history) + 1)
     assert [parts.usage.dead.get(one, 0) + parts.usage.tombstones.get(one, 0) for one in segments] == [
         whole.usage.dead.get(one, 0) + whole.usage.tombstones.get(one, 0) for one in segments
@@ -700,7 +700,7 @@ def test_an_expired_entry_is_dead_only_once_its_grace_is_over():
     purge(keydir, NOW_MS + GRACE_MS)
     assert keydir.newest(b"k") is None
     assert (keydir.usage.dead, keydir.usage._lapsed, keydir.usage.hiding_bytes(7)) == ({7: 12}, {7: 28}, 28)
-    assert (keydir._expires, keydir._expired) == ({}, {})
+    assert (keydir.expires, keydir._expired) == ({}, {})
 
 
 def _selected(view: ReadView) -> list[bytes]:

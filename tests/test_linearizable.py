@@ -854,8 +854,8 @@ def answers_during(db: Store, ask: Callable[[], object], put: Callable[[], objec
     """Return what another thread is told that asks at each step of a put, by the end of the step or of the put."""
     answers: list[object] = []
     askers: list[threading.Thread] = []
-    table = _DuringPut(db._keydir._expires)
-    db._keydir._expires = table
+    table = _DuringPut(db._keydir.expires)
+    db._keydir.expires = table
     lock = db._commit.state.lock
 
     def look() -> None:
@@ -878,7 +878,7 @@ def answers_during(db: Store, ask: Callable[[], object], put: Callable[[], objec
     for asker in askers:
         asker.join()
     db._commit.state.lock = lock
-    db._keydir._expires = dict(table)
+    db._keydir.expires = dict(table)
     assert askers
     return answers
 

@@ -47,6 +47,7 @@ MAX_BATCH_SIZE: Final = (1 << 30) + (1 << 20)  # 1 GiB + 1 MiB: holds one larges
 MAX_EXPIRES_MS: Final = (1 << 63) - 1
 MAX_DIGITS: Final = 4000  # of an integer that `incr` takes; Python itself refuses more than 4300
 DELETE_COST: Final = 27  # bytes that a delete takes in a batch, besides the key
+_MOST_S: Final = MAX_EXPIRES_MS / 2000  # of a ttl or a time, so that their sum stays below
 
 
 class Entry(NamedTuple):
@@ -112,9 +113,11 @@ def pair_of(key: Bytes, value: Bytes) -> tuple[bytes, bytes]:
 
 def ttl_to_ms(ttl: float) -> int:
     """Return a time to live in milliseconds, at least 1; raise `TypeError` or `LimitError`."""
+    if type(ttl) is int and 0 < ttl < _MOST_S:
+        return ttl * 1000
     if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
         raise TypeError(f"a ttl must be a number of seconds, not {type(ttl).__name__}")
-    if not 0 < ttl < MAX_EXPIRES_MS / 2000:  # NaN fails, too
+    if not 0 < ttl < _MOST_S:  # NaN fails, too
         raise LimitError(f"a ttl must be more than 0 seconds and finite, not {ttl}")
     return -int(-ttl * 1000 // 1)  # rounded up
 
@@ -138,7 +141,7 @@ def expiry_of(ttl: float | None, expires: float | None) -> Expiry:
         raise TypeError("give either ttl or expires, not both")
     if isinstance(expires, bool) or not isinstance(expires, (int, float)):
         raise TypeError(f"expires must be a number of seconds since 1970, not {type(expires).__name__}")
-    if not 0 < expires < MAX_EXPIRES_MS / 2000:
+    if not 0 < expires < _MOST_S:
         raise LimitError(f"expires must be a time after 1970 and finite, not {expires}")
     return Expiry(0, max(1, round(expires * 1000)))
 

@@ -4,6 +4,9 @@
 here                        the plain one                what it costs
 ==========================  ===========================  ====================================================
 `FastCommitter.put`         `Committer.put`              1.3 µs instead of 5
+`FastCommitter.put_for`     `Committer.put_for`          2 µs instead of 10
+`FastCommitter.add`         `Committer.add`              1.7 µs instead of 6
+`FastCommitter.expire`      `Committer.expire`           2.5 µs instead of 12
 `FastCommitter.delete`      `Committer.delete`           1.4 µs instead of 5.5
 `DurableCommitter.put`      `Committer.put`              without its sync 11 µs instead of 17
 `DurablePut.apply`          `Change.apply`               0.5 µs instead of 2
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from struct import Struct
 from struct import error as StructError
 
 from .._lean import TYPE_CHECKING
@@ -27,7 +31,11 @@ from ..errors import ReentryError
 from .codec.checksum import CRC, RESIDUE, checksum
 from .codec.entry import (
     ENTRY,
+    ENTRY_EXPIRES,
     ENTRY_SIZE,
+    EXPIRES,
+    FIXED_SIZE,
+    KIND,
     OFFSET_MASK,
     OFFSET_SHIFT,
     OVERHEAD,
@@ -46,6 +54,8 @@ from .write.durability import Waiter
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from .codec.entry import Entry
+
 __all__ = ["DurableCommitter", "FastCommitter", "read_many"]
 
 _HELD: Final = 1 << 20  # bytes of values in memory at once, or one value
@@ -54,6 +64,8 @@ _FEWEST: Final = 8  # keys for which it pays to look whether their entries are a
 _NOT_OPEN: Final = (b"", 0)
 
 _pack_entry = ENTRY.pack
+_pack_mortal = Struct(ENTRY.format + "Q").pack  # with ENTRY_EXPIRES
+_prefix_of = PREFIX.unpack_from
 _pack_crc = CRC.pack
 
 
@@ -75,7 +87,9 @@ class FastIntent:
         entry, location, writer = self.entry, self.location, state.segments.writer
         assert writer is not None  # no other segment begins before this was redone
         flags, key_size, _, seq, _ = ENTRY.unpack_from(entry)
-        key = entry[ENTRY_SIZE : ENTRY_SIZE + key_size]
+        fixed = FIXED_SIZE[flags]
+        key = entry[fixed : fixed + key_size]
+        expires_ms = ENTRY_EXPIRES.unpack_from(entry, ENTRY_SIZE)[0] if flags & EXPIRES else 0
         offset = location >> OFFSET_SHIFT & OFFSET_MASK
         writer.write(offset, [entry])
         writer.end = offset + len(entry)
@@ -84,7 +98,7 @@ class FastIntent:
             state.keydir.usage.set_tombstones(writer.header.segment_id, self.tombstones)
             state.keydir.remove(key, state.size_of)
         else:
-            state.keydir.put(key, location, 0, state.size_of)
+            state.keydir.put(key, location, expires_ms, state.size_of)
 
 
 class FastCommitter(Committer):
@@ -130,7 +144,7 @@ class FastCommitter(Committer):
                         writer.end = end
                         state.seq = seq
                         keydir = state.keydir
-                        if not keydir.is_plain:
+                        if not keydir.is_plain and (keydir.is_behind or key in keydir.special):
                             keydir.put(key, location, 0, state.size_of)
                             if keydir.is_behind:
                                 state.purge_some(PURGED_BY_A_PUT)
@@ -156,6 +170,95 @@ class FastCommitter(Committer):
         check_sizes(key, value)
         return self.write([Operation(PUT, key, value)])
 
+    def put_for(self, key: bytes, value: bytes, ttl_ms: int) -> int:
+        """Append one put that expires and show it; return its seq."""
+        return self._put(key, value, ttl_ms) or super().put_for(key, value, ttl_ms)
+
+    def add(self, key: bytes, value: bytes, ttl_ms: int) -> bool:
+        """Append one put if the key does not exist, and tell whether it did not."""
+        seq = self._put(key, value, ttl_ms, only_new=True)
+        return super().add(key, value, ttl_ms) if seq is None else seq > 0
+
+    def expire(self, key: bytes, ttl_ms: int, read: Callable[[bytes, int], Entry]) -> bool:
+        """Append the key's value once more, so that it expires, if the key exists; tell whether it does."""
+        return self._put(key, None, ttl_ms) is not None or super().expire(key, ttl_ms, read)
+
+    def _put(self, key: bytes, value: bytes | None, ttl_ms: int, *, only_new: bool = False) -> int | None:
+        """Do what `put` does, with a value that expires unless ``ttl_ms`` is 0; return its seq.
+
+        0 if the key exists although ``only_new``; None if nothing was done, because this is not the common case. A
+        value of None is the one that the key has.
+        """
+        state = self.state
+        if state.intent is not None:
+            state.redo_interrupted()
+        with state.lock:
+            if state.intent is not None:
+                state.redo()
+            state.intent = ENTERED
+            try:
+                writer, keydir = state.segments.writer, state.keydir
+                now_ms = self._clock_ns() // 1000000
+                if value is None:
+                    value = self._value_of(key, now_ms)
+                if writer is not None and value is not None:
+                    key_size = len(key)
+                    size = key_size + len(value) + (35 if ttl_ms else 27)
+                    offset = writer.end
+                    end = offset + size
+                    if end <= writer.fast_end and size <= 8191:
+                        if only_new and keydir.locate(key, now_ms) is not None:
+                            state.intent = None
+                            return 0
+                        seq = state.seq + 1
+                        if ttl_ms:
+                            expires_ms = now_ms + ttl_ms
+                            body = _pack_mortal(0x11, key_size, len(value), seq, now_ms, expires_ms) + key + value
+                        else:
+                            expires_ms = 0
+                            body = _pack_entry(1, key_size, len(value), seq, now_ms) + key + value
+                        entry = body + _pack_crc(checksum(body, writer.seed))
+                        location = writer.base | offset << 13 | size
+                        intent = self._intent
+                        intent.entry = entry
+                        intent.location = location
+                        state.intent = intent
+                        writer.map[offset:end] = entry  # type: ignore[index]
+                        writer.end = end
+                        state.seq = seq
+                        if ttl_ms:
+                            keydir.put_mortal(key, location, expires_ms, now_ms, state.size_of)
+                        else:
+                            keydir.put(key, location, 0, state.size_of)
+                        if keydir.is_behind:
+                            state.purge_some(PURGED_BY_A_PUT)
+                        state.intent = None
+                        return seq
+            except StructError:  # a clock before 1970, which the plain way knows to write
+                if state.intent is not ENTERED:
+                    state.readers_must_wait = True
+                    raise
+            except BaseException:
+                state.readers_must_wait = True
+                raise
+            state.intent = None
+        return None
+
+    def _value_of(self, key: bytes, now_ms: int) -> bytes | None:
+        """Return the value of a key whose entry is small and sound; under the lock."""
+        location = self.state.keydir.locate(key, now_ms)
+        if location is not None:
+            view, seed = self.state.segments.open.table.get(location >> 44, _NOT_OPEN)
+            offset = location >> 13 & 0x7FFFFFFF
+            raw = view[offset : offset + (location & 8191)]
+            if raw and checksum(raw, seed) == RESIDUE:
+                flags, key_size = _prefix_of(raw)
+                fixed = FIXED_SIZE[flags]
+                end = fixed + key_size
+                if flags & KIND == PUT and fixed and raw[fixed:end] == key:
+                    return raw[end:-4]
+        return None
+
     def delete(self, key: bytes, location: int | None = None) -> bool:
         """Append one tombstone if the key exists, and tell whether it did; as `put` does."""
         state = self.state
@@ -167,19 +270,21 @@ class FastCommitter(Committer):
             state.intent = ENTERED
             try:
                 writer, keydir = state.segments.writer, state.keydir
-                if writer is not None and keydir.is_plain:
+                if writer is not None:
                     key_size = len(key)
                     size = key_size + 27
                     offset = writer.end
                     end = offset + size
                     if end <= writer.fast_end and size <= 8191:
-                        old = keydir.locations.get(key)
+                        now_ms = self._clock_ns() // 1000000
+                        is_special = not keydir.is_plain and (keydir.is_behind or key in keydir.special)
+                        old = keydir.locate(key, now_ms) if is_special else keydir.locations.get(key)
                         if old is None or (location is not None and old != location):
                             state.intent = None
                             return False
                         old_size = old & 8191 or state.size_of(old)
                         seq = state.seq + 1
-                        body = _pack_entry(2, key_size, 0, seq, self._clock_ns() // 1000000) + key
+                        body = _pack_entry(2, key_size, 0, seq, now_ms) + key
                         entry = body + _pack_crc(checksum(body, writer.seed))
                         segment = writer.base >> 44
                         usage = keydir.usage
@@ -192,9 +297,14 @@ class FastCommitter(Committer):
                         writer.end = end
                         state.seq = seq
                         usage.tombstones[segment] = tombstones
-                        keydir.discard(key)
-                        dead, segment = usage.dead, old >> 44
-                        dead[segment] = dead.get(segment, 0) + old_size
+                        if is_special:
+                            keydir.remove(key, state.size_of)
+                            if keydir.is_behind:
+                                state.purge_some(PURGED_BY_A_PUT)
+                        else:
+                            keydir.discard(key)
+                            dead, segment = usage.dead, old >> 44
+                            dead[segment] = dead.get(segment, 0) + old_size
                         state.intent = None
                         return True
             except StructError:  # a clock before 1970, which the plain way knows to write

@@ -20,47 +20,55 @@ from ..._lean import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["Deadlines"]
+__all__ = ["BITS", "Deadlines"]
 
 _FAR: Final = 20  # a bucket covers 2**20 ms, 17 minutes
 _NEAR: Final = 10  # 2**10 ms, a second
-_BITS: Final = 5  # of a bucket's number: how wide it is; above them its first millisecond
+BITS: Final = 5  # of a bucket's number: how wide it is; above them its first millisecond
 
 
 class Deadlines:
     """Keys, each with the time in milliseconds at which it is due. Under the store's lock."""
 
-    __slots__ = ("_buckets", "_order", "_reached")
+    __slots__ = ("_buckets", "_furthest", "_reached", "order")
 
     def __init__(self) -> None:
         self._buckets: dict[int, dict[bytes, None]] = {}
-        self._order: list[int] = []  # heap of their numbers; some may have been emptied since
+        self.order: list[int] = []  # heap of their numbers; some may have been emptied since; to be changed here alone
         self._reached = 0  # no bucket begins before this but those that are being worked off
+        self._furthest = 0  # that it has ever been: the clock may be set back
 
     def add(self, key: bytes, when_ms: int) -> None:
         """Note when a key is due. Complexity: O(1)."""
         reached = self._reached
         if when_ms >> _FAR << _FAR > reached:
-            number = when_ms >> _FAR << _FAR + _BITS | _FAR
+            number = when_ms >> _FAR << _FAR + BITS | _FAR
         elif when_ms >> _NEAR << _NEAR > reached:
-            number = when_ms >> _NEAR << _NEAR + _BITS | _NEAR
+            number = when_ms >> _NEAR << _NEAR + BITS | _NEAR
         else:
-            number = when_ms << _BITS
+            number = when_ms << BITS
         bucket = self._buckets.get(number)
         if bucket is not None:
             bucket[key] = None
             return
-        if len(self._order) > 2 * len(self._buckets) + 64:  # a few thousand at most
+        if len(self.order) > 2 * len(self._buckets) + 64:  # a few thousand at most
             order = list(self._buckets)
             heapq.heapify(order)
-            self._order = order
-        heapq.heappush(self._order, number)  # first: a bucket whose number is lost would never come due
+            self.order = order
+        heapq.heappush(self.order, number)  # first: a bucket whose number is lost would never come due
         self._buckets[number] = {key: None}
+
+    def move(self, key: bytes, before_ms: int, when_ms: int) -> None:
+        """Note that a key is due at another time than before. Complexity: O(1)."""
+        # As a rule it is in the right bucket: what is written again and again lives about as long as before.
+        if before_ms >> _FAR != when_ms >> _FAR or when_ms >> _FAR << _FAR <= self._furthest:
+            self.discard(key, before_ms)
+            self.add(key, when_ms)
 
     def discard(self, key: bytes, when_ms: int) -> None:
         """Forget a key that was due at ``when_ms``. Complexity: O(1)."""
         for width in (_FAR, _NEAR, 0):
-            number = when_ms >> width << width + _BITS | width
+            number = when_ms >> width << width + BITS | width
             bucket = self._buckets.get(number)
             if bucket is not None and key in bucket:
                 if len(bucket) > 1:
@@ -70,7 +78,7 @@ class Deadlines:
 
     def is_due(self, now_ms: int) -> bool:
         """Tell whether `advance` has anything to do."""
-        return bool(self._order) and self._order[0] >> _BITS <= now_ms
+        return bool(self.order) and self.order[0] >> BITS <= now_ms
 
     def advance(
         self, now_ms: int, when_of: Callable[[bytes], int | None], act: Callable[[bytes], object], count: int
@@ -82,12 +90,13 @@ class Deadlines:
         at most, 0.3 µs.
         """
         self._reached = now_ms
-        number = self._order[0]
+        self._furthest = max(self._furthest, now_ms)
+        number = self.order[0]
         bucket = self._buckets.get(number)
         if bucket is None:
-            heapq.heappop(self._order)
+            heapq.heappop(self.order)
             return 0
-        start, width = number >> _BITS, number & (1 << _BITS) - 1
+        start, width = number >> BITS, number & (1 << BITS) - 1
         keys = list(islice(reversed(bucket), count))
         for key in keys:
             when_ms = when_of(key)
@@ -111,4 +120,4 @@ class Deadlines:
     def clear(self) -> None:
         """Forget every key."""
         self._buckets.clear()
-        self._order.clear()
+        self.order.clear()

@@ -8,8 +8,8 @@ readers look at the expiry as well. A purged key moves to `_expired`: it is gone
 entry stays on disk as it is. Once its grace is over, it is forgotten. Then only its entry is left, which still hides
 older ones of the same key.
 
-Everything here but `locations` is derived and can be rebuilt from it. `locations` is the only table that others may
-hold: the flattened get and put, and a compaction's look at each entry, where a call would cost 0.1 µs of 0.5 to 2.
+Everything here but `locations` is derived and can be rebuilt from it. Only `locations` and `expires` are tables that
+others may hold: the flattened paths, and a compaction's look at each entry, where a call would cost 0.1 µs of 0.5 to 2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from operator import rshift
 from ..._lean import TYPE_CHECKING
 from ..codec.entry import OVERHEAD, SEGMENT_SHIFT, SIZE_MASK
 from ..codec.hint import Hint
-from .deadlines import Deadlines
+from .deadlines import BITS, Deadlines
 from .order import FEW_CHANGES, Ordered
 from .read_view import ReadView, ReadViews
 from .usage import SizeOf, Usage
@@ -35,6 +35,16 @@ __all__ = ["PURGED_AT_ONCE", "Keydir"]
 PURGED_AT_ONCE: Final = 100  # expired keys, less than a quarter of a millisecond
 
 
+class _Every:
+    """Contains every key."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+_EVERY: Final = _Every()
+
+
 class Keydir(Ordered):
     """Map keys to locations, in key order, and keep count of dead bytes per segment."""
 
@@ -43,7 +53,7 @@ class Keydir(Ordered):
         self.locations: dict[bytes, int] = {}
         self.usage = Usage()
         self._views = ReadViews()
-        self._expires: dict[bytes, int] = {}  # ms; every key in locations or expired whose entry has an expiry
+        self.expires: dict[bytes, int] = {}  # ms; every key in locations or _expired whose entry has an expiry
         self._expired: dict[bytes, int] = {}  # key -> location of those that were seen to be past it
         self._drop_index()
         self._due = Deadlines()  # of keys in locations: when they expire
@@ -51,8 +61,11 @@ class Keydir(Ordered):
         self.grace_ms = grace_ms
         self.latest_ms = 0  # no key whose grace was over by then needs to be here
         #: No key expires and no view is open, so that a put is an assignment and a count. False says nothing: it is
-        #: set before the first of these comes, and taken back by the first put after the last has gone.
+        #: set before the first of these comes, and taken back by a put or a purge after the last has gone.
         self.is_plain = True
+        #: The keys for which a put is more than that although others expire: those that expire themselves, and every
+        #: one while a view is open.
+        self.special: Container[bytes] = self.expires
         self.is_held = False  # nothing is forgotten for now
         self.is_behind = False  # the last purge has left something to do
         self._is_purging = False  # or was interrupted
@@ -69,7 +82,7 @@ class Keydir(Ordered):
     def locate(self, key: bytes, now_ms: int) -> int | None:
         """Return a key's location, None if it does not exist or has expired. Safe without the lock."""
         location = self.locations.get(key)
-        if location is not None and self._expires and self._expires.get(key, now_ms + 1) <= now_ms:
+        if location is not None and self.expires and self.expires.get(key, now_ms + 1) <= now_ms:
             return None
         return location
 
@@ -85,21 +98,21 @@ class Keydir(Ordered):
 
     def expiry_of(self, key: bytes) -> int | None:
         """Return when a key expires, in ms, None if it does not."""
-        return self._expires.get(key)
+        return self.expires.get(key)
 
     def expiries(self) -> dict[bytes, int]:
         """Return when each key with an expiry expires, in ms. Complexity: O(number of these)."""
-        return self._expires.copy()
+        return self.expires.copy()
 
     @property
     def can_expire(self) -> bool:
         """Tell whether there is a key with an expiry."""
-        return bool(self._expires)
+        return bool(self.expires)
 
     @property
     def expiring_count(self) -> int:
         """Return how many keys have an expiry, those that have passed it and are still held included."""
-        return len(self._expires)
+        return len(self.expires)
 
     @property
     def expired_count(self) -> int:
@@ -143,7 +156,7 @@ class Keydir(Ordered):
                 self.remove(key, sizes_of)
             else:
                 self.put(key, location, expires_ms, sizes_of)
-        if self._expires or self._expired:
+        if self.expires or self._expired:
             self.is_behind = self.is_due(change.now_ms)
         return is_clear
 
@@ -167,7 +180,10 @@ class Keydir(Ordered):
 
     def _put_with_care(self, key: bytes, location: int, expires_ms: int) -> int | None:
         """Do what `put` does where something expires or a view is open; return the location that is replaced."""
-        self.is_plain = not (expires_ms or self._expires or self._views)
+        if expires_ms and not self._views:
+            self.is_plain, self.special = False, self.expires
+        else:
+            self._see_what_is_special()
         old = self.locations.get(key)
         if self._views and old != location:
             self._remember(key)
@@ -176,19 +192,48 @@ class Keydir(Ordered):
         if self._expired and key in self._expired:
             old = self._revive(key)
         if expires_ms:
-            before = self._expires.get(key)
+            before = self.expires.get(key)
             if before is None:
-                self._expires[key] = expires_ms  # first: it may have passed, and then nobody is to see the key
+                self.expires[key] = expires_ms  # first: it may have passed, and then nobody is to see the key
+                self._due.add(key, expires_ms)
             else:
-                self._due.discard(key, before)
-            self._due.add(key, expires_ms)
+                self._due.move(key, before, expires_ms)
             self.locations[key] = location
-            self._expires[key] = expires_ms
+            self.expires[key] = expires_ms
         else:
             self.locations[key] = location
-            if key in self._expires:
+            if key in self.expires:
                 self._expire_never(key)
         return old
+
+    def put_mortal(self, key: bytes, location: int, expires_ms: int, now_ms: int, sizes_of: SizeOf) -> None:
+        """Do what `put` does for a key that expires, and see whether anything is due: `put` and `is_due` written out
+        for a key that has not expired, while no view is open."""
+        expires, locations = self.expires, self.locations
+        if self._views or key in self._expired:
+            self.put(key, location, expires_ms, sizes_of)
+        else:
+            self.is_plain, self.special = False, expires
+            before, old = expires.get(key), locations.get(key)
+            if before is None:
+                if old is None and self._changed is not None:
+                    self._changed.add(key)
+                expires[key] = expires_ms  # first, as in `put`
+                self._due.add(key, expires_ms)
+                locations[key] = location
+            else:
+                self._due.move(key, before, expires_ms)
+                locations[key] = location
+                expires[key] = expires_ms
+            if old is not None and old != location:
+                dead, segment = self.usage.dead, old >> 44
+                dead[segment] = dead.get(segment, 0) + (old & 8191 or sizes_of(old))
+        if self._due.order[0] >> BITS <= now_ms or self._leaving.order:
+            self.is_behind = self.is_due(now_ms)
+
+    def _see_what_is_special(self) -> None:
+        self.is_plain = not (self.expires or self._views)
+        self.special = _EVERY if self._views else self.expires
 
     def write_all(self, keys: list[bytes], locations: list[int], gone: list[bytes], sizes_of: SizeOf) -> None:
         """Point keys at new locations and forget others, where nothing expires; repeatable, but for the count."""
@@ -205,20 +250,20 @@ class Keydir(Ordered):
         self.usage.count_replaced(filter(None, itertools.chain(replaced, lost)), sizes_of)
 
     def insert(self, key: bytes, location: int) -> None:
-        """Do what `put` does for a key that is not there, where `is_plain` says so."""
+        """Do what `put` does for a key that is not there and not special."""
         if self._changed is not None:
             self._changed.add(key)
         self.locations[key] = location
 
     def discard(self, key: bytes) -> None:
-        """Do what `remove` does, but for the count, for a key that is there, where `is_plain` says so."""
+        """Do what `remove` does, but for the count, for a key that is there and not special."""
         if self._changed is not None:
             self._changed.add(key)
         del self.locations[key]
 
     def remove(self, key: bytes, sizes_of: SizeOf) -> None:
         """Forget a key, live or expired; its entry is dead from now on."""
-        self.is_plain = not (self._expires or self._views)
+        self._see_what_is_special()
         if self._views:
             self._remember(key)
         if self._changed is not None:
@@ -226,21 +271,21 @@ class Keydir(Ordered):
         old = self.locations.pop(key, None)
         if self._expired and key in self._expired:
             old = self._revive(key)
-        if self._expires:
+        if self.expires:
             self._expire_never(key)
         if old is not None:
             self.usage.count_dead(old >> SEGMENT_SHIFT, old & SIZE_MASK or sizes_of(old))
 
     def _revive(self, key: bytes) -> int:
         """Take a key out of `expired`."""
-        self._leaving.discard(key, self._expires[key] + self.grace_ms)
+        self._leaving.discard(key, self.expires[key] + self.grace_ms)
         return self._expired.pop(key)
 
     def _expire_never(self, key: bytes) -> None:
-        when_ms = self._expires.get(key)
+        when_ms = self.expires.get(key)
         if when_ms is not None:
             self._due.discard(key, when_ms)
-            self._expires.pop(key, None)
+            self.expires.pop(key, None)
 
     def move(self, key: bytes, old: int, new: int) -> bool:
         """Point a key at the copy of its entry, if it still points at the original; a compare-and-set."""
@@ -304,7 +349,7 @@ class Keydir(Ordered):
         if self._views:
             self._remember_all(segments)
         self.locations.clear()
-        self._expires.clear()
+        self.expires.clear()
         self._expired.clear()
         self._due.clear()
         self._leaving.clear()
@@ -314,7 +359,7 @@ class Keydir(Ordered):
 
     def open_view(self, seq: int, owner: object = None) -> ReadView:
         """Return the keydir as of now. Under the lock. Complexity: O(1)."""
-        self.is_plain = False
+        self.is_plain, self.special = False, _EVERY
         return self._views.open(self, seq, owner)
 
     def close_view(self, view: ReadView) -> None:
@@ -340,7 +385,7 @@ class Keydir(Ordered):
     def _remember(self, key: bytes) -> None:
         location = self.locations.get(key)
         for view in self._views.alive():
-            view.remember(key, location, self._expires.get(key, 0) if location is not None else 0)
+            view.remember(key, location, self.expires.get(key, 0) if location is not None else 0)
 
     def _remember_all(self, known: Callable[[], set[int]] | None = None) -> None:
         if known is not None:
@@ -352,7 +397,7 @@ class Keydir(Ordered):
         index = self.index() if is_right else None
         self._drop_index()  # first: it has one owner, and a call that is repeated must not hand it on once more
         for view in self._views.alive():
-            view.remember_all(self.locations, self._expires, segments, index)
+            view.remember_all(self.locations, self.expires, segments, index)
             index = None
 
     # --- time ----------------------------------------------------------------------------------
@@ -372,17 +417,18 @@ class Keydir(Ordered):
         self.latest_ms = max(self.latest_ms, now_ms)
 
         def grace_of(key: bytes) -> int | None:
-            when_ms = self._expires.get(key)
+            when_ms = self.expires.get(key)
             return None if when_ms is None else when_ms + self.grace_ms
 
         while self._due.is_due(now_ms) and count > 0:
             count -= 1 + self._due.advance(
-                now_ms, self._expires.get, lambda key: self._expire(key, now_ms, sizes_of), count
+                now_ms, self.expires.get, lambda key: self._expire(key, now_ms, sizes_of), count
             )
         while self._leaving.is_due(now_ms) and count > 0 and not self.is_held:
             count -= 1 + self._leaving.advance(now_ms, grace_of, lambda key: self._forget(key, sizes_of), count)
-        if not self._expires:
-            self._expires.clear()  # with the memory of all that have been in it
+        if not self.expires:
+            self.expires.clear()  # with the memory of all that have been in it
+            self._see_what_is_special()
         if not self._expired:
             self._expired.clear()
         self._is_purging = False
@@ -399,7 +445,7 @@ class Keydir(Ordered):
             self._is_purging = False
 
     def _expire(self, key: bytes, now_ms: int, sizes_of: SizeOf) -> None:
-        when_ms, location = self._expires[key], self.locations.get(key)
+        when_ms, location = self.expires[key], self.locations.get(key)
         if location is not None:
             if self._changed is not None:
                 self._changed.add(key)
@@ -417,7 +463,7 @@ class Keydir(Ordered):
         if key in self.locations:
             return  # it is there again
         location = self._expired.pop(key, None)
-        del self._expires[key]
+        del self.expires[key]
         if location is not None:
             segment, size = location >> SEGMENT_SHIFT, location & SIZE_MASK or sizes_of(location)
             rest = min(size, OVERHEAD + len(key))
@@ -465,7 +511,7 @@ class Keydir(Ordered):
         """
         if self._is_purging:
             return []
-        locations, expired, expires = self.locations, self._expired, self._expires
+        locations, expired, expires = self.locations, self._expired, self.expires
         wrong = super().check() + self.usage.check()
         wrong += [f"{key!r} exists and has expired" for key in expired.keys() & locations.keys()]
         wrong += [f"{key!r} has expired and has no expiry" for key in expired.keys() - expires.keys()]
@@ -492,7 +538,7 @@ class Keydir(Ordered):
         if hint.clears:
             self.usage.count_replaced(locations.values(), sizes_of)
             locations.clear()
-            self._expires.clear()
+            self.expires.clear()
         base = segment << SEGMENT_SHIFT
         if locations:
             replaced_keys = [*filter(locations.__contains__, hint.keys), *hint.tombstones]
@@ -500,17 +546,17 @@ class Keydir(Ordered):
                 old_location = locations.get(key)
                 if old_location is not None:
                     self.usage.count_replaced((old_location,), sizes_of)
-                    self._expires.pop(key, None)
+                    self.expires.pop(key, None)
             for key in hint.tombstones:
                 locations.pop(key, None)
         locations.update(zip(hint.keys, map(base.__or__, hint.positions), strict=True))
-        self._expires.update(hint.expires)
+        self.expires.update(hint.expires)
         dead = entry_bytes - hint.live_bytes - hint.tombstone_bytes
         self.usage.load_segment(segment, dead, hint.tombstone_bytes)
 
     def finish_loading(self) -> None:
         """Build what `load` leaves for the end."""
-        self.is_plain = not self._expires
+        self.is_plain = not self.expires
         self._due.clear()
-        for key, when_ms in self._expires.items():
+        for key, when_ms in self.expires.items():
             self._due.add(key, when_ms)

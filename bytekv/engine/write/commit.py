@@ -25,6 +25,8 @@ from .turn import WriteTurn
 if TYPE_CHECKING:
     from typing import Final
 
+    from ..codec.entry import Entry
+
     Decision = Sequence[Operation] | Bulk
 
 __all__ = ["PURGED_BY_A_PUT", "Committer"]
@@ -52,6 +54,41 @@ class Committer:
         """Append one put and show it; return its seq."""
         check_sizes(key, value)
         return self.write([Operation(PUT, key, value)])
+
+    def put_for(self, key: bytes, value: bytes, ttl_ms: int) -> int:
+        """Append one put that expires and show it; return its seq."""
+        check_sizes(key, value)
+        return self.change(lambda now_ms: [Operation(PUT, key, value, now_ms + ttl_ms)])
+
+    def add(self, key: bytes, value: bytes, ttl_ms: int) -> bool:
+        """Append one put, which expires unless ``ttl_ms`` is 0, if the key does not exist; tell whether it did not."""
+        check_sizes(key, value)
+        existed = False
+
+        def decide(now_ms: int) -> Decision:
+            nonlocal existed
+            existed = self.newest(key, now_ms) is not None
+            return [] if existed else [Operation(PUT, key, value, now_ms + ttl_ms if ttl_ms else 0)]
+
+        self.change(decide)
+        return not existed
+
+    def expire(self, key: bytes, ttl_ms: int, read: Callable[[bytes, int], Entry]) -> bool:
+        """Append the key's value once more, so that it expires, if the key exists; tell whether it does.
+
+        ``read`` returns the entry of a key at a location.
+        """
+        check_sizes(key)
+        exists = False
+
+        def decide(now_ms: int) -> Decision:
+            nonlocal exists
+            location = self.newest(key, now_ms)
+            exists = location is not None
+            return [] if location is None else [Operation(PUT, key, read(key, location).value, now_ms + ttl_ms)]
+
+        self.change(decide)
+        return exists
 
     def delete(self, key: bytes, location: int | None = None) -> bool:
         """Append one tombstone if the key exists, and tell whether it did; only one at ``location``, if given."""
