@@ -475,17 +475,19 @@ def test_loading_in_bulk_is_the_same_as_doing_it_all_again(history):
     places, loaded = Places(), Keydir(grace_ms=NOW_MS)
     replayed: dict[bytes, tuple[int, int]] = {}
     totals: dict[int, int] = {}
+    found = []
     for segment, operations in enumerate(history, 1):
         hint, total = summary_of(segment, operations, places)
         totals[segment] = total
-        loaded.load(segment, hint, total, places.size_of)
+        found.append((segment, total, hint))
         if hint.clears:
             replayed.clear()
         for key in hint.tombstones:
             replayed.pop(key, None)
         for key, position in zip(hint.keys, hint.positions, strict=True):
             replayed[key] = segment << SEGMENT_SHIFT | position, hint.expires.get(key, 0)
-    loaded.finish_loading()
+    loaded.load(found, places.size_of)
+    assert found == [], "so that memory is given back on the way"
     assert loaded.locations == {key: location for key, (location, _) in replayed.items()}
     assert loaded.expires == {key: expires_ms for key, (_, expires_ms) in replayed.items() if expires_ms}
     counted = +Counter(loaded.usage.dead)
@@ -503,13 +505,16 @@ def test_a_segment_loaded_in_two_parts_is_the_same_as_in_one(history, data):
     history = [operations for operations in history if operations]
     whole, parts = Keydir(), Keydir()
     whole_places, parts_places = Places(), Places()
+    whole_found, parts_found = [], []
     for segment, operations in enumerate(history, 1):
         hint, total = summary_of(segment, operations, whole_places)
-        whole.load(segment, hint, total, whole_places.size_of)
+        whole_found.append((segment, total, hint))
         cut = data.draw(st.integers(0, len(operations)))
         for part in (operations[:cut], operations[cut:]):
             hint, total = summary_of(segment, part, parts_places)
-            parts.load(segment, hint, total, parts_places.size_of)
+            parts_found.append((segment, total, hint))
+    whole.load(whole_found, whole_places.size_of)
+    parts.load(parts_found, parts_places.size_of)
     assert parts.locations == whole.locations
     assert parts.expires == whole.expires
     segments = range(1, len(history) + 1)
@@ -521,8 +526,18 @@ def test_a_segment_loaded_in_two_parts_is_the_same_as_in_one(history, data):
 def test_loading_into_an_empty_keydir_asks_for_no_sizes():
     places, keydir = Places(), Keydir()
     hint, total = summary_of(1, [("put", b"%d" % number, 100_000, 0) for number in range(100)], places)
-    keydir.load(1, hint, total, places.size_of)
+    keydir.load([(1, total, hint)], places.size_of)
     assert places.asked == 0
+
+
+def test_loading_asks_for_the_sizes_of_what_is_dead_only():
+    """Each asking is a page read from the disk, and a store of large values may have a million of them: one that was
+    overwritten must not make the next open visit all."""
+    places, keydir = Places(), Keydir()
+    old, old_total = summary_of(1, [("put", b"%d" % number, 100_000, 0) for number in range(100)], places)
+    new, new_total = summary_of(2, [("put", b"%d" % number, 100_000, 0) for number in (7, 8)], places)
+    keydir.load([(1, old_total, old), (2, new_total, new)], places.size_of)
+    assert (places.asked, keydir.usage.dead_bytes(1)) == (2, 200_000)
 
 
 # --- moments -----------------------------------------------------------------------------------

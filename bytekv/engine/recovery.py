@@ -113,6 +113,7 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool, kept: K
     last_seq = 0
     torn: _Torn | None = None
     too_long: list[SegmentRow] = []
+    loads: list[tuple[int, int, Hint]] = []
     for number, row in enumerate(manifest.segments):
         descriptor, header = header_of(directory, row, manifest.store_uuid, for_writing=not readonly)
         hints_used = report.hints_used
@@ -137,7 +138,7 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool, kept: K
             directory.files.close(descriptor)
         start = SEGMENT_HEADER_SIZE
         for hint in hints:
-            keydir.load(row.segment_id, hint, hint.length - start, segments.open.entry_size)
+            loads.append((row.segment_id, hint.length - start, hint))
             start = hint.length
         last_seq = row.last_seq if row.state == SEALED else hints[-1].last_seq
     if manifest.segments and manifest.segments[-1].state == ACTIVE and last_seq < manifest.last_seq:
@@ -145,7 +146,7 @@ def recover(segments: SegmentManager, keydir: Keydir, *, readonly: bool, kept: K
             directory.manifest_path, 0, f"says that seq {manifest.last_seq} was written, the log ends at {last_seq}"
         )
     last_seq = max(last_seq, manifest.last_seq)
-    keydir.finish_loading()
+    keydir.load(loads, segments.open.entry_size)
     if not readonly:
         for row in too_long:  # a roll or a recovery was killed before its trim
             _trim(directory, row)

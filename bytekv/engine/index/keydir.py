@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Container
-from operator import rshift
+from collections.abc import Callable, Container, Sequence
+from operator import indexOf, rshift
 
 from ..._lean import TYPE_CHECKING
 from ..codec.entry import OVERHEAD, SEGMENT_SHIFT, SIZE_MASK
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PURGED_AT_ONCE", "Keydir"]
 
+_DELETED: Final = 0  # while loading, the location of a key that a newer segment has deleted
 PURGED_AT_ONCE: Final = 100  # expired keys, less than a quarter of a millisecond
 
 
@@ -528,35 +529,54 @@ class Keydir(Ordered):
 
     # --- opening -------------------------------------------------------------------------------
 
-    def load(self, segment: int, hint: Hint, entry_bytes: int, sizes_of: SizeOf) -> None:
-        """Add what one segment says, on top of what the older ones said.
+    def load(self, found: list[tuple[int, int, Hint]], sizes_of: SizeOf) -> None:
+        """Fill an empty keydir with what segments say, oldest first: id, bytes of entries and hint of each.
 
-        ``entry_bytes`` is the segment's length without its header. Complexity: bulk operations, 0.3 µs
-        a key into an empty keydir; ``sizes_of`` is asked only for what the segment replaces.
+        The newest comes first, so that what an older one says of a key that is known is passed over: nothing is taken
+        out again, and what lives of a segment is what it has added. ``found`` is used up, so that memory is given back
+        on the way. Complexity: bulk operations, 0.3 µs a key, 0.2 for one that is known; ``sizes_of`` is asked only
+        for what is dead and larger than a location can say.
         """
-        locations = self.locations
-        if hint.clears:
-            self.usage.count_replaced(locations.values(), sizes_of)
-            locations.clear()
-            self.expires.clear()
-        base = segment << SEGMENT_SHIFT
-        if locations:
-            replaced_keys = [*filter(locations.__contains__, hint.keys), *hint.tombstones]
-            for key in replaced_keys:
-                old_location = locations.get(key)
-                if old_location is not None:
-                    self.usage.count_replaced((old_location,), sizes_of)
-                    self.expires.pop(key, None)
-            for key in hint.tombstones:
-                locations.pop(key, None)
-        locations.update(zip(hint.keys, map(base.__or__, hint.positions), strict=True))
-        self.expires.update(hint.expires)
-        dead = entry_bytes - hint.live_bytes - hint.tombstone_bytes
-        self.usage.load_segment(segment, dead, hint.tombstone_bytes)
-
-    def finish_loading(self) -> None:
-        """Build what `load` leaves for the end."""
+        locations, usage = self.locations, self.usage
+        deleted: list[Sequence[bytes]] = []
+        is_cleared = False
+        while found:
+            segment, entry_bytes, hint = found.pop()
+            live_bytes = 0
+            if not is_cleared:
+                live_bytes = self._load_older(segment, hint, sizes_of)
+                deleted.append(hint.tombstones)
+            usage.load_segment(segment, entry_bytes - live_bytes - hint.tombstone_bytes, hint.tombstone_bytes)
+            is_cleared = is_cleared or hint.clears
+        for key in itertools.chain.from_iterable(deleted):
+            if locations.get(key) == _DELETED:
+                del locations[key]
         self.is_plain = not self.expires
-        self._due.clear()
         for key, when_ms in self.expires.items():
             self._due.add(key, when_ms)
+
+    def _load_older(self, segment: int, hint: Hint, sizes_of: SizeOf) -> int:
+        """Add what a segment says of keys of which nothing is known yet; return the bytes of their entries."""
+        locations = self.locations
+        base, keys, positions = segment << SEGMENT_SHIFT, hint.keys, hint.positions
+        for key, when_ms in hint.expires.items():
+            if key not in locations:
+                self.expires[key] = when_ms
+        deque(map(locations.setdefault, hint.tombstones, itertools.repeat(_DELETED)), maxlen=0)
+        try:
+            first = indexOf(map(locations.__contains__, keys), False)  # half as dear as to offer each a location
+        except ValueError:
+            return 0  # all are known
+        known = len(locations)
+        deque(map(locations.setdefault, keys[first:], map(base.__or__, positions[first:])), maxlen=0)
+        added = len(locations) - known
+        if added == len(keys):
+            return hint.live_bytes
+        sizes = list(map(SIZE_MASK.__and__, itertools.islice(reversed(locations.values()), added)))
+        if 0 not in sizes:
+            return sum(sizes)
+        return hint.live_bytes - sum(
+            position & SIZE_MASK or sizes_of(base | position)
+            for key, position in zip(keys, positions, strict=True)
+            if locations[key] != base | position
+        )

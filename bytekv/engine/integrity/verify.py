@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from ...contract.reports import Damage, Progress, Report
 from ...errors import BytekvError, CorruptionError
+from ..codec.hint import Hint
 from ..codec.manifest import (
     MAX_NUMBER,
     SEGMENT_HEADER_SIZE,
@@ -33,7 +34,7 @@ def verify(segments: SegmentManager, keydir: Keydir, progress: Callable[[Progres
     directory, uuid = segments.directory, segments.manifest.store_uuid
     lengths = segments.lengths()
     total = sum(lengths.values())
-    fresh = Keydir()
+    found: list[tuple[int, int, Hint]] = []
     for row in segments.manifest.segments:
         length = lengths[row.segment_id]
         path = directory.segment_path(row.segment_id)
@@ -44,7 +45,7 @@ def verify(segments: SegmentManager, keydir: Keydir, progress: Callable[[Progres
                 hint = hint_of(scan)
                 if scan.end == length:
                     report.entries += scan.entries
-                    fresh.load(row.segment_id, hint, length - SEGMENT_HEADER_SIZE, segments.open.entry_size)
+                    found.append((row.segment_id, length - SEGMENT_HEADER_SIZE, hint))
                 else:
                     known = all_durable(header, length, MAX_NUMBER)
                     for _ in Walk(directory, descriptor, path, header.salt, known, report):
@@ -52,7 +53,7 @@ def verify(segments: SegmentManager, keydir: Keydir, progress: Callable[[Progres
             finally:
                 directory.files.close(descriptor)
         except CorruptionError as error:
-            if directory.files.exists(path) or not _verify_open_view(segments, row, fresh, report):
+            if directory.files.exists(path) or not _verify_open_view(segments, row, found, report):
                 report.damage.append(Damage(error.path, error.offset, error.reason))
         except BytekvError as error:
             report.damage.append(Damage(path, 0, str(error)))
@@ -62,18 +63,22 @@ def verify(segments: SegmentManager, keydir: Keydir, progress: Callable[[Progres
             progress(Progress(report.checked_bytes, total))
     report.keys = len(keydir)
     if report.ok:
+        fresh = Keydir()
+        fresh.load(found, segments.open.entry_size)
         _compare(fresh, segments, keydir, report)
     return report
 
 
-def _verify_open_view(segments: SegmentManager, row: SegmentRow, fresh: Keydir, report: Report) -> bool:
+def _verify_open_view(
+    segments: SegmentManager, row: SegmentRow, found: list[tuple[int, int, Hint]], report: Report
+) -> bool:
     """Check a segment that the writer has compacted away beside this reader, through the reader's open view."""
     reader = segments.open.table.get(row.segment_id)
     if reader is None:
         return False
     view, seed = reader
     scan = Scan(lambda size, at: view[at : at + size], SEGMENT_HEADER_SIZE, row.length, seed, None)
-    fresh.load(row.segment_id, hint_of(scan), row.length - SEGMENT_HEADER_SIZE, segments.open.entry_size)
+    found.append((row.segment_id, row.length - SEGMENT_HEADER_SIZE, hint_of(scan)))
     report.entries += scan.entries
     return scan.end == row.length
 
