@@ -370,6 +370,21 @@ def test_a_purge_that_is_interrupted_anywhere(grace_ms: int) -> None:
     assert number > 100
 
 
+def test_a_key_whose_purge_was_interrupted_is_moved_by_a_compaction() -> None:
+    """It is in two tables then. The one that was not moved kept pointing into a segment that was removed; so the next
+    compaction dropped the key's newest entry, without a tombstone, and an older one could come back."""
+    old, new = 1 << SEGMENT_SHIFT | 40, 2 << SEGMENT_SHIFT | 40
+    for number in itertools.count(1):
+        keydir = Keydir(GRACE_MS)
+        keydir.put(b"a", old, NOW_MS, lambda _: 40)
+        if not InterruptAt(number).carry_out(lambda: keydir.purge_some(NOW_MS, lambda _: 40)):  # noqa: B023
+            break
+        keydir.move_all([b"a"], [old], [new], lambda _: 40)
+        purge(keydir, NOW_MS, lambda _: 40)
+        assert keydir.newest(b"a") == new, number
+    assert number > 50
+
+
 def _break(keydir: Keydir, view: ReadView, how: str) -> None:
     if how == "needed and not kept":
         view.segments.clear()

@@ -471,6 +471,69 @@ def test_what_cannot_be_gathered_stays_where_it_is(open_store, monkeypatch, stri
         assert dict(snapshot.items()) == content
 
 
+def test_what_points_into_a_segment_that_is_gone_is_an_error(open_store):
+    """Nothing does so unless something is broken; then a reader looked again, for ever."""
+    db = open_store()
+    db["a"] = "1"
+    with db.snapshot() as snapshot:
+        db["a"] = "2"
+        newest, view = db._keydir.locations[b"a"], snapshot._view
+        noted, lost = view._noted[b"a"], 77 << SEGMENT_SHIFT | newest & (1 << SEGMENT_SHIFT) - 1
+        view._noted[b"a"] = db._keydir.locations[b"a"] = lost
+        for read in (lambda: snapshot["a"], lambda: dict(snapshot), lambda: db["a"], lambda: dict(db)):
+            with pytest.raises(bytekv.CorruptionError, match=r"77\.seg: .*was removed while it was needed"):
+                read()
+        view._noted[b"a"], db._keydir.locations[b"a"] = noted, newest
+
+
+@pytest.mark.parametrize("is_of_this_thread", [True, False])
+def test_a_snapshot_that_is_read_while_the_store_is_closed(open_store, monkeypatch, is_of_this_thread):
+    """Between the removal of the files that only it needs and the end of the store; in a handler it looked for ever."""
+    db = open_store(auto_compact=False)
+    db.update({b"%d" % number: b"1" * 100 for number in range(10)})
+    snapshot = db.snapshot()
+    db.update(dict.fromkeys(snapshot, b"2"))
+    db.compact()
+    told: list[type[BaseException]] = []
+
+    def read() -> None:
+        try:
+            snapshot["1"]
+        except bytekv.BytekvError as error:
+            told.append(type(error))
+
+    drop, remove = db._reader.shut, db._segments.obsolete.remove
+    reader = threading.Thread(target=read)
+
+    def remove_and_read(free: list[int]) -> None:
+        remove(free)
+        if is_of_this_thread:
+            read()
+        else:
+            reader.start()
+
+    def shut(refuse: Any) -> Any:
+        if not is_of_this_thread:
+            assert looked_again.wait(60)
+        return drop(refuse)
+
+    looked_again = threading.Event()
+    moved = type(db._reader)._moved
+
+    def look_again(self: Any, location: int, gone: int | None) -> int:
+        if location == gone:
+            looked_again.set()
+        return moved(self, location, gone)
+
+    monkeypatch.setattr(type(db._reader), "_moved", look_again)
+    monkeypatch.setattr(db._segments.obsolete, "remove", remove_and_read)
+    monkeypatch.setattr(db._reader, "shut", shut)
+    db.close()
+    if not is_of_this_thread:
+        reader.join()
+    assert told == [bytekv.ReentryError if is_of_this_thread else bytekv.StoreClosedError]
+
+
 def test_a_reader_of_a_snapshot_that_meets_the_gathering_looks_again(open_store, monkeypatch):
     """It has found where an entry was, and the segment goes before it reads."""
     db = open_store(segment_size_bytes=1 << 16)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 from bytekv.engine.codec.entry import CLEAR, PUT, TOMBSTONE
 from bytekv.engine.write.change import Change, Operation
 from bytekv.engine.write.durability import CommitQueue
+from tests.test_interrupts import InterruptAt
 
 NOT_HERE = False, None
 GONE = True, None
@@ -29,6 +32,18 @@ class Log:
         change.place(self, self.seq, 0, 0)  # type: ignore[arg-type]
         self.end, self.seq = change.end, change.seq
         return change
+
+
+def _a_state(keydir_apply: Callable[..., bool]) -> Any:
+    return SimpleNamespace(
+        is_uncounted=False,
+        readers_must_wait=False,
+        always=True,
+        mode="always",
+        keydir=SimpleNamespace(apply=keydir_apply),
+        size_of=None,
+        segments=SimpleNamespace(with_keys=None),
+    )
 
 
 def place_of(change: Change, number: int = 0) -> int | None:
@@ -79,15 +94,7 @@ def test_what_is_shown_is_forgotten_and_what_waits_on_is_found() -> None:
         shown.append(change.seq)
         return False
 
-    state: Any = SimpleNamespace(
-        is_uncounted=False,
-        readers_must_wait=False,
-        always=True,
-        mode="always",
-        keydir=SimpleNamespace(apply=keydir_apply),
-        size_of=None,
-        segments=SimpleNamespace(with_keys=None),
-    )
+    state = _a_state(keydir_apply)
     queue.add(log.change((PUT, b"a", b"1")))
     queue.add(log.change((PUT, b"b", b"1")))
     queue.add(waiting := log.change((PUT, b"c", b"1")))
@@ -98,6 +105,38 @@ def test_what_is_shown_is_forgotten_and_what_waits_on_is_found() -> None:
     queue.show(3, state)
     assert (shown, list(queue.changes)) == ([1, 2, 3], [])
     assert queue.find(b"c") == NOT_HERE
+
+
+def test_a_writer_finds_what_is_there_though_showing_it_was_interrupted() -> None:
+    """Between two steps of forgetting, the queue said that a clear still waits, and that what came after it does not:
+    writers did not find keys that readers saw, until the next sync."""
+    for number in itertools.count(1):
+        queue, log = CommitQueue(), Log()
+        locations: dict[bytes, int] = {b"a": 1}
+
+        def keydir_apply(change: Change, *_: object, locations: dict[bytes, int] = locations) -> bool:
+            for key, location, _ in change.effects:
+                if key is None:
+                    locations.clear()
+                else:
+                    assert location is not None
+                    locations[key] = location
+            return False
+
+        def found(key: bytes, queue: CommitQueue = queue, locations: dict[bytes, int] = locations) -> bool:
+            is_here, location = queue.find(key) if queue.changes else (False, None)
+            return location is not None if is_here else key in locations
+
+        queue.add(log.change((CLEAR, b"")))
+        queue.add(log.change((PUT, b"b", b"1")))
+        queue.add(log.change((PUT, b"c", b"1")))
+        state = _a_state(keydir_apply)
+        if not InterruptAt(number).carry_out(lambda: queue.show(3, state)):  # noqa: B023
+            break
+        assert [found(key) for key in (b"a", b"b", b"c")] == [False, True, True], number
+        queue.add(log.change((PUT, b"d", b"1")))
+        assert [found(key) for key in (b"a", b"b", b"c", b"d")] == [False, True, True, True], number
+    assert number > 50
 
 
 def test_a_change_that_is_added_again_is_there_once() -> None:

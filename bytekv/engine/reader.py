@@ -115,6 +115,7 @@ class Reader:
 
     def _find(self, key: bytes, read: Callable[[bytes, int], F]) -> F | None:
         now_ms = self._now_ms()
+        gone: int | None = None
         while True:
             self.check_open()
             location = self._keydir.locate(key, now_ms)
@@ -127,7 +128,7 @@ class Reader:
                 found = read(key, location)
                 return None if 0 < found.expires_ms <= now_ms else found
             except KeyError:
-                continue  # removed by a compaction, which has moved the key before
+                gone = self._moved(location, gone)
 
     def find_many(self, keys: list[bytes]) -> dict[bytes, bytes]:
         """Return the values of those keys that exist, each as of its own moment."""
@@ -169,6 +170,21 @@ class Reader:
             whole = self.read(key, location)
             return Head(whole.flags, key, len(whole.value), whole.seq, whole.modified_ms, whole.expires_ms)
         return found
+
+    def _moved(self, location: int, gone: int | None) -> int:
+        """Return a location whose segment was removed, for another look; `CorruptionError` if it is the ``gone`` one.
+
+        A compaction moves every key and every view's memory before it removes a segment, so only a store that is
+        being closed may leave one behind.
+        """
+        if location == gone:
+            self._state.check_reentry()
+            with self._state.lock, self._state:
+                self.check_open()
+            segment_id, offset, _ = unpack_location(location)
+            path = self._segments.directory.segment_path(segment_id)
+            raise CorruptionError(path, offset, "was removed while it was needed; close the store and open it again")
+        return location
 
     def purge(self) -> None:
         """Take some expired keys out of the keydir; not in the middle of this thread's own write."""
@@ -259,6 +275,7 @@ class Reader:
 
     def _find_in(self, view: ReadView, key: bytes, read: Callable[[bytes, int], F]) -> F | None:
         now_ms = self._now_ms()
+        gone: int | None = None
         while True:
             self.check_open()
             location = view.locate(key, now_ms)
@@ -267,7 +284,7 @@ class Reader:
             try:
                 return read(key, location)
             except KeyError:
-                continue  # removed by a compaction, which has moved the key before
+                gone = self._moved(location, gone)
 
     def entry_in(self, view: ReadView, key: bytes) -> Entry | None:
         """Return the same as users see it."""

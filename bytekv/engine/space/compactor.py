@@ -238,9 +238,10 @@ class Compactor:
 
     def _move_some(self, job: _Job) -> None:
         """Move some keys of the first output, its last ones first, and forget them: freeing a million at once would
-        hold the GIL for milliseconds. The positions go last; interrupted before, nothing is left to do for the rest."""
+        hold the GIL for milliseconds. The keys go first; after an interrupt nothing is left to do for the rest."""
         keydir, output = self._keydir, job.outputs[0]
         keys, originals, positions = output.unpacked
+        del originals[len(keys) :], positions[len(keys) :]
         if not positions:
             if output.copied:
                 output.unpacked = tuple(map(list, output.copied[-1]))  # type: ignore[assignment]

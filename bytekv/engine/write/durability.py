@@ -157,12 +157,12 @@ class CommitQueue:
         is_all = bool(changes) and changes[-1].seq <= seq
         while changes and changes[0].seq <= seq:
             changes[0].apply(state)
-            if is_all:
-                changes.popleft()  # what writers find of it goes with all the rest
+            if len(changes) == 1:
+                self.forget_all()
+            elif is_all:
+                changes.popleft()  # what writers find of it goes with the last
             else:
                 self.remove_first()
-        if not changes:
-            self.forget_all()
 
     def remove_first(self) -> None:
         """Forget the oldest change, which readers see now."""
@@ -175,10 +175,11 @@ class CommitQueue:
         self.changes.popleft()
 
     def forget_all(self) -> None:
-        """Forget everything; nobody will see it here."""
-        self.changes.clear()
-        self.overlay.clear()
+        """Forget everything: readers see it, or never will."""
+        # In this order: interrupted, each leaves writers to find either what they found here or what readers see.
         self._clear_seq = 0
+        self.overlay.clear()
+        self.changes.clear()
 
 
 class Durability:
