@@ -107,7 +107,7 @@ class History:
 
 class Step(NamedTuple):
     verb: str
-    write: Write = None  # with any verb but "write" and "transaction": what another thread writes meanwhile,
+    write: Write = None  # with a verb that writes nothing itself: what another thread writes meanwhile,
     boundary: int = 0  # at this one of the boundaries that come without a lock held
     seconds: float = 0.0
 
@@ -118,6 +118,11 @@ def put(key: bytes, value: bytes, ttl: float | None = None) -> Step:
 
 def delete(key: bytes) -> Step:
     return Step("write", ((key, None, None),))
+
+
+def delete_range(*keys: bytes) -> Step:
+    """Delete from the first of these keys to the last; those that are there are deleted in their order."""
+    return Step("delete range", tuple((key, None, None) for key in keys))
 
 
 def batch(*writes: tuple[bytes, bytes | None]) -> Step:
@@ -157,6 +162,9 @@ def carry_out(db: Store, step: Step) -> None:
                     transaction.pop(key, None)
                 else:
                     transaction.put(key, value, ttl=ttl)
+    elif step.verb == "delete range":
+        keys = [key for key, _, _ in step.write or ()]
+        db.delete_range(keys[0], keys[-1], include_stop=True)
     elif step.verb == "sync":
         before = db.last_seq
         db.sync()
@@ -352,7 +360,7 @@ class Session:
         else:
             if step.verb == "write" or step.write:
                 self.history.add(step.write, self.files.now_ms())
-            if step.verb not in ("write", "transaction"):
+            if step.verb not in ("write", "transaction", "delete range"):
                 self.beside, self.beside_at = step.write, step.boundary
             carry_out(db, step)
             if self.beside is not None:
@@ -572,8 +580,9 @@ def short_steps(shape: tuple[int, int, int], number: int = 1) -> list[Step]:
     writes = [put(b"a", value("a")), put(b"b", value("b")), batch((b"a", value("A")), (b"c", value("C")))]
     write = ((b"b", value("beside"), None),)
     beside = [SYNC._replace(write=write), COMPACT_OLDEST._replace(write=write, boundary=1)]
-    others = [delete(b"a"), SYNC, SEAL, COMPACT, COMPACT_OLDEST, COMPACT_NEWER, *beside, CLOSE, KILL]
-    return [*writes, *(others if number else [])]
+    deletes = [delete(b"a"), delete_range(b"a", b"b")]
+    others = [SYNC, SEAL, COMPACT, COMPACT_OLDEST, COMPACT_NEWER, *beside, CLOSE, KILL]
+    return [*writes, *([*deletes, *others] if number else [])]
 
 
 def short_stories(length: int, shape: tuple[int, int, int], beginning: str) -> Iterator[list[Step]]:
@@ -597,7 +606,7 @@ def random_step(dice: random.Random, setting: Setting) -> Step:
             dice.choice([SYNC, COMPACT, COMPACT_OLDEST, COMPACT_NEWER, WORK])._replace(
                 write=((key, value(), None),), boundary=dice.choice([0, 0, 1, 2, 3])
             ),
-            *[SNAPSHOT, SNAPSHOT],
+            *[SNAPSHOT, SNAPSHOT, delete_range(*KEYS), delete_range(*KEYS[1:])],
             *[Step("transaction", ((key, value(), None), (other, None, None)))],
             *[WORK, CLOSE, CLOSE, KILL, KILL, RENEW],
         ]

@@ -175,6 +175,11 @@ def _bulk(store: Store) -> None:
         del batch["never"]
 
 
+def _many(store: Store) -> None:
+    del store["due"]  # nothing expires
+    store.update({f"more-{number}": "1" * 30 for number in range(3, 9)})  # so that it begins a segment
+
+
 def _batch(store: Store) -> None:
     with store.batch() as batch:
         batch["new"] = b"1"
@@ -201,6 +206,12 @@ def _roll_back(store: Store) -> None:
     with contextlib.suppress(ZeroDivisionError), store.transaction() as tx:
         tx["new"] = b"1"
         raise ZeroDivisionError
+
+
+def _incr_in_a_transaction(store: Store) -> None:
+    with store.transaction() as tx:
+        tx.incr("n")
+        tx.delete_range("gone", "l")
 
 
 def _look_back(store: Store) -> None:
@@ -247,6 +258,13 @@ CALLS: dict[str, Call] = {
     "batch beside a snapshot": Call(_batch, _watched),
     "batch in bulk beside a snapshot": Call(_bulk, _undying),
     "batch that rolls": Call(lambda db: db.update({"new": "1", "kept": "2" * 100}), _rolling),
+    "delete a range": Call(lambda db: db.delete_range("gone", "l")),
+    "delete a range beside a snapshot": Call(lambda db: db.delete_prefix("more-"), _undying),
+    "delete a range that expires beside a snapshot": Call(lambda db: db.delete_range("due", "l"), _watched),
+    "delete a range that rolls": Call(lambda db: db.delete_prefix("more-"), _many),
+    "delete an empty range": Call(lambda db: db.delete_prefix("never"), modes=ANY_SYNC),
+    "modify": Call(lambda db: db.modify("due", bytes.upper)),
+    "incr in a transaction": Call(_incr_in_a_transaction),
     "clear": Call(lambda db: db.clear()),
     "clear beside a snapshot": Call(lambda db: db.clear(), _watched),
     "pop": Call(lambda db: db.pop("gone")),
@@ -271,6 +289,9 @@ CALLS: dict[str, Call] = {
     "scan": Call(lambda db: list(db.scan()), modes=ANY_SYNC),
     "scan what is new": Call(lambda db: list(db.scan()), _unsorted, modes=ANY_SYNC),
     "scan a little": Call(_scan_a_little, _watched, modes=ANY_SYNC),
+    "count": Call(lambda db: (db.count("more-"), db.snapshot().count("k")), _unsorted, modes=ANY_SYNC),
+    "children": Call(lambda db: list(db.children("", "-")), _unsorted, modes=ANY_SYNC),
+    "stat": Call(lambda db: (db.stat("large"), list(db.scan_stats("k"))), modes=ANY_SYNC),
     "changes": Call(lambda db: list(db.changes()), modes=ANY_SYNC),
     "backup": Call(_back_up, modes=ANY_SYNC),
     "refresh": Call(lambda db: db.refresh(), _behind, modes=ANY_SYNC),

@@ -20,7 +20,7 @@ from bytekv.engine.codec.entry import (
     decode_entry,
     encode_entry,
 )
-from bytekv.engine.codec.runs import Pairs, copy_run, crc_of_run, cut_pairs, is_sound, pack_run
+from bytekv.engine.codec.runs import Pairs, Tombstones, copy_run, crc_of_run, cut_pairs, is_sound, pack_run
 from bytekv.engine.fast import read_many
 from bytekv.engine.log.scan import Scan
 from bytekv.engine.store import Store
@@ -51,6 +51,26 @@ def flipped(piece: bytes, *bits: int) -> bytes:
     for bit in bits:
         changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
+
+
+# --- tombstones ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 16, 300, 65_535])
+@pytest.mark.parametrize("seq", [1, 255, 256, 0xFFF0, (1 << 40) - 3, (1 << 63) - 700])
+def test_tombstones_that_are_packed_late_are_those_that_are_encoded_one_by_one(size: int, seq: int) -> None:
+    count = 3 if size > 1000 else 600
+    dice = random.Random(size)
+    keys = [dice.randbytes(size) for _ in range(count)]
+    prepared = Tombstones(keys, NOW_MS)
+    for seed, ends in ((SEED, True), (OTHER_SEED, False), (0, True)):
+        last = TOMBSTONE if ends else TOMBSTONE | CONTINUES
+        flags = [TOMBSTONE | CONTINUES] * (count - 1) + [last]
+        wanted = [
+            b"".join(encode_entry(kind, key, b"", seq + number, NOW_MS, 0, seed))
+            for number, (kind, key) in enumerate(zip(flags, keys, strict=True))
+        ]
+        assert prepared.pack(seq, seed, ends_batch=ends) == b"".join(wanted)
 
 
 # --- the CRC of a run ----------------------------------------------------------------------------

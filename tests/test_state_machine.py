@@ -278,6 +278,32 @@ class StoreMachine(RuleBasedStateMachine):
         for key in KEYS[6 + first : 42 : step]:
             self.delete(key)
 
+    @rule(start=st.none() | keys, stop=st.none() | keys, include_start=st.booleans(), include_stop=st.booleans())
+    def delete_range(self, start: bytes | None, stop: bytes | None, include_start: bool, include_stop: bool) -> None:
+        bounds = {"start": start, "stop": stop, "include_start": include_start, "include_stop": include_stop}
+        gone = [key for key, _ in expected(self.left_of(self.model), **bounds)]
+        assert self.db.count(**bounds) == len(gone)
+        assert self.db.delete_range(**bounds) == len(gone)
+        for key in gone:
+            self.removed(key)
+
+    @rule(key=keys)
+    def stat(self, key: bytes) -> None:
+        record = self.left_of(self.model).get(key)
+        if record is None:
+            with pytest.raises(KeyError):
+                self.db.stat(key)
+        else:
+            found = self.db.stat(key)
+            assert (found.size, found.seq) == (len(record), self.model[key].seq)
+
+    @rule(key=keys, addition=values)
+    def modify(self, key: bytes, addition: bytes) -> None:
+        record = self.model.get(key)
+        made = (record.value if record else b"-")[:50] + addition
+        assert self.db.modify(key, lambda value: value[:50] + addition, b"-") == made
+        self.wrote(key, made, expires_ms=record.expires_ms if record else 0)
+
     @rule(batch=st.lists(writes, max_size=8))
     def batch(self, batch: list[tuple[bytes, bytes | None, float | None]]) -> None:
         before = self.seq

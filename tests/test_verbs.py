@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -162,6 +163,74 @@ def test_what_is_too_much_for_a_batch_goes_in_several(
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize("others", [1, 3, 100])
+def test_writers_that_come_in_between(
+    open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """What is deleted is what the range holds at one moment: keys that come meanwhile are deleted, or written after."""
+    db = open_store()
+    db.update({f"a{number}": "1" for number in range(30)})
+    keys_between, calls = db._reader.keys_between, itertools.count(1)
+
+    def disturbed(range_: Any) -> list[bytes]:
+        found = keys_between(range_)
+        number = next(calls)
+        if number <= others:
+            db[f"a-{number}"] = "1"
+            db.delete(f"a{number}")
+        return found
+
+    monkeypatch.setattr(db._reader, "keys_between", disturbed)
+    assert db.delete_prefix("a") == 30
+    assert next(calls) == min(others + 2, 9)  # then a transaction has kept the others out
+    assert dict(db) == {}
+
+
+def test_a_range_that_expires_meanwhile_is_not_counted(
+    open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = QuickFiles()
+    db = open_store(files=files)
+    db.put("a1", "1", ttl=1)
+    db["a2"] = "1"
+    keys_between = db._reader.keys_between
+
+    def slowly(range_: Any) -> list[bytes]:
+        found = keys_between(range_)
+        files.sleep(1)
+        return found
+
+    monkeypatch.setattr(db._reader, "keys_between", slowly)
+    seq = db.last_seq
+    assert (db.delete_prefix("a"), db.last_seq) == (1, seq + 1)
+
+
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+def test_a_range_of_all_sizes_leaves_what_single_deletes_leave(open_store: Callable[..., Store], io: str) -> None:
+    db = open_store(io=io, segment_size_bytes=1 << 16)
+    model = {bytes([number % 251]) * (number % 700): b"v" * (number * 7 % 9000) for number in range(600)}
+    db.update(model)
+    db.put(b"\x05due", "1", ttl=1000)
+    for key in list(model)[::3]:
+        db[key] = model[key] = b"again"
+    snap = db.snapshot()
+    gone = [key for key in model if b"\x05" <= key < b"\xa0"]
+    assert db.delete_range(b"\x05", b"\xa0") == len(gone) + 1
+    assert len(snap) == len(model) + 1
+    assert {key: snap[key] for key in model} == model
+    for key in gone:
+        del model[key]
+    assert dict(db) == model
+    assert db._state.keydir.locations.keys() == model.keys()
+    with db._state.lock:
+        assert db._keydir.check() == []
+        counted = dict(db._keydir.usage.dead)
+        db._state.recount()
+        assert counted == db._keydir.usage.dead
+    db.compact()
+    assert dict(db) == model
+
+
 def test_children_are_found_by_seeks(open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
     db = open_store()
     db.update({f"{number // 1000}/{number}": "" for number in range(5000)})
@@ -250,6 +319,7 @@ def test_stat_of_what_has_expired(open_store: Callable[..., Store]) -> None:
     snap, found = db.snapshot(), db.scan_stats()
     assert (snap.ttl("due"), db.stat("due").expires) == (10, (db._now_ms() + 10_000) / 1000)
     files.sleep(10)
+    assert db.count("d") == 0  # the first to look
     for seen in (db, snap):
         with pytest.raises(KeyError):
             seen.stat("due")
@@ -356,28 +426,28 @@ def test_modify_that_writes_the_key_itself_is_told_so(open_store: Callable[..., 
     db["a"] = "the turn is free again"
 
 
+def check_incr(counted: Any) -> None:
+    with pytest.raises(KeyError):
+        counted.incr("a", default=None)
+    assert "a" not in counted
+    assert counted.incr("a", 5, default=10) == 15
+    assert counted.incr("a", -20, default=None) == -5
+    assert counted.incr("a", default=10) == -4
+    for amount, default in (("1", 0), (True, 0), (1, "1"), (1, 1.0), (1, False)):
+        with pytest.raises(TypeError):
+            counted.incr("b", amount, default=default)
+    counted["text"] = "x"
+    with pytest.raises(ValueError, match="decimal"):
+        counted.incr("text")
+    assert dict(counted) == {b"a": b"-4", b"text": b"x"}
+
+
 def test_incr_of_a_missing_key(open_store: Callable[..., Store]) -> None:
     db = open_store()
     with db.transaction() as tx:
-        for counted in (tx, db):
-            if counted is db:
-                tx.__exit__(None, None, None)
-            key = "a" if counted is db else "b"
-            with pytest.raises(KeyError):
-                counted.incr(key, default=None)
-            assert key not in counted
-            assert counted.incr(key, 5, default=10) == 15
-            assert counted.incr(key, -20, default=None) == -5
-            assert counted.incr(key, default=10) == -4
-            for amount, default in (("1", 0), (True, 0), (1, "1"), (1, 1.0), (1, False)):
-                with pytest.raises(TypeError):
-                    counted.incr("c", amount, default=default)  # type: ignore[arg-type]
-            counted["text"] = "x"
-            with pytest.raises(ValueError, match="decimal"):
-                counted.incr("text")
-            if counted is tx:
-                break
-    assert dict(db) == {b"b": b"-4", b"text": b"x"}
+        check_incr(tx)
+    db.clear()
+    check_incr(db)
 
 
 def test_the_verbs_of_a_transaction(open_store: Callable[..., Store]) -> None:

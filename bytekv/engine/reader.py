@@ -206,10 +206,15 @@ class Reader:
         if range_ == EVERYTHING:
             return self.count()
         bounds = range_.start, range_.stop, range_.include_start, range_.include_stop
-        return self._count_after_purge(lambda: self._keydir.count_between(*bounds))
+        return self._after_purge(lambda: self._keydir.count_between(*bounds))
 
-    def _count_after_purge(self, count: Callable[[], int]) -> int:
-        """Count under the lock, with nothing in the keydir that has expired and with the order made before."""
+    def keys_between(self, range_: Range) -> list[bytes]:
+        """Return the keys of a range, expired ones excepted."""
+        bounds = range_.start, range_.stop, range_.include_start, range_.include_stop
+        return self._after_purge(lambda: self._keydir.keys_between(*bounds))
+
+    def _after_purge(self, ask: Callable[[], T]) -> T:
+        """Ask under the lock, with nothing in the keydir that has expired and with the order made before."""
         self.check_open()
         if self._state.readers_must_wait:
             self._durability.redo_for_reader()
@@ -220,7 +225,7 @@ class Reader:
             with self._state.lock, self._state:
                 self.check_open()
                 if not (self._keydir.is_due(self._now_ms()) and self._state.purge_some()):
-                    return count()
+                    return ask()
             pacer.rest(0)
 
     def _order(self, *needed: Ordered) -> None:
@@ -333,7 +338,7 @@ class Reader:
         if range_ is not None and range_ != EVERYTHING:
             if view.noted_count > _FEW_NOTED:
                 return sum(map(len, self._keys_in(view, range_, None)))
-            return self._count_after_purge(lambda: view.count_in(range_))
+            return self._after_purge(lambda: view.count_in(range_))
         self.count()  # takes out what has expired
         self._state.check_reentry()
         with self._state.lock, self._state:

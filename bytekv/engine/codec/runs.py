@@ -26,7 +26,9 @@ from .entry import (
     OVERHEAD,
     PREFIX,
     PUT,
+    TOMBSTONE,
     ZEROS,
+    encode_entry,
     measure_entry,
 )
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Pairs",
+    "Tombstones",
     "check_entries",
     "copy_run",
     "crc_of_run",
@@ -81,6 +84,68 @@ def pack_run(flags: list[int], keys: list[bytes], values: list[bytes], seq: int,
     heads = map(_pack_entry, flags, map(len, keys), map(len, values), seqs, repeat(now_ms))
     bodies = list(map(b"".join, zip(heads, keys, values, strict=True)))
     return b"".join(map(add, bodies, map(_pack_crc, map(checksum, bodies, repeat(seed)))))
+
+
+class Tombstones:
+    """Tombstones of keys of one length, encoded but for what is known late: their seqs and the segment's seed.
+
+    Seqs change a CRC by what they make of the zeros that follow, whatever else the entry holds, and so does the seed.
+    So what takes long is done before, and the CRCs are made right by one long exclusive or: 0.1 µs an entry.
+    """
+
+    __slots__ = ("_crcs", "_keys", "_modified_ms", "_piece", "_size")
+
+    def __init__(self, keys: list[bytes], modified_ms: int) -> None:
+        head = ENTRY.pack(TOMBSTONE | CONTINUES, len(keys[0]), 0, 0, modified_ms)
+        bodies = list(map(head.__add__, keys))
+        parts = bodies * 2
+        parts[::2], parts[1::2] = bodies, list(map(_pack_crc, map(checksum, bodies)))
+        self._keys, self._modified_ms, self._size = keys, modified_ms, len(bodies[0]) + CRC_SIZE
+        self._piece = b"".join(parts)
+        self._crcs = int.from_bytes(b"".join(parts[1::2]), "little")
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def pack(self, seq: int, seed: int, *, ends_batch: bool) -> bytes:
+        """Return the entries, the first of which has the seq ``seq``; the last ends the batch or does not."""
+        size, count, piece = self._size, len(self._keys), bytearray(self._piece)
+        seqs = _seqs(count).pack(*range(seq, seq + count))
+        for byte in range(8):
+            piece[_HEAD + byte :: size] = seqs[byte::8]
+        difference = int.from_bytes(_crc_differences(size - CRC_SIZE, seq, count, seed), "little")
+        crcs = (self._crcs ^ difference).to_bytes(CRC_SIZE * count, "little")
+        for byte in range(CRC_SIZE):
+            piece[size - CRC_SIZE + byte :: size] = crcs[byte::CRC_SIZE]
+        if ends_batch:
+            last = encode_entry(TOMBSTONE, self._keys[-1], b"", seq + count - 1, self._modified_ms, 0, seed)
+            piece[-size:] = b"".join(last)
+        return bytes(piece)
+
+
+def _crc_differences(size: int, seq: int, count: int, seed: int) -> bytes:
+    """Return by what the CRCs of ``count`` bodies differ that get seqs from ``seq`` on, instead of 0, and a seed."""
+    low = _crc_differences_of_low_bytes(size)
+    of_seed = checksum(ZEROS[:size], seed) ^ checksum(ZEROS[:size])
+    parts = []
+    end = seq + count
+    while seq < end:
+        stop = min(end, (seq | 0xFF) + 1)  # up to there only the lowest byte changes
+        given = _pack_crc(_crc_difference(size, seq & ~0xFF) ^ of_seed) * (stop - seq)
+        first = int.from_bytes(low[CRC_SIZE * (seq & 0xFF) :][: len(given)], "little")
+        parts.append((first ^ int.from_bytes(given, "little")).to_bytes(len(given), "little"))
+        seq = stop
+    return b"".join(parts)
+
+
+def _crc_difference(size: int, seq: int) -> int:
+    rest = size - _HEAD - 8
+    return checksum(ZEROS[:rest], checksum(seq.to_bytes(8, "little"))) ^ checksum(ZEROS[: rest + 8])
+
+
+@lru_cache(maxsize=64)
+def _crc_differences_of_low_bytes(size: int) -> bytes:
+    return b"".join(_pack_crc(_crc_difference(size, low)) for low in range(256))
 
 
 def copy_run(

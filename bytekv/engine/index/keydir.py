@@ -250,6 +250,20 @@ class Keydir(Ordered):
         deque(map(self.locations.pop, gone, itertools.repeat(None)), maxlen=0)
         self.usage.count_replaced(filter(None, itertools.chain(replaced, lost)), sizes_of)
 
+    def remove_all(self, keys: list[bytes], sizes_of: SizeOf) -> None:
+        """Do what `remove` does for keys that are there; repeatable, but for the count."""
+        if self.expires:
+            for key in filter(self.expires.__contains__, keys):
+                self.remove(key, sizes_of)
+        views = self._views.alive()
+        if views:
+            lost = list(map(self.locations.get, keys))
+            for view in views:
+                view.remember_some(keys, lost)
+        if self._changed is not None:
+            self._changed.update(keys)
+        self.usage.count_removed(list(filter(None, map(self.locations.pop, keys, itertools.repeat(None)))), sizes_of)
+
     def insert(self, key: bytes, location: int) -> None:
         """Do what `put` does for a key that is not there and not special."""
         if self._changed is not None:

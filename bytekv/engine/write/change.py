@@ -37,7 +37,7 @@ from itertools import accumulate, compress
 from ..._lean import TYPE_CHECKING, NamedTuple
 from ...errors import BytekvError
 from ..codec.entry import CLEAR, CONTINUES, OVERHEAD, PUT, TOMBSTONE, encode_entry, entry_size
-from ..codec.runs import locate_run, pack_run, sizes_of_run
+from ..codec.runs import Tombstones, locate_run, pack_run, sizes_of_run
 from ..log.segment import Writer
 from ..state import ENTERED, State
 
@@ -46,9 +46,10 @@ if TYPE_CHECKING:
 
     Effect = tuple[bytes | None, int | None, int]  # key (None: every), location (None: gone), expires_ms
 
-__all__ = ["Bulk", "Change", "ForeignChange", "Operation", "PutRun", "apply_foreign", "write_bytes"]
+__all__ = ["Bulk", "Change", "DeleteRun", "ForeignChange", "Operation", "PutRun", "apply_foreign", "write_bytes"]
 
 _JOIN_BELOW: Final = 64 * 1024
+_PREPARED: Final = 16_384  # tombstones that are encoded together
 _PART_SIZE: Final = 1024 * 1024  # of a large batch; what is larger is not copied
 
 
@@ -80,7 +81,7 @@ class Bulk(NamedTuple):
         return set(map(type, self.values))  # three times as fast as to look for None
 
 
-def write_bytes(change: Change | PutRun, state: State) -> None:
+def write_bytes(change: Change | DeleteRun | PutRun, state: State) -> None:
     """Write a change's bytes, or know that they are not there; whose error it was says nothing."""
     writer = change.writer
     try:
@@ -272,6 +273,63 @@ class PutRun:
         if self.tombstones is not None:
             state.keydir.usage.set_tombstones(self.writer.header.segment_id, self.tombstones)
         state.keydir.write_all(self.keys, self.locations, self.gone, state.size_of)
+        state.readers_must_wait = waited
+        state.is_uncounted = uncounted
+        if uncounted:
+            state.recount()
+        state.intent = ENTERED
+
+
+class DeleteRun:
+    """Many deletes as one atomic change, of keys that are there, where nothing waits for a sync.
+
+    What `PutRun` does, with nearly all of it done before the lock is taken; what is left takes less than 0.5 µs a key.
+    Their time is that of the preparation.
+    """
+
+    __slots__ = ("_prepared", "end", "gone", "offset", "parts", "seq", "size", "tombstones", "writer")
+
+    only_deletes = has_deletes = True
+
+    writer: Writer
+    offset: int
+    end: int
+    parts: list[bytes]
+    seq: int  # of the last entry
+    tombstones: int  # bytes in this segment afterwards
+
+    def __init__(self, keys: list[bytes], now_ms: int) -> None:
+        self.gone = keys
+        self.size = sum(map(len, keys)) + OVERHEAD * len(keys)
+        by_size: dict[int, list[bytes]] = {}
+        for key in keys:
+            by_size.setdefault(len(key), []).append(key)
+        self._prepared = [
+            Tombstones(alike[at : at + _PREPARED], now_ms)
+            for alike in by_size.values()
+            for at in range(0, len(alike), _PREPARED)
+        ]
+
+    def place(self, writer: Writer, seq: int, now_ms: int, tombstones: int | None) -> None:
+        """Put the entries at the end of a segment that has room for them, as `Change.place` does."""
+        assert tombstones is not None
+        self.parts = []
+        for prepared in self._prepared:
+            ends = prepared is self._prepared[-1]
+            self.parts.append(prepared.pack(seq + 1, writer.seed, ends_batch=ends))
+            seq += len(prepared)
+        self.writer, self.offset, self.end = writer, writer.end, writer.end + self.size
+        self.seq, self.tombstones = seq, tombstones + self.size
+
+    def redo(self, state: State) -> None:
+        """Write the bytes and take the keys out of the keydir."""
+        write_bytes(self, state)
+        uncounted, state.is_uncounted = state.is_uncounted, True
+        waited, state.readers_must_wait = state.readers_must_wait, True  # nobody may see half of it
+        if state.mode == "interval" and state.dirty_since is None:
+            state.dirty_since = state.files.monotonic()
+        state.keydir.usage.set_tombstones(self.writer.header.segment_id, self.tombstones)
+        state.keydir.remove_all(self.gone, state.size_of)
         state.readers_must_wait = waited
         state.is_uncounted = uncounted
         if uncounted:

@@ -17,7 +17,7 @@ from ...errors import BytekvError, LimitError, ReentryError, StoreFailedError
 from ..codec.entry import PUT, TOMBSTONE
 from ..log.segment import Writer
 from ..state import ENTERED, REENTRY, State
-from .change import Bulk, Change, Operation, PutRun
+from .change import Bulk, Change, DeleteRun, Operation, PutRun
 from .durability import Durability
 from .throttle import Throttle
 from .turn import WriteTurn
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from ..codec.entry import Entry
 
-    Decision = Sequence[Operation] | Bulk
+    Bounds = tuple[bytes | None, bytes | None, bool, bool]
+    Decision = Sequence[Operation] | Bulk | DeleteRun
 
 __all__ = ["PURGED_BY_A_PUT", "Committer"]
 
@@ -136,6 +137,8 @@ class Committer:
                         refusal = error
                     if isinstance(operations, Bulk):
                         seq = self._append(self._bulk_change(operations), now_ms)
+                    elif isinstance(operations, DeleteRun):
+                        seq = self._append(operations, now_ms)
                     elif operations:
                         seq = self._append(Change.of(operations), now_ms)
                 finally:
@@ -163,7 +166,7 @@ class Committer:
         """Append operations as one atomic change; return the last one's seq. Under the lock, after `State.ready`."""
         return self._append(Change.of(operations), self._files.now_ms())
 
-    def _append(self, change: Change | PutRun, now_ms: int) -> int:
+    def _append(self, change: Change | DeleteRun | PutRun, now_ms: int) -> int:
         """Write a change; `LimitError` and `DiskFullError` change nothing."""
         state = self.state
         writer = self._room_for(change)
@@ -214,6 +217,16 @@ class Committer:
         expires_ms = self.state.segments.open.read(location).expires_ms
         return 0 < expires_ms <= now_ms
 
+    def holds_exactly(self, bounds: Bounds, keys: list[bytes], *, ends: bool, now_ms: int) -> bool:
+        """Tell whether the first keys of a range, and all of them if it ``ends``, are still these, and in order: what
+        takes long is not done here. Under the lock, where nothing waits for a sync."""
+        state = self.state
+        keydir = state.keydir
+        if keydir.is_order_due or (keydir.is_due(now_ms) and state.purge_some()):
+            return False
+        found = keydir.keys_between(*bounds)
+        return found == keys if ends else found[: len(keys)] == keys
+
     @property
     def is_empty(self) -> bool:
         """Tell whether a writer finds no key. Under the lock."""
@@ -239,7 +252,7 @@ class Committer:
 
     # --- room ----------------------------------------------------------------------------------
 
-    def _room_for(self, change: Change | PutRun) -> Writer:
+    def _room_for(self, change: Change | DeleteRun | PutRun) -> Writer:
         size = change.size
         if size > MAX_BATCH_SIZE:
             raise LimitError(f"a batch of {size} bytes; the limit is {MAX_BATCH_SIZE}")
