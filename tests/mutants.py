@@ -949,6 +949,13 @@ MUTANTS = [
         "tests/test_listener.py",
     ),
     _mutant(
+        "what is noted while events are told is lost",
+        "engine/state",
+        "        events = self.deferred_events  # never another one: a thread may be about to append to this\n",
+        "        events, self.deferred_events = self.deferred_events, deque()\n",
+        "tests/test_listener.py",
+    ),
+    _mutant(
         "a listener is told under the lock",
         "engine/state",
         "        self.deferred_events.append((tell, self.options.listener, (event,)))\n",

@@ -125,6 +125,34 @@ def test_writers_that_are_slowed_down_are_told_of(path: Path) -> None:
     assert seen == [events.ThrottleBegan(str(path), 300, 200, 100), events.ThrottleEnded(str(path), 0.0)]
 
 
+def test_an_event_that_is_noted_while_others_are_told_is_told_next(path: Path) -> None:
+    """What a thread was about to append was lost: telling took the list of events and left an empty one."""
+    seen: list[Any] = []
+    with open_store(path) as db:
+        note = db._state.deferred_events.append  # another thread is as far as this
+        db._state.defer(seen.append, "first")
+        db._state.emit()
+        note((seen.append, "second", ()))
+        assert seen == ["first"]
+        db._state.emit()
+    assert seen == ["first", "second"]
+
+
+def test_an_event_whose_teller_is_interrupted_does_not_take_the_others_with_it(path: Path) -> None:
+    seen: list[Any] = []
+
+    def strike(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with open_store(path) as db:
+        db._state.defer(strike, "first")
+        db._state.defer(seen.append, "second")
+        with pytest.raises(KeyboardInterrupt):
+            db._state.emit()
+        db._state.emit()
+    assert seen == ["second"]
+
+
 # --- what it does harms nothing ------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""State of an open store: its log, its index, the locks that guard them, and why writes are refused.
+"""State of an open store: log, index, locks, and why writes are refused.
 
 Everything that changes a store takes the State: the committer and its durability, the compactor, a follower, a backup.
 
@@ -17,6 +17,7 @@ first: `check_reentry`, `check_write`, `check_idle`.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from .._lean import TYPE_CHECKING, log
@@ -122,7 +123,7 @@ class State:
         self.dirty_since: float | None = None  # when the oldest operation that is not durable was appended
         self.wants_next = False  # the worker should make the next segment, because this one is soon full
         self.wants_worker = False  # a segment was sealed: hints and a compaction may be due
-        self.deferred_events: list[tuple[Callable[..., None], Any, tuple[object, ...]]] = []  # for `emit`
+        self.deferred_events: deque[tuple[Callable[..., None], Any, tuple[object, ...]]] = deque()  # for `emit`
         #: Fewer bytes may be counted as dead than are: a key was pointed elsewhere and not yet counted.
         self.is_uncounted = False
 
@@ -283,8 +284,12 @@ class State:
 
     def emit(self) -> None:
         """Log what happened under the lock, and tell the listener. Without the lock: both are user code."""
-        events, self.deferred_events = self.deferred_events, []
-        for say, text, values in events:
+        events = self.deferred_events  # never another one: a thread may be about to append to this
+        while events:
+            try:
+                say, text, values = events.popleft()
+            except IndexError:  # another thread has taken the last one
+                return
             say(text, *values)
 
     def tell_later(self, event: Event) -> None:
