@@ -201,6 +201,7 @@ def test_damage_above_the_last_sync_mark_is_a_torn_tail(path: Path, open_store: 
     cut_off = file.read_bytes()[start : start + 2 * (end - start)]  # B and C are alike in size
     db = open_store(io=io)
     assert dict(db) == {b"synced": b"1", b"A": b"1"}
+    cut_off = cut_off.rstrip(b"\0")  # one CRC in 256 ends in a zero, and zeros at the end are not kept
     assert db.recovery.torn_bytes == len(cut_off)
     assert [Path(kept).read_bytes() for kept in db.recovery.quarantined] == [cut_off]
 
