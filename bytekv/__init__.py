@@ -7,7 +7,6 @@
 b'blue'
 """
 
-from .contract.batch import Batch
 from .engine.recovery import Recovery
 from .engine.store import Entry, EntryStat, Store, open, repair
 from .errors import (
@@ -33,6 +32,7 @@ from .options import Options
 
 TYPE_CHECKING = False  # as in `_lean`; what is imported here is public
 if TYPE_CHECKING:
+    from .contract.batch import Batch
     from .contract.reports import (
         BackupReport,
         Change,
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 else:
     _LATER = {
         "BackupReport": "contract.reports",
+        "Batch": "contract.batch",
         "Change": "contract.reports",
         "Compaction": "contract.reports",
         "Damage": "contract.reports",

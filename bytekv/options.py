@@ -1,4 +1,4 @@
-"""The tunables of a store: each with its unit, its default and the reason for it.
+"""The tunables of a store: each with its unit, its default and its reason.
 
 This module knows what a user may choose and rejects nonsense early. It knows nothing of how the
 choices are carried out.

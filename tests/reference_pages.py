@@ -23,6 +23,8 @@ from tests.test_layers import ARROWS, PACKAGE, inner_imports, nearest, sources_o
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 DESIGN = REFERENCE.parent / "explanation" / "design.md"
 
+_LONGEST_LINE = 75  # characters of what the map says of a module
+
 
 def option_table() -> str:
     """Return a section for each option, from the comments above the fields."""
@@ -125,7 +127,7 @@ def state_table() -> str:
 
 
 def module_map() -> str:
-    """Return every folder and module with the noun that its docstring begins with, from the top down.
+    """Return every folder and module with what its docstring says first, from the top down.
 
     A line for a module of a folder shows only its name; a module is drawn above those of its room that it imports.
     """
@@ -148,9 +150,27 @@ def module_map() -> str:
 
 
 def _map_line(shown: str, source: str) -> str:
-    """Return one line of the map: the first line of a docstring, up to the first colon or full stop."""
+    """Return one line of the map: what the first line of a docstring says, without a noun that is the module's name."""
     first = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
-    return f"{shown:36}{re.split('[:.]( |$)', first)[0]}\n"
+    noun, _, said = first.partition(": ")
+    name = shown.removesuffix(".py").rstrip("/").rpartition("/")[2]
+    text = said if said and _letters(name).startswith(_letters(noun).removeprefix("the")) else first
+    text = text[:1].upper() + text[1:]
+    return f"{shown:36}{_shortened(text)}\n"
+
+
+def _letters(text: str) -> str:
+    return re.sub("[^a-z]", "", text.lower())
+
+
+def _shortened(text: str) -> str:
+    """Return a text up to its first full stop; what is too long for the map ends at a colon, or at a comma."""
+    text = re.split(r"[.;]( |$)", text)[0]
+    if len(text) > _LONGEST_LINE and text.find(": ") > _LONGEST_LINE / 3:
+        text = text.partition(": ")[0]
+    while len(text) > _LONGEST_LINE and "," in text:
+        text = text.rpartition(",")[0]
+    return text
 
 
 #: page, name of the part, what makes it

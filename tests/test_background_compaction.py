@@ -551,7 +551,7 @@ def test_a_worker_that_dies_is_told_by_the_next_write(path, monkeypatch, caplog:
         raise ZeroDivisionError("nobody expected this")
 
     db = harness.open_store(path, auto_compact=True, sync="os", segment_size_bytes=4096)
-    monkeypatch.setattr("bytekv.engine.space.maintenance.pick", pick_wrongly)
+    monkeypatch.setattr("bytekv.engine.space.picker.pick", pick_wrongly)
     with contextlib.suppress(StoreFailedError):  # who comes late enough is told already
         overwrite(db, 100)
     with db._worker._life.done:
@@ -582,7 +582,7 @@ def test_work_that_there_is_no_memory_for_is_tried_again_and_told(
 
     monkeypatch.setattr("bytekv.engine.space.worker._BREATH_S", 0.0)
     with harness.open_store(path, auto_compact=True, sync="os", segment_size_bytes=4096, compact_dead_bytes=64) as db:
-        monkeypatch.setattr("bytekv.engine.space.maintenance.pick", pick_with_effort)
+        monkeypatch.setattr("bytekv.engine.space.picker.pick", pick_with_effort)
         overwrite(db, 100)
         for _ in range(3):  # one that was begun, and two for which nobody has called
             assert tries.acquire(timeout=60)

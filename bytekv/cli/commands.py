@@ -10,16 +10,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 
 from .. import Store, repair
 from .. import open as open_store
-from .._lean import TYPE_CHECKING
+from .._lean import TYPE_CHECKING, suppress
 from ..contract.convert import MAX_VALUE_SIZE, check_sizes, expiry_of
 from ..errors import StoreLockedError, StoreNotFoundError
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from contextlib import AbstractContextManager
     from typing import Any, BinaryIO, Final, TypeVar, Unpack
 
     from ..options import Flag, OpenOptions
@@ -42,11 +42,9 @@ class NoSuchKeyError(Exception):
 # --- what comes in and goes out ----------------------------------------------------------------
 
 
-@contextmanager
-def opened(arguments: Namespace, flag: Flag, **options: Unpack[OpenOptions]) -> Iterator[Store]:
-    """Open the store for a block, and wait for it as long as --wait says."""
-    with _waiting(arguments, lambda: open_store(arguments.dir, flag, **options)) as store:
-        yield store
+def opened(arguments: Namespace, flag: Flag, **options: Unpack[OpenOptions]) -> Store:
+    """Open the store, and wait for it as long as --wait says."""
+    return _waiting(arguments, lambda: open_store(arguments.dir, flag, **options))
 
 
 def _waiting(arguments: Namespace, attempt: Callable[[], T]) -> T:
@@ -254,7 +252,7 @@ def _entry(snapshot: Any, key: bytes) -> Any:
 
 def compact(arguments: Namespace) -> int:
     """Reclaim space."""
-    from ..contract.reports import counted
+    from ..contract.convert import counted
     from .terminal import Bar, quantity
 
     with opened(arguments, "w") as store, Bar("compacting") as bar:
@@ -338,7 +336,7 @@ def repair_store(arguments: Namespace) -> int:
 
 def back_up(arguments: Namespace) -> int:
     """Copy the store."""
-    from ..contract.reports import counted
+    from ..contract.convert import counted
     from .terminal import Bar, quantity
 
     with opened(arguments, "r") as store, Bar("backing up") as bar:
@@ -382,12 +380,17 @@ def export_entries(arguments: Namespace) -> int:
     return DONE
 
 
-@contextmanager
-def _written(path: str) -> Iterator[Callable[[bytes], object]]:
+def _written(path: str) -> AbstractContextManager[Callable[[bytes], object]]:
     """Give a function that writes to a file, which is there under its name only once it is whole; "-": to stdout.
 
     A new file is its owner's alone, as the store's are; one that is replaced keeps its owner and mode.
     """
+    from contextlib import contextmanager
+
+    return contextmanager(_write_whole)(path)
+
+
+def _write_whole(path: str) -> Iterator[Callable[[bytes], object]]:
     if path == "-":
         write, line = _output(), _legible_line if _shows() else _as_it_is
         yield lambda piece: write(line(piece))
@@ -447,7 +450,7 @@ def _new_file(target: str, path: str) -> BinaryIO:
 
 def import_entries(arguments: Namespace) -> int:
     """Store entries of JSON Lines or of another library's database."""
-    from ..contract.reports import counted
+    from ..contract.convert import counted
     from ..transfer.foreign import SourceError, read_source
     from ..transfer.json_lines import DuplicateError, LineError, load, read_lines
     from .terminal import Bar
@@ -509,18 +512,16 @@ def _columns(text: str) -> tuple[str, str]:
     return key, value
 
 
-@contextmanager
-def reading(path: str) -> Iterator[BinaryIO]:
+def reading(path: str) -> AbstractContextManager[BinaryIO]:
     """Open a file for a block; "-": standard input."""
     if path == "-":
-        yield _input()
-        return
+        from contextlib import nullcontext
+
+        return nullcontext(_input())
     try:
-        file = open(path, "rb")
+        return open(path, "rb")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    with file:
-        yield file
 
 
 def _advance(stream: BinaryIO, bar: Any) -> Callable[[int], object]:

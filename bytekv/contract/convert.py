@@ -28,6 +28,7 @@ __all__ = [
     "EntryStat",
     "Expiry",
     "check_sizes",
+    "counted",
     "expiry_of",
     "fitting",
     "increased",
@@ -178,3 +179,12 @@ def limit_of(limit: int | None) -> int | None:
     if limit is not None and limit < 0:
         raise LimitError(f"limit must not be negative: {limit}")
     return limit
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with the noun that fits it.
+
+    >>> counted(1, "entry", "entries"), counted(2, "segment")
+    ('1 entry', '2 segments')
+    """
+    return f"{number} {one if number == 1 else many or one + 's'}"

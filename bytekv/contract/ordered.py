@@ -6,13 +6,14 @@ A store, a snapshot and a transaction share these. A subclass says how to walk t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 
 from .._lean import TYPE_CHECKING, NamedTuple
 from ..errors import LimitError, translated
 from .convert import Bytes, limit_of, to_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import ItemsView, KeysView, ValuesView
     from typing import Final, NoReturn, SupportsIndex, TypeVar, overload
 
     from sortedcontainers import SortedList as SortedList
@@ -110,33 +111,6 @@ def range_of(
         if end is not None and (high is None or high >= end):
             high, include_stop = end, False
     return Range(low, high, include_start, include_stop, reverse)
-
-
-# --- the views of a mapping, which also iterate backwards --------------------------------------
-
-
-class _Keys(KeysView[bytes]):
-    def __reversed__(self) -> Iterator[bytes]:
-        return reversed(self._mapping)  # type: ignore[attr-defined]
-
-
-class _Items(ItemsView[bytes, bytes]):
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        return self._mapping.scan()  # type: ignore[attr-defined,no-any-return]
-
-    def __reversed__(self) -> Iterator[tuple[bytes, bytes]]:
-        return self._mapping.scan(reverse=True)  # type: ignore[attr-defined,no-any-return]
-
-
-class _Values(ValuesView[bytes]):
-    def __iter__(self) -> Iterator[bytes]:
-        return (value for _, value in self._mapping.scan())  # type: ignore[attr-defined]
-
-    def __contains__(self, value: object) -> bool:
-        return any(value == found for found in self)  # the inherited one looks up keys that may be gone by then
-
-    def __reversed__(self) -> Iterator[bytes]:
-        return (value for _, value in self._mapping.scan(reverse=True))  # type: ignore[attr-defined]
 
 
 def _children(walk: Callable[[Range, int | None], Iterator[bytes]], prefix: bytes, delimiter: bytes) -> Iterator[bytes]:
@@ -336,15 +310,24 @@ class OrderedMapping(Handle, Mapping[bytes, bytes]):
 
     def keys(self) -> KeysView[bytes]:
         """Return a view of the keys, in order."""
-        return _Keys(self)
+        with translated("bytekv.contract.mapping_views"):
+            from .mapping_views import Keys
+
+        return Keys(self)
 
     def items(self) -> ItemsView[bytes, bytes]:
         """Return a view of the (key, value) pairs, in key order."""
-        return _Items(self)
+        with translated("bytekv.contract.mapping_views"):
+            from .mapping_views import Items
+
+        return Items(self)
 
     def values(self) -> ValuesView[bytes]:
         """Return a view of the values, in key order."""
-        return _Values(self)
+        with translated("bytekv.contract.mapping_views"):
+            from .mapping_views import Values
+
+        return Values(self)
 
     def __or__(self, other: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
         """Return a dict, in memory, of both; where a key is in both, the value on the right counts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .._lean import TYPE_CHECKING, NamedTuple
+from .convert import counted
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -16,17 +17,7 @@ __all__ = [
     "Report",
     "SegmentStats",
     "Stats",
-    "counted",
 ]
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """Return a number with the noun that fits it.
-
-    >>> counted(1, "entry", "entries"), counted(2, "segment")
-    ('1 entry', '2 segments')
-    """
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 class Progress(NamedTuple):

@@ -12,7 +12,6 @@ from types import TracebackType
 
 from .._lean import TYPE_CHECKING
 from ..errors import ConflictError, LimitError
-from .batch import Batch
 from .convert import (
     Bytes,
     Entry,
@@ -30,6 +29,7 @@ from .ordered import MutableOrderedMapping, Range, range_of
 if TYPE_CHECKING:
     from typing import Any, Final, Protocol, Self, TypeVar, overload
 
+    from .batch import Batch
     from .reports import BackupReport, Change, Compaction, Progress, Report, Stats
     from .snapshot import Snapshot
     from .transaction import Transaction

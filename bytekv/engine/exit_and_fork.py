@@ -1,4 +1,4 @@
-"""Exit and fork: what the end and a fork of the process mean for its open stores.
+"""Exit and fork: what the end or a fork of the process means for its open stores.
 
 At exit each store gets a clean end, because many scripts never close theirs, and stays open: an exit handler that was
 registered before bytekv was imported, or a finaliser of the main module, may be about to save something. In a forked

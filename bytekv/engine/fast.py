@@ -1,4 +1,4 @@
-"""Flattened paths: each under the name of the plain one that it must equal, with its figure.
+"""Flattened paths: the fast twin of each plain one, with its figure.
 
 ==========================  ===========================  ====================================================
 here                        the plain one                what it costs

@@ -1,4 +1,4 @@
-"""Listener: the application's callable is told of events, and whatever it raises changes nothing."""
+"""Listener: call the application's callable with an event, whatever it raises."""
 
 from __future__ import annotations
 

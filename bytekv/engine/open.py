@@ -1,4 +1,4 @@
-"""Opening: which directory may be opened, what is created, what is tried again, what is salvaged.
+"""Opening: from a path and a flag to the state of an open store.
 
 The flag decides whether the directory must exist, whether its lock is needed and whether the store is emptied. From
 then on a writer has the store to itself. A reader opens it beside a writer that may roll, compact and append meanwhile,

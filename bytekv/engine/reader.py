@@ -1,4 +1,4 @@
-"""How an entry is read without a lock: the newest of a key, or what it was at one moment.
+"""Reader: get, scan and count without a lock, now or as of one moment.
 
 Where a key's entry lies is one look-up, the entry one slice of a mapping; in between a compaction may have removed the
 segment, then the key is looked up again, for it has been moved before. A follower's segment may have been compacted

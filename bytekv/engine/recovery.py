@@ -18,17 +18,16 @@ The rules (design: a torn tail is legal, damage to what was durable is not):
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
-from ..contract.reports import counted
-from ..errors import CorruptionError, DiskFullError
+from .._lean import suppress
+from ..contract.convert import counted
+from ..errors import CorruptionError, DiskFullError, translated
 from .codec.entry import is_zero
 from .codec.hint import Hint
 from .codec.manifest import ACTIVE, BACKUP, LOG, SEALED, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow
 from .index.keydir import Keydir
 from .log import summary
 from .log.directory import Directory
-from .log.resync import check_torn
 from .log.scan import Read, header_of, scan_segment, size_of
 from .log.segment_manager import SegmentManager
 
@@ -235,6 +234,9 @@ class _Torn:
         self.durable_seq = scan.durable_seq
         if scan.end < row.length or scan.last_seq < max(row.last_seq, written_seq):
             raise scan.corruption(path, " in data that was durable")
+        with translated("bytekv.engine.log.resync"):  # needed after a crash only
+            from .log.resync import check_torn
+
         check_torn(scan, path)
 
     def set_aside(self, report: Recovery) -> None:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 
-from .._lean import TYPE_CHECKING, log
-from ..contract.batch import Batch, Writes
+from .._lean import TYPE_CHECKING, log, suppress
 from ..contract.convert import (
     Bytes,
     Entry,
@@ -59,6 +57,7 @@ from .write.commit import Committer
 if TYPE_CHECKING:
     from typing import Any, Final, TypeVar, Unpack, overload
 
+    from ..contract.batch import Batch, Writes
     from ..contract.reports import BackupReport, Change, Compaction, Progress, Report, Stats
     from ..contract.snapshot import Snapshot
     from ..contract.transaction import Transaction
@@ -635,6 +634,9 @@ class Store(AbstractStore):
     def batch(self) -> Batch:
         """Return a batch: writes that become visible and durable together. See `Batch`."""
         self._check_writable()
+        with translated("bytekv.contract.batch"):
+            from ..contract.batch import Batch
+
         return Batch(self._commit_batch)
 
     def _commit_batch(self, writes: Writes, gate_owner: object = None) -> int | None:

@@ -1,4 +1,4 @@
-"""The OpenAPI document: a literal, compared with the table of routes and fuzzed by the tests.
+"""The OpenAPI document: a literal that the tests compare with the table of routes and fuzz.
 
 It says what the code does and is not made from it, so that the two can disagree and a test can see it.
 """

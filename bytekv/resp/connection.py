@@ -1,4 +1,4 @@
-"""Connections: bytes in, replies out, and waiting while something is in the way.
+"""Connections: bytes in, replies out, and a pause while something is in the way.
 
 Knows asyncio's transports, and of commands only that a `Session` says what becomes of one. What is common to all
 connections is the server's, seen from here as `ConnectionHost`.

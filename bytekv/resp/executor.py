@@ -1,4 +1,4 @@
-"""The executor: common commands on fast paths, others in a unit of work, several of them in one batch.
+"""The executor: common commands on fast paths, others in a unit of work, several in one batch.
 
 An *item* is what is carried out as a whole: the arguments of one command, or the `Block` that MULTI has gathered.
 Every item gets exactly one encoded reply, whatever goes wrong; errors of the store are translated here and nowhere

@@ -1,4 +1,4 @@
-"""Sessions: what one connection has said so far, and what becomes of its commands.
+"""Sessions: the state of one connection, from its password to its transaction.
 
 A `Session` decides what becomes of a command: an answer at once, a place in the queue of MULTI, or an item for the
 executor. It holds the state that makes the difference (password shown or not, RESP2 or RESP3, MULTI, WATCH, CLIENT

@@ -1,4 +1,4 @@
-"""Units of work: what commands read and write between the beginning of a transaction and its commit.
+"""Units of work: what commands read and write in one transaction.
 
 Commands see a `UnitOfWork`, never the store. It keeps what they write in memory, with times of expiry, and answers
 from there first, so that the commands of MULTI see each other's writes; `Executor` decides how many commands

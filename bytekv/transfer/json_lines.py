@@ -1,4 +1,4 @@
-"""Entries as JSON Lines, and their way into a store: what `bytekv export`, `import` and `scan --json` speak.
+"""Entries as JSON Lines: the format of `bytekv export`, `import` and `scan`.
 
 One line is one entry: ``{"key": …, "value": …, "expires": …}``. Bytes that are UTF-8 stand as a JSON string; others
 stand in base64 under ``key_b64`` or ``value_b64``, so no byte is lost and text stays legible. ``expires`` is a time in

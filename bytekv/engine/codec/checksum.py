@@ -1,4 +1,4 @@
-"""The checksum: CRC32C, the residue that every valid message ends at, and what files have in common. No I/O.
+"""The checksum: CRC32C, and what all files have in common. No I/O.
 
 A message followed by its own little-endian CRC has a constant CRC (the residue), whatever the seed: it is checked by
 one call and one comparison.

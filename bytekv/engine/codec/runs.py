@@ -1,4 +1,4 @@
-"""Runs: neighbouring entries packed, cut and located by calls of C for all of them, not by bytecode for each. No I/O.
+"""Runs: pack, cut and locate neighbouring entries together, at the speed of C. No I/O.
 
 A run whose entries are not alike, not in order or not sound is not cut: the answer is None. The caller then reads the
 entries one by one, so that the error names the damaged one.

@@ -11,7 +11,7 @@ does no harm. An interrupted call is made good by repeating it.
 
 from __future__ import annotations
 
-import heapq
+from bisect import insort
 from collections.abc import Callable
 from itertools import islice
 
@@ -34,7 +34,7 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._buckets: dict[int, dict[bytes, None]] = {}
-        self.order: list[int] = []  # heap of their numbers; some may have been emptied since; to be changed here alone
+        self.order: list[int] = []  # their numbers, ascending; some have been emptied since; changed here alone
         self._reached = 0  # no bucket begins before this but those that are being worked off
         self._furthest = 0  # that it has ever been: the clock may be set back
 
@@ -52,10 +52,8 @@ class Deadlines:
             bucket[key] = None
             return
         if len(self.order) > 2 * len(self._buckets) + 64:  # a few thousand at most
-            order = list(self._buckets)
-            heapq.heapify(order)
-            self.order = order
-        heapq.heappush(self.order, number)  # first: a bucket whose number is lost would never come due
+            self.order = sorted(self._buckets)
+        insort(self.order, number)  # first: a bucket whose number is lost would never come due
         self._buckets[number] = {key: None}
 
     def move(self, key: bytes, before_ms: int, when_ms: int) -> None:
@@ -94,7 +92,7 @@ class Deadlines:
         number = self.order[0]
         bucket = self._buckets.get(number)
         if bucket is None:
-            heapq.heappop(self.order)
+            self.order.pop(0)
             return 0
         start, width = number >> BITS, number & (1 << BITS) - 1
         keys = list(islice(reversed(bucket), count))

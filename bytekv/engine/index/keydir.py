@@ -1,4 +1,4 @@
-"""The keydir: which location each key has, what expires when, and what that leaves dead on disk.
+"""The keydir: where each key's newest entry lies, and when it expires.
 
 It knows nothing of files. All changes happen under the store's lock. `locate`, `newest`, `is_newest` and `in` need no
 lock: a dict look-up is atomic, and what it returns is a location that was right at that moment.

@@ -1,1 +1,1 @@
-"""Integrity: proving that a store is sound, and recovering what a damaged one still holds."""
+"""Integrity: prove that a store is sound, recover what a damaged one still holds."""

@@ -12,9 +12,8 @@ decides it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 
-from ..._lean import NamedTuple
+from ..._lean import NamedTuple, suppress
 from ...contract.reports import Damage, Progress, Report
 from ...errors import BytekvError, CorruptionError, LimitError, StoreNotFoundError
 from ..codec.checksum import seed_of

@@ -1,4 +1,4 @@
-"""Segment builder: a segment written as a whole, copies of entries from others, then sealed.
+"""Segment builder: write a whole segment of copied entries, then seal it.
 
 What a compaction and a repair write. Until a manifest names it nobody reads it; `discard` removes it.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import accumulate
 
-from ..._lean import TYPE_CHECKING, NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple, suppress
 from ...errors import SystemErrors
 from ..codec.checksum import CRC, CRC_SIZE, checksum, seed_of
 from ..codec.entry import CONTINUES, KIND, OFFSET_SHIFT, PUT, SEGMENT_SHIFT, SIZE_MASK, TOMBSTONE

@@ -25,9 +25,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from operator import eq
 
+from ..._lean import suppress
 from ...errors import (
     BytekvError,
     CorruptionError,

@@ -11,8 +11,8 @@ import io
 import os
 import threading
 import weakref
-from contextlib import suppress
 
+from ..._lean import suppress
 from ...errors import AccessDeniedError, BytekvError, StoreIOError, StoreLockedError
 from .files import Files, Folder
 

@@ -1,4 +1,4 @@
-"""Obsolete segments: replaced by a compaction, and not removed yet because somebody may still read them.
+"""Obsolete segments: replaced by a compaction, and removed once nobody reads them.
 
 A replaced segment is a *zombie* as long as a key, a view or a pin may need it: keys until they point at its
 replacement, when `replace` is called; views while they remember a location in it; pins while they are open. A zombie
@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Container
-from contextlib import suppress
 
+from ..._lean import suppress
 from ...errors import StoreClosedError, SystemErrors
 from ..codec.manifest import SegmentRow
 from .directory import Directory

@@ -11,10 +11,9 @@ from __future__ import annotations
 import mmap
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import pairwise
 
-from ..._lean import TYPE_CHECKING
+from ..._lean import TYPE_CHECKING, suppress
 from ...errors import (
     BytekvError,
     DiskFullError,

@@ -1,4 +1,4 @@
-"""Segment manager: the set of segments, in which order, and which is active.
+"""Segment manager: which segments a store has, in which order, and which is active.
 
 Owns the manifest, and therefore the only places where the set changes: roll (a new active segment),
 replace (a compaction's outputs for its victims), seal (recovery, close). It does not know keys. Which
@@ -11,8 +11,8 @@ moment (a backup, a feed) holds the tuple of that moment by a `Pin`.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
-from contextlib import suppress
 
+from ..._lean import suppress
 from ...errors import (
     BytekvError,
     CorruptionError,

@@ -1,4 +1,4 @@
-"""Sizes: one rule that says how large everything is in a store with a given number of live bytes.
+"""Sizes: how large segments and pieces of work are, given a store's live bytes.
 
 The measure is the *current segment size*: a sixteenth of what lives, but never less than 4 MiB nor more than the option
 ``segment_size_bytes``. From it follow when the active segment is sealed, how large the outputs of a compaction become,

@@ -1,4 +1,4 @@
-"""Hint: the newest entry of each key in one segment, from its hint file or from a scan.
+"""Hint: the newest entry of each key in one segment, from its hint file or a scan.
 
 A hint file is a cache. The segment knows everything that its hint says.
 """
@@ -6,9 +6,8 @@ A hint file is a cache. The segment knows everything that its hint says.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 
-from ..._lean import TYPE_CHECKING, NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple, suppress
 from ...errors import BytekvError, SystemErrors
 from ..codec.checksum import CRC_SIZE
 from ..codec.entry import KIND, OFFSET_SHIFT, PUT, SIZE_MASK, TOMBSTONE

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 
-from ..._lean import TYPE_CHECKING, NamedTuple
+from ..._lean import TYPE_CHECKING, NamedTuple, suppress
 from ...contract.reports import BackupReport, Progress
 from ...errors import BytekvError, CorruptionError, NotAStoreError, StoreFailedError, StoreIOError
 from ..codec.manifest import BACKUP, HISTORY, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentRow

@@ -23,14 +23,13 @@ from collections.abc import Callable
 from functools import partial
 
 from ..._lean import TYPE_CHECKING, NamedTuple
-from ...errors import BytekvError, CorruptionError, StoreIOError
+from ...errors import BytekvError, CorruptionError, StoreIOError, translated
 from ..codec.checksum import seed_of
 from ..codec.entry import SEGMENT_SHIFT, measure_entry, unpack_location
 from ..codec.hint import Hint
 from ..codec.manifest import LOG, OUTPUT, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentHeader, SegmentRow
 from ..log import summary
 from ..log.open_segments import SegmentFile, reaches
-from ..log.resync import check_torn
 from ..log.scan import header_of, scan_segment, size_of
 from ..state import State
 from ..write.change import apply_foreign
@@ -260,6 +259,9 @@ class Follower:
         if scan.end < row.length:
             raise scan.corruption(path, " in data that was durable")
         if scan.damage is not None:
+            with translated("bytekv.engine.log.resync"):
+                from ..log.resync import check_torn
+
             check_torn(scan, path)  # else an entry that is being written
         if scan.end > start:
             news.later = hint

@@ -1,4 +1,4 @@
-"""Maintenance: when an open store syncs, builds hint files and compacts, in the background or because it is asked to.
+"""Maintenance: when an open store syncs, builds hint files and compacts.
 
 The background thread calls `work` when it has been woken or a delay is over. What a user asks for is done by the
 asking thread, in slices all the same. One thing happens at a time: the thread that compacts, builds a hint, verifies
@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
-from ..._lean import TYPE_CHECKING, log
+from ..._lean import TYPE_CHECKING, log, suppress
 from ...errors import (
     BytekvError,
     CorruptionError,
@@ -34,8 +33,6 @@ from ...options import Options
 from ..state import owned
 from ..tuning import Tuning
 from ..write.commit import Committer
-from .compactor import Compactor
-from .picker import SegmentUsage, pick, pick_all, pick_small, usage_of
 from .worker import Pacer, StopWork, Worker
 
 if TYPE_CHECKING:
@@ -43,6 +40,8 @@ if TYPE_CHECKING:
 
     from ...contract.reports import Compaction, Progress
     from ..replication.follower import Follower
+    from .compactor import Compactor
+    from .picker import SegmentUsage
 
 __all__ = ["Maintenance"]
 
@@ -88,13 +87,26 @@ class Maintenance:
         self._paced_bytes = 0
         self._waiting: weakref.WeakSet[_Waiter] = weakref.WeakSet()
         self.refusal: Callable[[], BytekvError] | None = None  # closed, forked
-        self.compactor = Compactor(committer.state, committer.durability, options.listener, tuning)
+        self._tuning = tuning
+        self._compactor: Compactor | None = None
         self.compactions = 0
         self.background_error: str | None = None
         self.may_compact = options.auto_compact  # in the background
         self._is_due = False  # a compaction, as far as is known: there were victims when it was last looked for them
         committer.throttle.is_due = partial(_has_work, weakref.ref(self))
         self._let_throttle()
+        if self.may_compact and follower is None:
+            _ = self.compactor  # now, for the worker should import nothing: a fork might catch it in the middle
+
+    @property
+    def compactor(self) -> Compactor:
+        """Return what carries out compactions; a command for one key needs none."""
+        if self._compactor is None:
+            with translated("bytekv.engine.space.compactor"):
+                from .compactor import Compactor
+
+            self._compactor = Compactor(self._state, self._committer.durability, self._options.listener, self._tuning)
+        return self._compactor
 
     def _let_throttle(self) -> None:
         self._state.throttles = self.may_compact and self._options.compact_rate_bytes_s is None
@@ -237,7 +249,9 @@ class Maintenance:
         return bool(victims)
 
     def _pause(self) -> None:
-        read, self._paced_bytes = self.compactor.read_bytes - self._paced_bytes, self.compactor.read_bytes
+        read = 0
+        if self._compactor is not None:
+            read, self._paced_bytes = self._compactor.read_bytes - self._paced_bytes, self._compactor.read_bytes
         while self._pacer.rest(read, hurries=bool(self._waiting)):
             if self._worker.is_stopping:
                 raise StopWork
@@ -272,10 +286,16 @@ class Maintenance:
             return self._pick()
 
     def _usage(self) -> list[SegmentUsage]:
+        with translated("bytekv.engine.space.picker"):
+            from .picker import usage_of
+
         self._state.measure()
         return usage_of(self._segments, self._keydir)
 
     def _pick(self) -> list[int]:
+        with translated("bytekv.engine.space.picker"):
+            from .picker import pick
+
         uses, writer = self._usage(), self._segments.writer
         return pick(uses, self._segments.sizes, 0 if writer is None else writer.end)
 
@@ -308,6 +328,7 @@ class Maintenance:
     def _compact_all(self, progress: Callable[[Progress], object] | None) -> Compaction:
         with translated("bytekv.contract.reports"):
             from ...contract.reports import Compaction, Progress
+            from .picker import pick_all, pick_small
 
         state, pause = self._state, Pacer(self._files).go_on
         done = total = 0

@@ -1,4 +1,4 @@
-"""Undo copier: what open views still need of replaced segments is gathered in a file, so that the segments can go.
+"""Undo copier: gather what open views need of replaced segments, so that these can go.
 
 A segment that a compaction has replaced stays as long as an open view remembers a location in it. Where that is little
 of the segment, the entries are copied into a *side file*, the views are pointed there, and the segment is removed. So
@@ -17,9 +17,9 @@ views need the old segments no more. Interrupted in between, both stay until the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import islice
 
+from ..._lean import TYPE_CHECKING, suppress
 from ...errors import CorruptionError, SystemErrors, is_interrupt
 from ..codec.checksum import CRC, CRC_SIZE, RESIDUE, checksum, seed_of
 from ..codec.entry import SEGMENT_SHIFT, SIZE_MASK, pack_position
@@ -27,7 +27,6 @@ from ..codec.manifest import SEALED, SEGMENT_HEADER_SIZE, SegmentRow
 from ..index.read_view import ReadView
 from ..state import State
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, TypeVar
 

@@ -1,4 +1,4 @@
-"""Background worker: a daemon thread that calls one method when it is woken or when a delay is over.
+"""Background worker: a thread that calls one method when woken or after a delay.
 
 The thread starts at the first `wake`, so that a short script never has one. It holds its owner weakly, so that an
 owner that nobody uses any more can be collected. It knows nothing of what the method does, only how to do it in
@@ -12,9 +12,8 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 
-from ..._lean import TYPE_CHECKING
+from ..._lean import TYPE_CHECKING, suppress
 from ...errors import StoreClosedError
 
 if TYPE_CHECKING:

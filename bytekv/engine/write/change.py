@@ -1,4 +1,4 @@
-"""Change: what a call asks for, the absolute facts that it comes to, and how to carry them out once more.
+"""Change: what a call is about to do, as facts that can be carried out twice.
 
 Operations are what a caller wants. A change says where in which file which bytes go, where that file and the seqs end
 then, and where the keydir points. Carried out twice it is the same as once: so an interrupted call is finished by the

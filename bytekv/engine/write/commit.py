@@ -1,4 +1,4 @@
-"""Commit: the one way in for a change, told once and plainly; engine/fast.py has its short cuts.
+"""Commit: the plain way of every write; engine/fast.py has its short cuts.
 
 A change is a list of operations. Under the store's lock a caller decides on them, they are encoded with the next seqs,
 written at the end of the active segment by one write, and shown to readers by pointing the keydir at them; with

@@ -14,10 +14,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import pairwise
 
-from ..._lean import TYPE_CHECKING
+from ..._lean import TYPE_CHECKING, suppress
 from ...errors import StoreFailedError, SystemErrors
 from ..codec.checksum import CRC, checksum
 from ..codec.entry import ENTRY, OVERHEAD, SEGMENT_SHIFT, SYNC_MARK

@@ -1,4 +1,4 @@
-"""Write throttle: what writers owe to the compaction beside them, bytes in, seconds out.
+"""Write throttle: how long writers sleep when they outrun the compaction.
 
 A store should stay at about twice its live bytes, and Python's threads share one processor: where writers leave more
 dead bytes than a worker can reclaim beside them, they have to give it time. `Sizes` says how many may be dead, and

@@ -1,4 +1,4 @@
-"""Commands: what they are called, which arguments they take, and the functions that carry them out.
+"""Commands: a name, arguments and the function that carries them out.
 
 A command on data gets a `UnitOfWork` and the arguments, the name of the command first. It returns a reply or raises
 `ReplyError`, and writes only after it has looked at everything that may be wrong. A command on the connection or the

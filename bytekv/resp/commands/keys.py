@@ -1,4 +1,4 @@
-"""The commands on keys: deleting, renaming, listing, expiry; and bytekv's own, ranges and compare-and-set."""
+"""The commands on keys: delete, rename, list, expire; and bytekv's own, ranges and compare-and-set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of commands: every command, its arguments, and the function that carries it out.
+"""The table of commands: every command that a client may send.
 
 This is the one place where a name of a command and its function meet. `REFUSED` are the commands of Redis that bytekv
 will not have, and why.
