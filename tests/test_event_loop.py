@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from bytekv.engine.store import Store
+from bytekv.http.message import in_time
+from bytekv.http.server import _Gathering
 from bytekv.resp import Server
 from tests.resp_harness import Client, request
 
@@ -98,7 +100,79 @@ def test_a_refused_write_is_refused_at_once(open_store):
         assert not reader.would_wait(write_bytes=1)
 
 
+def test_the_worker_is_woken_once_for_what_one_sync_makes_durable(open_store):
+    """Each write that took the long way woke it, which took 50 µs of both threads."""
+    db = open_store(sync_interval_s=3600)
+    db["begins"] = "a segment"
+    db.sync()
+    durability, woken = db._commit.durability, []
+    durability._wake = lambda: woken.append(1) or True
+    for number in range(3):
+        db.put(f"{number}", "", if_seq=0)
+    assert len(woken) == 1
+    db.sync()
+    db.put("again", "", if_seq=0)
+    assert len(woken) == 2
+    db.sync()
+    durability._wake = lambda: False  # there can be no worker
+    for number in range(3):
+        db.put(f"alone {number}", "", if_seq=0)
+        assert db.durable_seq == db.last_seq
+
+
 # --- HTTP ----------------------------------------------------------------------------------------
+
+
+def test_what_need_not_wait_gets_no_timer(monkeypatch):
+    async def run() -> None:
+        async def waits(seconds: float) -> int:
+            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds)
+            return 2
+
+        with pytest.raises(TimeoutError):
+            await in_time(0.001, waits(60))
+        assert await in_time(60, waits(0.001)) == 2
+        canceller = asyncio.ensure_future(in_time(60, waits(60)))
+        await asyncio.sleep(0)
+        canceller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await canceller
+        monkeypatch.setattr(asyncio, "timeout", lambda seconds: 1 / 0)
+
+        async def returns(value: int) -> int:
+            return value
+
+        assert await in_time(1, returns(1)) == 1
+
+    asyncio.run(run())
+
+
+def test_what_is_written_in_one_turn_is_sent_together():
+    async def run() -> None:
+        sent: list[bytes] = []
+
+        class Transport:
+            def write(self, data: bytes) -> None:
+                sent.append(data)
+
+            def close(self) -> None:
+                sent.append(b"closed")
+
+        gathering = _Gathering(Transport(), asyncio.get_running_loop())
+        for data in (b"head", b"", b"body"):
+            gathering.write(data)
+        assert not sent
+        await asyncio.sleep(0)
+        assert sent == [b"headbody"]
+        gathering.write(bytes(100_000))
+        assert len(sent) == 2, "a large piece leaves at once, so that the transport says when it is enough"
+        gathering.write(b"last")
+        gathering.close()
+        await asyncio.sleep(0)
+        assert sent[2:] == [b"last", b"closed"]
+
+    asyncio.run(run())
 
 
 @pytest.fixture
@@ -171,3 +245,19 @@ def test_a_write_that_waits_holds_up_nobody_over_resp(open_store, write):
         assert writer.reply() in (OK, b"$1\r\n1\r\n")
         assert writer.reply() == b"$1\r\n2\r\n"
         assert writer(*write) in (OK, b"$1\r\n2\r\n")
+
+
+def test_a_pipeline_asks_the_store_once(open_store, monkeypatch):
+    db = open_store()
+    asked: list[int | None] = []
+    would_wait = Store.would_wait
+
+    def counted(store: Store, key: Any = None, *, write_bytes: int | None = None) -> bool:
+        asked.append(write_bytes)
+        return would_wait(store, key, write_bytes=write_bytes)
+
+    monkeypatch.setattr(Store, "would_wait", counted)
+    with Server(db, port=0) as server, Client(server.address) as client:
+        asked.clear()
+        assert client.pipeline([["SET", "k", "v"], ["GET", "k"]]) == [OK, b"$1\r\nv\r\n"]
+        assert len(asked) == 1

@@ -34,6 +34,7 @@ Tokens = str | Mapping[str, str | Iterable[str]]
 _TOKEN: Final = re.compile(r"[\x21-\x7e]{1,8192}")  # servers take a head of twice that and little more
 _BEARER: Final = re.compile(r"bearer[ ]+([\x21-\x7e]+)[ ]*", re.IGNORECASE)
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?")
+_MAX_KNOWN_HOSTS: Final = 64
 _ORIGIN: Final = re.compile(r"https?://([^/?#]+)")
 _SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS", "TRACE")
 
@@ -56,6 +57,7 @@ class Access:
             self._scopes_of[_digest(token)] = scopes
         if tokens is not None and not self._scopes_of:
             raise ValueError("tokens must not be empty; None means that none is asked for")
+        self._known_hosts: set[str] = set()  # that have been found right, as most requests have the same
         self._hosts = frozenset(host.lower().rstrip(".") for host in allowed_hosts)
 
     @property
@@ -67,12 +69,16 @@ class Access:
         """Raise the problem unless the request is meant for this server."""
         if not hosts and http_version == "1.0":
             return  # has no Host header, and no browser sends it
+        if len(hosts) == 1 and hosts[0] in self._known_hosts:
+            return
         found = _HOST.fullmatch(hosts[0].lower()) if len(hosts) == 1 else None
         if found is None:
             raise Problem("malformed", "a request has one Host, a name or an address with or without a port")
         name = found[1].rstrip(".")
         if not (name == "localhost" or _is_address(name) or name in self._hosts or "*" in self._hosts):
             raise Problem("unknown-host", "start the server with this name among its allowed_hosts")
+        if len(self._known_hosts) < _MAX_KNOWN_HOSTS:
+            self._known_hosts.add(hosts[0])
 
     def check_origin(self, method: str, host: str, origin: str | None, fetch_site: str | None) -> None:
         """Raise the problem if a page of another site sends a request that changes something."""

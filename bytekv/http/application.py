@@ -31,13 +31,13 @@ from .console import PAGE, PAGE_POLICY
 from .message import (
     Budget,
     ClientGone,
-    Message,
     Receive,
     Reply,
     Request,
     Scope,
     Send,
     Stream,
+    in_time,
     json_reply,
     problem_reply,
     text_reply,
@@ -206,12 +206,7 @@ class Application:
 
     def _in_time(self, send: Send) -> Send:
         """Return a ``send`` that raises `TimeoutError` if the client does not take what it is sent."""
-
-        async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(self.send_timeout_s):
-                await send(message)
-
-        return send_in_time
+        return lambda message: in_time(self.send_timeout_s, send(message))
 
     async def _read(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *arguments))

@@ -304,8 +304,8 @@ class Connection(asyncio.BufferedProtocol):
     def _look_at_store(self) -> None:
         """See whether commands on the store would hold up the event loop now; those that would go to a thread."""
         server = self._server
-        reads_wait = server.store.would_wait()
         writes_wait = server.group_commit or server.store.would_wait(write_bytes=self._read_bytes)
+        reads_wait = writes_wait and server.store.would_wait()  # where a write would not wait, nothing does
         if (reads_wait, writes_wait) != (self._reads_wait, self._writes_wait):
             self._reads_wait, self._writes_wait = reads_wait, writes_wait
             self._adapt()

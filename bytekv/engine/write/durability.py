@@ -184,7 +184,7 @@ class CommitQueue:
 class Durability:
     """Make one store's changes durable, and visible where that comes after."""
 
-    __slots__ = ("_throttle", "_wake", "group", "state")
+    __slots__ = ("_known_since", "_throttle", "_wake", "group", "state")
 
     def __init__(self, state: State, throttle: Throttle, wake: Callable[[], bool]) -> None:
         self.state = state
@@ -192,6 +192,7 @@ class Durability:
         self.group = GroupCommit()
         self._throttle = throttle
         self._wake = wake  # the worker; False if there can be none
+        self._known_since: float | None = None  # the `State.dirty_since` that it was woken for last
 
     def finish(self, seq: int) -> None:
         """Do what the sync mode asks for before the caller may hear that ``seq`` is done. Without the lock."""
@@ -213,7 +214,12 @@ class Durability:
             return
         # Slower disk than promised: the writer waits, the loss after a power cut stays bounded.
         # And where no worker can be had (the interpreter is shutting down), nobody else would sync.
-        is_late = not self._wake() or state.files.monotonic() - since > 2 * state.options.sync_interval_s
+        is_late = state.files.monotonic() - since > 2 * state.options.sync_interval_s
+        if since is not self._known_since:  # else the worker knows already: to wake it would take 50 µs
+            if self._wake():
+                self._known_since = since
+            else:
+                is_late = True
         if is_late and not state.sync_lock_is_owned():  # a handler's write in its own thread's sync is left to the next
             self.sync_to(seq)
 
