@@ -737,6 +737,27 @@ MUTANTS = [
         _VERBS,
     ),
     _mutant(
+        "the names of parents that were made are not durable",
+        "engine/log/directory",
+        "            self.files.sync_directory(os.path.dirname(made))",
+        "            pass",
+        _VERBS,
+    ),
+    _mutant(
+        "a store is not made because its parent is missing",
+        "engine/log/directory",
+        "            self._make_parents()",
+        "            pass",
+        _VERBS,
+    ),
+    _mutant(
+        "delete stops at the first key that is missing",
+        "cli/commands",
+        "        missing = [key for key in keys if not store.delete(key)]",
+        "        missing = [] if all(store.delete(key) for key in keys) else keys[:1]",
+        "tests/test_cli.py",
+    ),
+    _mutant(
         "a range is deleted as it was found, whatever came in between",
         "engine/write/commit",
         "        return found == keys if ends else found[: len(keys)] == keys",

@@ -191,6 +191,29 @@ def test_scans(run, path, arguments):
     assert run("scan", *arguments) == (0, wanted, "")
 
 
+def test_several_keys_and_prefixes_are_deleted(run, path):
+    with open_store(path) as db:
+        db.update(dict.fromkeys(["a", "b", "c", "d", "x1", "x2", "y", b"\xff"], "1"))
+    assert run("count") == (0, b"8\n", "")
+    assert run("count", "x") == (0, b"2\n", "")
+    assert run("count", "--start", "b", "--stop", "x2") == (0, b"4\n", "")
+    assert run("count", "--hex", "ff") == (0, b"1\n", "")
+    assert run("rm", "a", "b") == (0, b"", "")
+    assert run("rm", "no", "c", "none", "d") == (1, b"", "bytekv: no such key: 'no', 'none'\n")  # the others are gone
+    assert run("delete", "--prefix", "x") == (0, b"", "bytekv: 2 keys deleted\n")
+    assert run("delete", "--hex", "--prefix", "ff") == (0, b"", "bytekv: 1 key deleted\n")
+    assert run("delete", "--prefix", "x") == (0, b"", "bytekv: 0 keys deleted\n")
+    assert content(path) == {b"y": b"1"}
+
+
+def test_a_store_is_made_with_its_parents(run, path):
+    where = str(path / "a" / "b")
+    assert run("-d", where, "count")[0] == 3
+    assert not path.exists()
+    assert run("-d", where, "set", "a", "1") == (0, b"", "")
+    assert content(path / "a" / "b") == {b"a": b"1"}
+
+
 # --- exit statuses -----------------------------------------------------------------------------
 
 
@@ -290,7 +313,12 @@ STATUSES: list[tuple[Callable[[Path], None], str, bytes, int, str]] = [
     (missing, "backup x", b"", 3, "no store there"),
     (missing, "export", b"", 3, "no store there"),
     (missing, "inspect 1", b"", 2, "0000000001.seg: no such segment"),
-    (missing, "-d a/b/c set a 1", b"", 3, "parent directory does not exist"),
+    (missing, "count", b"", 3, "no store there"),
+    (missing, "delete --prefix a", b"", 3, "no store there"),
+    (as_it_is, "delete", b"", 2, "either keys or --prefix"),
+    (as_it_is, "delete a --prefix b", b"", 2, "either keys or --prefix"),
+    (as_it_is, "delete --prefix=", b"", 2, "an empty prefix is that of every key"),
+    (as_it_is, "count --hex x", b"", 2, "not hexadecimal"),
     (a_file, "get a", b"", 3, "a file, not a directory"),
     (a_file, "set a 1", b"", 3, "a file|not a directory"),
     (other_files, "set a 1", b"", 3, "other files"),

@@ -571,3 +571,51 @@ def test_another_store_inherits_the_verbs() -> None:
 
 
 # --- open makes parents ----------------------------------------------------------------------------
+
+
+class Watched(QuickFiles):
+    """The real files, which note what is made and what is synced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[tuple[str, str]] = []
+
+    def make_directory(self, path: str) -> bool:
+        made = super().make_directory(path)
+        if made:
+            self.noted.append(("make", str(path)))
+        return made
+
+    def sync_directory(self, path: str) -> None:
+        super().sync_directory(path)
+        self.noted.append(("sync", str(path)))
+
+
+@pytest.mark.parametrize("flag", ["c", "n"])
+def test_missing_parents_are_made_and_each_name_is_durable(
+    path: Path, open_store: Callable[..., Store], flag: str
+) -> None:
+    files = Watched()
+    db = open_store(flag, at=path / "a" / "b" / "store", files=files)
+    db["a"] = "1"
+    made = [path, path / "a", path / "a" / "b", path / "a" / "b" / "store"]
+    assert files.noted[:8] == [(verb, str(what)) for name in made for verb, what in (("make", name), ("sync", name.parent))]
+    assert [name.stat().st_mode & 0o777 for name in made] == [0o700] * 4
+
+
+@pytest.mark.parametrize("flag", ["r", "w"])
+def test_who_wants_an_existing_store_makes_nothing(path: Path, open_store: Callable[..., Store], flag: str) -> None:
+    with pytest.raises(bytekv.StoreNotFoundError):
+        open_store(flag, at=path / "a" / "store")
+    assert not path.exists()
+
+
+def test_parents_that_cannot_be_made(path: Path, open_store: Callable[..., Store]) -> None:
+    path.write_text("a file")
+    with pytest.raises(bytekv.BytekvError):
+        open_store(at=path / "a" / "store")
+    path.unlink()
+    path.symlink_to(path.with_name("nowhere"))
+    with pytest.raises(bytekv.StoreNotFoundError):
+        open_store(at=path / "a" / "store")
+    assert list(path.parent.iterdir()) == [path]

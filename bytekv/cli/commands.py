@@ -196,12 +196,33 @@ def get_value(arguments: Namespace) -> int:
     return DONE
 
 
-def delete_key(arguments: Namespace) -> int:
-    """Delete a key."""
-    key = _given(arguments, arguments.key)
+def delete_keys(arguments: Namespace) -> int:
+    """Delete keys; those that exist, also if others do not."""
+    keys = [_given(arguments, key) for key in arguments.key]
+    if bool(keys) == (arguments.prefix is not None):
+        raise UsageError("delete takes either keys or --prefix (bytekv delete --help says more)")
+    if arguments.prefix == "":
+        raise UsageError("an empty prefix is that of every key; to have an empty store, delete its directory")
     with opened(arguments, "w", sync="os", auto_compact=False) as store:
-        if not store.delete(key):
-            raise NoSuchKeyError(key)
+        if arguments.prefix is not None:
+            from ..contract.reports import counted
+
+            say(f"{counted(store.delete_prefix(_given(arguments, arguments.prefix)), 'key')} deleted")
+            return DONE
+        missing = [key for key in keys if not store.delete(key)]
+    if missing:
+        raise NoSuchKeyError(*missing)
+    return DONE
+
+
+def count_keys(arguments: Namespace) -> int:
+    """Write out how many keys a range has."""
+    prefix = _given(arguments, arguments.prefix)
+    start = None if arguments.start is None else _given(arguments, arguments.start)
+    stop = None if arguments.stop is None else _given(arguments, arguments.stop)
+    with opened(arguments, "r") as store:
+        count = store.count(prefix, start=start, stop=stop)
+    write_line(str(count))
     return DONE
 
 

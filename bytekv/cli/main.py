@@ -118,7 +118,8 @@ def _parse_get(command: argparse.ArgumentParser) -> None:
 
 
 def _parse_delete(command: argparse.ArgumentParser) -> None:
-    command.add_argument("key", metavar="KEY")
+    command.add_argument("key", metavar="KEY", nargs="*")
+    command.add_argument("--prefix", metavar="PREFIX", help="delete every key with this prefix, as one operation")
     _takes_keys(command)
     _waits(command)
 
@@ -126,6 +127,13 @@ def _parse_delete(command: argparse.ArgumentParser) -> None:
 def _parse_upkeep(command: argparse.ArgumentParser) -> None:
     _takes_json(command)
     _waits(command)
+
+
+def _parse_count(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="only keys with this prefix")
+    command.add_argument("--start", metavar="KEY", help="the first key, included")
+    command.add_argument("--stop", metavar="KEY", help="the last key, not included")
+    _takes_keys(command)
 
 
 def _parse_scan(command: argparse.ArgumentParser) -> None:
@@ -255,8 +263,11 @@ CLI_COMMANDS: Final = (
     CliCommand(
         "get", "write a key's value to standard output, byte for byte", commands.get_value, _parse_get, is_short=True
     ),
-    CliCommand("delete del rm", "delete a key", commands.delete_key, _parse_delete, is_short=True),
+    CliCommand(
+        "delete del rm", "delete keys, or all with a prefix", commands.delete_keys, _parse_delete, is_short=True
+    ),
     CliCommand("scan", "list keys and values in key order, a tab between them", commands.scan_entries, _parse_scan),
+    CliCommand("count", "count keys", commands.count_keys, _parse_count),
     CliCommand("compact", "reclaim the space of deleted and overwritten entries", commands.compact, _parse_upkeep),
     CliCommand("stats", "count keys and bytes", commands.show_stats, _takes_json),
     CliCommand("verify", "read and check every byte; changes nothing", commands.verify, _takes_json),
@@ -333,7 +344,8 @@ def _told(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         text, status = "interrupted", INTERRUPTED
     elif isinstance(error, commands.NoSuchKeyError):
-        text, status = f"no such key: {error.args[0].decode(errors='backslashreplace')!r}", NO_SUCH_KEY
+        missing = ", ".join(repr(key.decode(errors="backslashreplace")) for key in error.args)
+        text, status = f"no such key: {missing}", NO_SUCH_KEY
     elif isinstance(error, (commands.UsageError, LimitError)):
         text, status = str(error), WRONG_USE
     elif isinstance(error, BytekvError):

@@ -1020,8 +1020,8 @@ def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], objec
 def open(path: str | os.PathLike[str], flag: Flag = "c", **options: Unpack[OpenOptions]) -> Store:
     """Open the store in a directory.
 
-    ``flag``: "r" read-only, beside a writer, too · "w" an existing store · "c" create it if missing ·
-    "n" a new and empty one, deleting what the store holds. ``options``: see `Options`.
+    ``flag``: "r" read-only, beside a writer, too · "w" an existing store · "c" create it if missing, with
+    its parent directories · "n" a new and empty one, deleting what the store holds. ``options``: see `Options`.
 
     Raises `StoreNotFoundError`, `NotAStoreError`, `StoreLockedError`, `CorruptionError`,
     `UnsupportedFormatError`, `AccessDeniedError`; nothing was created or changed then. Durability: what

@@ -24,6 +24,7 @@ replaced changes nothing any more.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable, Iterator
 from operator import eq
 
@@ -126,16 +127,16 @@ class Directory:
     def find_or_make(self, *, lost_manifest_allowed: bool = False) -> bool:
         """Check that a store is here or may be made here; True if it is to be made.
 
-        Creates the directory, not its parents, and nothing else: a directory that holds foreign
+        Creates the directory and its missing parents, and nothing else: a directory that holds foreign
         files is left exactly as it is.
         """
         try:
-            if self.files.make_directory(self.path):
-                self._sync_parent()
-        except StoreNotFoundError as error:
-            raise StoreNotFoundError(
-                error.errno, "the parent directory does not exist; create it first", self.path
-            ) from error
+            is_made = self.files.make_directory(self.path)
+        except StoreNotFoundError:
+            self._make_parents()
+            is_made = self.files.make_directory(self.path)
+        if is_made:
+            self._sync_parent()
         names = set(self.files.list(self.folder))
         if self._holds_store(names, lost_manifest_allowed=lost_manifest_allowed):
             return False
@@ -144,6 +145,17 @@ class Directory:
                 f"{self.path}: a directory with other files ({min(strangers)!r}) but no store; use an empty or new one"
             )
         return True
+
+    def _make_parents(self) -> None:
+        """Create the missing parents of the directory, and make the name of each durable."""
+        missing = []
+        path = os.path.dirname(self.path)
+        while not self.files.exists(path) and os.path.dirname(path) != path:
+            missing.append(path)
+            path = os.path.dirname(path)
+        for made in reversed(missing):
+            self.files.make_directory(made)  # perhaps another process has meanwhile, and not synced it yet
+            self.files.sync_directory(os.path.dirname(made))
 
     def make_for_backup(self) -> None:
         """Check that a backup may be written here, before anything is made but the directory."""
