@@ -1585,6 +1585,13 @@ MUTANTS = [
         *("tests/test_interrupts.py", "-k", "whose_move"),
     ),
     _mutant(
+        "a compaction takes for dead what an interrupted seal has not shown",
+        "engine/space/compactor",
+        "            if state.queue.changes:  # a seal",
+        "            if False:  # a seal",
+        *("tests/test_interrupts.py", "-k", "interrupted_seal"),
+    ),
+    _mutant(
         "a compaction moves a key whose purge was interrupted in one table only",
         "engine/index/keydir",
         "        self.finish_purge()  # else a key is in two places, and only one of them would be moved\n",

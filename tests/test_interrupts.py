@@ -37,9 +37,12 @@ import pytest
 import sortedcontainers
 
 import bytekv
+from bytekv.engine.codec.entry import PUT
 from bytekv.engine.space.compactor import Compactor
 from bytekv.engine.space.worker import Worker
 from bytekv.engine.store import Store
+from bytekv.engine.write.change import Operation
+from bytekv.engine.write.commit import Committer
 from tests.harness import FakeFiles, open_store
 from tests.interrupted_calls import ANY_SYNC, CALLS, OPENINGS, Bench, Mode, Tally, a_bench
 
@@ -331,6 +334,37 @@ def test_keys_whose_move_was_interrupted_anywhere(path: Path, monkeypatch: pytes
                 assert store._keydir.check() == store._segments.check() == []
             assert len(store._segments.lengths()) == 1
     assert number > 30
+
+
+@pytest.mark.parametrize("way", ["seal", "roll"])
+def test_what_another_thread_is_about_to_sync_outlives_an_interrupted_seal(
+    open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """It was in a sealed segment by then and not shown yet. So a compaction took it for dead, and removed the segment;
+    then its sync came to its end, and it was acknowledged."""
+    db = open_store(sync="always", segment_size_bytes=400, auto_compact=False)
+    db.update({"dead": "1" * 50, "kept": "1"})
+    db["dead"] = "2"
+    commit, state = db._commit, db._commit.state
+    with state.lock, state:
+        state.ready()
+        seq = commit.append([Operation(PUT, b"waits", b"value")])
+    with monkeypatch.context() as patch:
+
+        def strike(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(Committer, "_sealed", strike)
+        with pytest.raises(KeyboardInterrupt):
+            commit.seal() if way == "seal" else db.put("rolls", bytes(300))
+    victim = min(db._segments.lengths())
+    db._maintenance.compactor.run([victim], lambda: None, lambda _: None)
+    commit.durability.finish(seq)
+    assert db["waits"] == b"value"
+    assert db["dead"] == b"2"
+    db.close()
+    with open_store() as again:
+        assert again["waits"] == b"value"
 
 
 def _strike_twice(bench: Bench, case: Case, chance: random.Random, count: int) -> bool:

@@ -113,6 +113,8 @@ class Compactor:
         with state.lock, state:
             state.ready()
             run = self._run_of(victims)
+            if state.queue.changes:  # a seal was interrupted before it showed them: what is not shown looks dead
+                state.became_durable(run.rows[-1].last_seq)
             copier = Copier(state, run, pause, advance, self._tuning)
         self._check_room(run)
         outputs = copier.outputs
