@@ -99,7 +99,8 @@ class _Database(Handle, MutableMapping[bytes, bytes]):
 
     def update(self, other: Any = (), /, **more: Bytes) -> None:
         """Store all pairs of a mapping or an iterable, and keyword arguments, as one."""
-        _translated(lambda: self._store.update(other, **more))
+        # As one mapping: among the store's keyword arguments there is one that is no key.
+        _translated(lambda: self._store.update({**dict(other), **more} if more else other))
 
     def __or__(self, other: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
         return _translated(lambda: joined(self, other))

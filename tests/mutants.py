@@ -535,8 +535,8 @@ MUTANTS = [
     _mutant(
         "a batch in bulk deletes keys that do not exist",
         "engine/store",
-        "    bulk = commit.without_idle_deletes(bulk, now_ms)\n",
-        "    pass\n",
+        "    bulk = commit.without_idle_deletes(Bulk(keys, values, expires), now_ms)\n",
+        "    bulk = Bulk(keys, values, expires)\n",
         "tests/test_fast_paths.py",
     ),
     _mutant(
@@ -1149,9 +1149,37 @@ MUTANTS = [
     _mutant(
         "an open view does not hear of puts beside keys that expire",
         "engine/index/keydir",
-        "        self.is_plain, self.special = False, _EVERY",
-        "        self.is_plain = False",
+        "        self.is_plain, self.special = False, _EVERY\n",
+        "        self.is_plain = False\n",
         _EXPIRY,
+    ),
+    _mutant(
+        "a batch leaves keys to expire that it puts for good",
+        "engine/index/keydir",
+        "            for key in before.keys() - mortal.keys():\n",
+        "            for key in ():\n",
+        _FAST_PATHS,
+    ),
+    _mutant(
+        "a batch does not see that something is due",
+        "engine/index/keydir",
+        "        if expires or self._expired:\n            self.is_behind = self.is_due(now_ms)",
+        "        if False:\n            pass",
+        _EXPIRY,
+    ),
+    _mutant(
+        "a batch with a ttl is due at its first key's time",
+        "engine/codec/runs",
+        "    if expires is not None and expires.count(expires[0]) != count:",
+        "    if False:",
+        "tests/test_runs.py",
+    ),
+    _mutant(
+        "a run of entries of one size has the upper bytes of its first seq",
+        "engine/codec/runs",
+        "for byte in range((seq ^ last).bit_length() + 7 >> 3):",
+        "for byte in range(1):",
+        "tests/test_runs.py",
     ),
     _mutant(
         "a key that expires at another time stays where it was due",
@@ -1488,16 +1516,16 @@ MUTANTS = [
     _mutant(
         "keys alone are those of now, whatever the moment",
         "engine/reader",
-        " and (not view.undo or view.undo.keys().isdisjoint(selected)):",
-        ":",
+        "            mortal |= view.undo.keys() & selected\n",
+        "            pass\n",
         _SNAPSHOTS,
         "tests/test_scan.py",
     ),
     _mutant(
         "keys alone do not expire while they are handed out",
         "engine/reader",
-        "        if not self._keydir.can_expire and (not",
-        "        if (not",
+        "            return keys, self._keydir.expiring_among(keys)",
+        "            return keys, set()",
         _EXPIRY,
     ),
     _mutant(

@@ -216,6 +216,27 @@ def test_keys_of_one_moment_are_taken_out_some_at_a_time(path: Path) -> None:
         assert waiting(db) == 0
 
 
+def test_batches_take_part_in_taking_out_what_is_due(path: Path) -> None:
+    """A writer of nothing but batches would leave it to the worker."""
+    files = QuickFiles()
+    with harness.open_store(path, files=files, sync="os") as db:
+        db.update({b"%d" % number: b"v" for number in range(20)}, ttl=10)
+        files.sleep(5000)
+        locations = db._keydir.locations
+        for number in range(4):
+            db.update({b"x%d" % number: b"v" for number in range(5)})
+        assert len(locations) < 20 + 5
+        files.sleep(5000)
+        db.update({b"%d" % number: b"again" for number in range(20)}, ttl=3)
+        assert len(db) == 25
+        db.update({b"3": b"stays"})
+        files.sleep(3)
+        assert dict(db) == {b"3": b"stays", **{b"x%d" % number: b"v" for number in range(5)}}
+        files.sleep(1000)
+        assert len(db) == 6
+        assert waiting(db) == 0
+
+
 @pytest.mark.parametrize("look", ["scan", "pairs", "pop", "len", "snapshot", "values", "clear"])
 def test_what_is_due_and_not_yet_taken_out_is_not_there(path: Path, look: str) -> None:
     """Three thousand expired keys lie before, between and behind two that live; no call meets any of them."""

@@ -32,8 +32,9 @@ steps = st.lists(
         st.tuples(st.just("put"), keys, values),
         st.tuples(st.just("set"), keys, values),
         st.tuples(st.just("delete"), keys),
-        st.tuples(st.just("update"), st.lists(st.tuples(keys, values), max_size=8)),
-        st.tuples(st.just("batch"), st.lists(st.tuples(keys, st.none() | values), max_size=8)),
+        st.tuples(st.just("update"), st.lists(st.tuples(keys, values), max_size=8), st.none() | ttls),
+        st.tuples(st.just("alike"), st.sampled_from([b"", b"v", b"x" * 100]), st.none() | ttls, st.integers(0, 3)),
+        st.tuples(st.just("batch"), st.lists(st.tuples(keys, st.none() | values, st.none() | ttls), max_size=8)),
         st.tuples(st.just("snapshot")),
         st.tuples(st.just("order")),
         st.tuples(st.just("expire"), keys, ttls),
@@ -71,9 +72,9 @@ def plain_ways_only() -> Iterator[None]:
         return Change.of(bulk.operations())
 
     def asked_one_by_one(self: Committer, bulk: Bulk, now_ms: int) -> Bulk:
-        pairs = zip(*bulk, strict=True)
-        due = [(key, value) for key, value in pairs if value is not None or self.newest(key, now_ms) is not None]
-        return Bulk([key for key, _ in due], [value for _, value in due])
+        given = zip(bulk.keys, bulk.values, bulk.expires or [0] * len(bulk.keys), strict=True)
+        due = [each for each in given if each[1] is not None or self.newest(each[0], now_ms) is not None]
+        return Bulk([key for key, _, _ in due], [value for _, value, _ in due], [when_ms for _, _, when_ms in due])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Writer, "open_room", without_fast_end)
@@ -105,14 +106,22 @@ def live(path: Path, story: list[tuple[Any, ...]], *, sync: str = "os", **option
         elif what == "delete":
             said.append(db.delete(*given_))
         elif what == "update":
-            db.update(given_[0])
+            db.update(given_[0], ttl=given_[1])
+        elif what == "alike":
+            value, ttl, gone = given_
+            pairs = [(b"%d" % number, value) for number in range(12)]
+            with db.batch() as batch:
+                batch.put_all(pairs, ttl=ttl)
+                for key, _ in pairs[: gone * gone * 4 // 3]:
+                    batch.delete(key)
+            said.append(batch.seq)
         elif what == "batch":
             with db.batch() as batch:
-                for key, value in given_[0]:
+                for key, value, ttl in given_[0]:
                     if value is None:
                         batch.delete(key)
                     else:
-                        batch.put(key, value)
+                        batch.put(key, value, ttl=ttl)
             said.append(batch.seq)
         elif what == "snapshot":
             snapshots.append(db.snapshot())
@@ -197,7 +206,7 @@ def test_a_batch_is_encoded_in_parts(path: Path, part_size: int) -> None:
         writer = db._segments.writer
         assert writer is not None
         large = bytes(2 * part_size)
-        bulk = Bulk([b"k%d" % n for n in range(20)], [*[b"v", None, b"", large] * 5])
+        bulk = Bulk([b"k%d" % n for n in range(20)], [*[b"v", None, b"", large] * 5], [*[0, 0, 5000, 6000] * 5])
         plain = Change.of(bulk.operations())
         plain.place(writer, 7, 1000, 50)
         found = PutRun(bulk)
@@ -205,8 +214,9 @@ def test_a_batch_is_encoded_in_parts(path: Path, part_size: int) -> None:
             found.place(writer, 7, 1000, 50)
         assert b"".join(found.parts) == b"".join(plain.parts)
         assert (found.seq, found.end, found.tombstones) == (plain.seq, plain.end, plain.tombstones)
-        shown = [*zip(found.keys, found.locations, strict=True), *((key, None) for key in found.gone)]
-        assert sorted(shown) == sorted((key, location) for key, location, _ in plain.effects)
+        assert found.expires is not None
+        shown = [*zip(found.keys, found.locations, found.expires, strict=True), *((key, None, 0) for key in found.gone)]
+        assert sorted(shown) == sorted(plain.effects)
         assert found.size == plain.size == found.end - found.offset
         if len(large) > 30:
             assert sum(part is large for part in found.parts) == 5

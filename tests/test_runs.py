@@ -13,6 +13,7 @@ from bytekv.engine.codec.checksum import CRC_SIZE, RESIDUE, checksum
 from bytekv.engine.codec.entry import (
     CONTINUES,
     ENTRY_SIZE,
+    EXPIRES,
     OVERHEAD,
     PUT,
     SYNC_MARK,
@@ -406,3 +407,22 @@ def test_what_is_checked_stops_where_what_is_read_stops(number: int) -> None:
             count = sum(1 for _ in one)
             assert sum(other.check()) == count
             assert told(one) == told(other)
+
+
+@pytest.mark.parametrize("is_alike", [True, False])
+@pytest.mark.parametrize("times", [None, [5000], [5000, 1 << 40], [0, 5000]])
+@pytest.mark.parametrize("seq", [1, 250, 65_530, (1 << 32) - 3])
+def test_a_run_is_packed_as_its_entries_are(is_alike: bool, times: list[int] | None, seq: int) -> None:
+    """Of one size or of many, with expiries and without, and where seqs carry into their upper bytes."""
+    count = 12
+    keys = [b"%04d" % number for number in range(count)]
+    values = [b"value %02d" % (number if is_alike else number**5) for number in range(count)]
+    expires = None if times is None else (times * count)[:count]
+    kinds = [TOMBSTONE if number % 5 == 0 and expires is None else PUT for number in range(count)]
+    flags = [kind | (EXPIRES if expires and expires[number] else 0) for number, kind in enumerate(kinds)]
+    flags[0] |= CONTINUES
+    single = [
+        encode_entry(*each[:3], seq + number, NOW_MS, expires[number] if expires else 0, SEED)
+        for number, each in enumerate(zip(flags, keys, values, strict=True))
+    ]
+    assert pack_run(flags, keys, values, seq, NOW_MS, SEED, expires) == b"".join(map(b"".join, single))

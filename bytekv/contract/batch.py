@@ -50,19 +50,26 @@ class Batch(Handle):
         key, value = key_of(key), value_of(value)
         self._write(key, value if ttl is None and expires is None else (value, expiry_of(ttl, expires)))
 
-    def put_all(self, pairs: Iterable[tuple[Bytes, Bytes]]) -> None:
-        """Store all of these when the batch is committed: the same as a `put` of each, in half the time."""
+    def put_all(
+        self, pairs: Iterable[tuple[Bytes, Bytes]], *, ttl: float | None = None, expires: float | None = None
+    ) -> None:
+        """Store all of these when the batch is committed: the same as a `put` of each, in half the time.
+
+        ``ttl`` and ``expires``: as for `put`, for all of them.
+        """
         self._check_open()
         writes = self._writes
+        expiry = None if ttl is None and expires is None else expiry_of(ttl, expires)
         for key, value in pairs:
             if type(key) is not bytes or type(value) is not bytes:
                 key, value = key_of(key), value_of(value)
             elif len(key) > MAX_KEY_SIZE or len(value) > MAX_VALUE_SIZE:
                 check_sizes(key, value)
+            write = value if expiry is None else (value, expiry)
             if key in writes:
-                self._write(key, value)
+                self._write(key, write)
             else:
-                writes[key] = value
+                writes[key] = write
 
     def delete(self, key: Bytes) -> None:
         """Delete ``key`` when the batch is committed; no error if it is not there then."""

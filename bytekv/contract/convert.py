@@ -147,7 +147,7 @@ def expiry_of(ttl: float | None, expires: float | None) -> Expiry:
     return Expiry(0, max(1, round(expires * 1000)))
 
 
-NEVER = Expiry(0, 0)
+NEVER: Final = Expiry(0, 0)
 
 
 def number_of(what: str, given: int) -> int:

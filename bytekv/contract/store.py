@@ -255,8 +255,12 @@ class Store(MutableOrderedMapping):
     def setdefault(self, key: Bytes, default: Bytes | None = None) -> bytes:
         """Return the value of ``key``; if it does not exist, store ``default`` first, in one step."""
 
-    def update(self, other: Any = (), /, **more: Bytes) -> None:
+    def update(  # type: ignore[override]
+        self, other: Any = (), /, *, ttl: float | None = None, **more: Bytes
+    ) -> None:
         """Store all pairs of a mapping or an iterable, and keyword arguments, as one atomic batch.
+
+        ``ttl``: seconds after which these keys are gone; None: they stay. A key of that name goes in a mapping.
 
         Raises `LimitError` above 1 GiB; nothing has happened then. Complexity: O(n), about 0.8 µs a pair, and
         memory for all of it.
@@ -268,8 +272,8 @@ class Store(MutableOrderedMapping):
                 pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118 - the protocol of dict.update
             else:
                 pairs = other
-            batch.put_all(pairs)
-            batch.put_all(more.items())
+            batch.put_all(pairs, ttl=ttl)
+            batch.put_all(more.items(), ttl=ttl)
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[misc,override]
         self.update(other)

@@ -170,25 +170,22 @@ class FastCommitter(Committer):
         check_sizes(key, value)
         return self.write([Operation(PUT, key, value)])
 
-    def put_for(self, key: bytes, value: bytes, ttl_ms: int) -> int:
-        """Append one put that expires and show it; return its seq."""
-        return self._put(key, value, ttl_ms) or super().put_for(key, value, ttl_ms)
-
     def add(self, key: bytes, value: bytes, ttl_ms: int) -> bool:
         """Append one put if the key does not exist, and tell whether it did not."""
-        seq = self._put(key, value, ttl_ms, only_new=True)
-        return super().add(key, value, ttl_ms) if seq is None else seq > 0
+        seq = self.put_for(key, value, ttl_ms, only_new=True)
+        return seq > 0 if seq >= 0 else super().add(key, value, ttl_ms)
 
     def expire(self, key: bytes, ttl_ms: int, read: Callable[[bytes, int], Entry]) -> bool:
         """Append the key's value once more, so that it expires, if the key exists; tell whether it does."""
-        return self._put(key, None, ttl_ms) is not None or super().expire(key, ttl_ms, read)
+        return self.put_for(key, None, ttl_ms) > 0 or super().expire(key, ttl_ms, read)
 
-    def _put(self, key: bytes, value: bytes | None, ttl_ms: int, *, only_new: bool = False) -> int | None:
-        """Do what `put` does, with a value that expires unless ``ttl_ms`` is 0; return its seq.
+    def put_for(self, key: bytes, value: bytes | None, ttl_ms: int, *, only_new: bool = False) -> int:
+        """Append one put that expires and show it; return its seq; as `put` does.
 
-        0 if the key exists although ``only_new``; None if nothing was done, because this is not the common case. A
-        value of None is the one that the key has.
+        For `add` and `expire`: 0 if the key exists although ``only_new``; without a value the one that it has; it does
+        not expire if ``ttl_ms`` is 0. What is not the common case is left to them: -1.
         """
+        is_asked = only_new or value is None
         state = self.state
         if state.intent is not None:
             state.redo_interrupted()
@@ -242,12 +239,16 @@ class FastCommitter(Committer):
                 state.readers_must_wait = True
                 raise
             state.intent = None
-        return None
+        if is_asked:
+            return -1
+        assert value is not None
+        return super().put_for(key, value, ttl_ms)
 
     def _value_of(self, key: bytes, now_ms: int) -> bytes | None:
         """Return the value of a key whose entry is small and sound; under the lock."""
-        location = self.state.keydir.locate(key, now_ms)
-        if location is not None:
+        keydir = self.state.keydir
+        location = keydir.locations.get(key)
+        if location is not None and keydir.expires.get(key, now_ms + 1) > now_ms:
             view, seed = self.state.segments.open.table.get(location >> 44, _NOT_OPEN)
             offset = location >> 13 & 0x7FFFFFFF
             raw = view[offset : offset + (location & 8191)]

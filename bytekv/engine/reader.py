@@ -345,10 +345,15 @@ class Reader:
             return len(view)
 
     def _select(self, view: ReadView, range_: Range, count: int) -> list[bytes]:
+        return self._select_mortal(view, range_, count)[0]
+
+    def _select_mortal(self, view: ReadView, range_: Range, count: int) -> tuple[list[bytes], set[bytes]]:
+        """Return the next keys of a range, and some that expire now, all of those among them."""
         self._state.check_reentry()
         self._order(self._keydir, view)
         with self._state.lock, self._state:
-            return view.select(*range_, count)
+            keys = view.select(*range_, count)
+            return keys, self._keydir.expiring_among(keys)
 
     def walk_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[bytes]:
         """Walk through the keys of a range at the moment of a view."""
@@ -360,10 +365,10 @@ class Reader:
         try:
             while not range_.is_empty and limit != 0:
                 self.check_open()
-                selected = self._select(view, range_, count)
+                selected, mortal = self._select_mortal(view, range_, count)
                 is_last = len(selected) < count
                 range_ = range_ if is_last else range_.after(selected[-1])
-                for some in self._there(view, selected):
+                for some in self._there(view, selected, mortal):
                     keys = some if limit is None else some[:limit]
                     if limit is not None:
                         limit -= len(keys)
@@ -381,15 +386,26 @@ class Reader:
         finally:
             view.end_read_ahead(scan)
 
-    def _there(self, view: ReadView, selected: list[bytes]) -> Iterator[list[bytes]]:
+    def _there(self, view: ReadView, selected: list[bytes], mortal: set[bytes]) -> Iterator[list[bytes]]:
         """Yield those of the selected keys that were there at the moment of a view, in pieces that cannot expire."""
         # Who changes a key notes it first. So what was selected is of the moment unless it is noted by now.
-        if not self._keydir.can_expire and (not view.undo or view.undo.keys().isdisjoint(selected)):
+        if view.undo:
+            mortal |= view.undo.keys() & selected
+        if not mortal:
             yield selected
             return
+        some: list[bytes] = []
         for key in selected:
-            if view.locate(key, self._now_ms() if self._keydir.can_expire or view.undo else 0) is not None:
+            if key not in mortal:
+                some.append(key)
+                continue
+            if some:
+                yield some
+                some = []
+            if view.locate(key, self._now_ms()) is not None:
                 yield [key]
+        if some:
+            yield some
 
     def pairs_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[tuple[bytes, bytes]]:
         """Walk through keys and values of a range at the moment of a view."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 
 from .._lean import TYPE_CHECKING, log, suppress
 from ..contract.convert import (
+    NEVER,
     Bytes,
     Entry,
     EntryStat,
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "EntryStat", "Store", "open", "repair"]
 
+_first, _second = itemgetter(0), itemgetter(1)
 _prefix_of = PREFIX.unpack_from
 _expiry_of = ENTRY_EXPIRES.unpack_from
 
@@ -82,26 +85,19 @@ _ENTRY_COST: Final = OVERHEAD + 8  # bytes of an entry with an expiry, beside ke
 
 
 def _decide_in_bulk(
-    commit: Committer, bulk: Bulk, decided: list[Sequence[Operation] | Bulk], now_ms: int
+    commit: Committer, keys: list[bytes], writes: list[Any], decided: list[Bulk], now_ms: int
 ) -> Sequence[Operation] | Bulk:
-    bulk = commit.without_idle_deletes(bulk, now_ms)
-    decided[:] = [bulk if bulk.keys else ()]
-    return decided[0]
-
-
-def _decide_one_by_one(
-    commit: Committer, writes: Writes, decided: list[Sequence[Operation] | Bulk], now_ms: int
-) -> Sequence[Operation] | Bulk:
-    operations: list[Operation] = []
-    for key, write in writes.items():
-        if isinstance(write, bytes):
-            operations.append(Operation(PUT, key, write))
-        elif write is not None:
-            operations.append(Operation(PUT, key, write[0], write[1].at(now_ms)))
-        elif commit.newest(key, now_ms) is not None:
-            operations.append(Operation(TOMBSTONE, key))
-    decided[:] = [operations]
-    return operations
+    values, expires = writes, None
+    if tuple in set(map(type, writes)):
+        pairs = [write if type(write) is tuple else (write, NEVER) for write in writes]
+        values, times = list(map(_first, pairs)), list(map(_second, pairs))
+        if times.count(times[0]) == len(times):  # as a rule it is one object
+            expires = [times[0].at(now_ms)] * len(times)
+        else:
+            expires = [expiry.at(now_ms) for expiry in times]
+    bulk = commit.without_idle_deletes(Bulk(keys, values, expires), now_ms)
+    decided[:] = [bulk]
+    return bulk if bulk.keys else ()
 
 
 def _delete_if_same(
@@ -640,15 +636,11 @@ class Store(AbstractStore):
         return Batch(self._commit_batch)
 
     def _commit_batch(self, writes: Writes, gate_owner: object = None) -> int | None:
-        commit, values = self._commit, list(writes.values())
-        decided: list[Sequence[Operation] | Bulk] = []
-        # No closures: without memory for what they share, CPython 3.11 never frees an argument, here the store.
-        if set(map(type, values)) <= {bytes, type(None)}:
-            decide = partial(_decide_in_bulk, commit, Bulk(list(writes), values), decided)  # type: ignore[arg-type]
-        else:
-            decide = partial(_decide_one_by_one, commit, writes, decided)
-        seq = commit.change(decide, gate_owner)
-        return seq if decided and decided[0] else None
+        decided: list[Bulk] = []
+        # No closure: without memory for what it shares, CPython 3.11 never frees an argument, here the store.
+        decide = partial(_decide_in_bulk, self._commit, list(writes), list(writes.values()), decided)
+        seq = self._commit.change(decide, gate_owner)
+        return seq if decided and decided[0].keys else None
 
     def _change(
         self,

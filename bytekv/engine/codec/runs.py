@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
-from itertools import repeat
+from itertools import repeat, starmap
 from operator import add, itemgetter
 from struct import Struct
 
@@ -60,6 +60,7 @@ _FIRST_BYTES: Final = {PUT, PUT | CONTINUES}
 _first = itemgetter(0)
 _pack_entry = ENTRY.pack
 _pack_crc = CRC.pack
+_pack_expiry = ENTRY_EXPIRES.pack
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -78,12 +79,73 @@ def locate_run(base: int, offsets: Iterable[int], sizes: Iterable[int]) -> list[
     ]
 
 
-def pack_run(flags: list[int], keys: list[bytes], values: list[bytes], seq: int, now_ms: int, seed: int) -> bytes:
-    """Encode a run of entries without expiry whose first has the seq ``seq``: 0.5 µs an entry instead of 1.9."""
+def pack_run(
+    flags: list[int],
+    keys: list[bytes],
+    values: list[bytes],
+    seq: int,
+    now_ms: int,
+    seed: int,
+    expires: list[int] | None = None,
+) -> bytes:
+    """Encode a run of entries whose first has the seq ``seq``: 0.35 to 0.6 µs an entry instead of 1.9.
+
+    ``flags`` say which of them expire; ``expires`` is when, in ms, 0 for the others.
+    """
+    is_alike = len(keys) >= _FEW and len(set(map(len, keys))) == len(set(map(len, values))) == 1
+    if is_alike and (expires is None or 0 not in expires):
+        return _pack_alike(flags, keys, values, expires, seq, now_ms, seed)
     seqs = range(seq, seq + len(keys))
     heads = map(_pack_entry, flags, map(len, keys), map(len, values), seqs, repeat(now_ms))
-    bodies = list(map(b"".join, zip(heads, keys, values, strict=True)))
-    return b"".join(map(add, bodies, map(_pack_crc, map(checksum, bodies, repeat(seed)))))
+    if expires is None:
+        bodies = list(map(b"".join, zip(heads, keys, values, strict=True)))
+    else:
+        times = [_pack_expiry(expires_ms) if expires_ms else b"" for expires_ms in expires]
+        bodies = list(map(b"".join, zip(heads, times, keys, values, strict=True)))
+    parts = bodies * 2
+    parts[::2], parts[1::2] = bodies, map(_pack_crc, map(checksum, bodies, repeat(seed)))
+    return b"".join(parts)
+
+
+def _pack_alike(
+    flags: list[int],
+    keys: list[bytes],
+    values: list[bytes],
+    expires: list[int] | None,
+    seq: int,
+    now_ms: int,
+    seed: int,
+) -> bytes:
+    """Do what `pack_run` does for entries of one size: what differs is written a byte of all of them at a time.
+
+    The CRCs start from zero, for that takes no second argument, and are then changed to start from the seed.
+    """
+    count = len(keys)
+    head = _pack_entry(flags[0], len(keys[0]), len(values[0]), seq, now_ms)
+    if expires is not None:
+        head += _pack_expiry(expires[0])
+    parts = [bytes(CRC_SIZE) + head] * (3 * count)
+    parts[1::3], parts[2::3] = keys, values
+    piece = bytearray().join(parts)
+    del piece[:CRC_SIZE]
+    piece += bytes(CRC_SIZE)
+    size = len(piece) // count
+    piece[::size] = bytes(flags)
+    last = seq + count - 1
+    seqs = _seqs(count).pack(*range(seq, last + 1))
+    for byte in range((seq ^ last).bit_length() + 7 >> 3):  # the upper bytes are those of the first
+        piece[_HEAD + byte :: size] = seqs[byte::8]
+    if expires is not None and expires.count(expires[0]) != count:
+        times = _seqs(count).pack(*expires)
+        for byte in range(8):
+            piece[ENTRY_SIZE + byte :: size] = times[byte::8]
+    crcs = _crcs(count).pack(*starmap(checksum, _bodies(size).iter_unpack(piece)))
+    zeros = ZEROS[: size - CRC_SIZE]
+    change = _pack_crc(checksum(zeros, seed) ^ checksum(zeros)) * count
+    crcs = (int.from_bytes(crcs, "little") ^ int.from_bytes(change, "little")).to_bytes(CRC_SIZE * count, "little")
+    for byte in range(CRC_SIZE):
+        piece[size - CRC_SIZE + byte :: size] = crcs[byte::CRC_SIZE]
+    return bytes(piece)
 
 
 class Tombstones:
@@ -315,6 +377,16 @@ def crc_of_run(seed: int, size: int, count: int) -> int:
 @lru_cache(maxsize=256)
 def _seqs(count: int) -> Struct:
     return Struct(f"<{count}Q")
+
+
+@lru_cache(maxsize=256)
+def _crcs(count: int) -> Struct:
+    return Struct(f"<{count}I")
+
+
+@lru_cache(maxsize=256)
+def _bodies(size: int) -> Struct:
+    return Struct(f"{size - CRC_SIZE}s{CRC_SIZE}x")
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ does no harm. An interrupted call is made good by repeating it.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import islice
 
 from ..._lean import TYPE_CHECKING
@@ -55,6 +55,29 @@ class Deadlines:
             self.order = sorted(self._buckets)
         insort(self.order, number)  # first: a bucket whose number is lost would never come due
         self._buckets[number] = {key: None}
+
+    def add_all(self, times_ms: dict[bytes, int]) -> None:
+        """Note when several keys are due, each for the first time."""
+        if times_ms and self._share_a_bucket(times_ms.values()):
+            key, when_ms = next(iter(times_ms.items()))
+            self.add(key, when_ms)
+            self._buckets[when_ms >> _FAR << _FAR + BITS | _FAR].update(dict.fromkeys(times_ms))
+        else:
+            for key, when_ms in times_ms.items():
+                self.add(key, when_ms)
+
+    def move_all(self, before_ms: dict[bytes, int], times_ms: dict[bytes, int]) -> None:
+        """Do what `move` does for those of several keys that are due at a time now."""
+        if before_ms and not self._share_a_bucket([*before_ms.values(), *times_ms.values()]):
+            for key, before in before_ms.items():
+                when_ms = times_ms.get(key)
+                if when_ms:
+                    self.move(key, before, when_ms)
+
+    def _share_a_bucket(self, times_ms: Collection[int]) -> bool:
+        """Tell whether keys that are due then are all in one bucket of the widest, which has never been worked off."""
+        first, last = min(times_ms) >> _FAR, max(times_ms) >> _FAR
+        return first == last and first << _FAR > self._furthest
 
     def move(self, key: bytes, before_ms: int, when_ms: int) -> None:
         """Note that a key is due at another time than before. Complexity: O(1)."""

@@ -105,6 +105,16 @@ class Keydir(Ordered):
         """Return when each key with an expiry expires, in ms. Complexity: O(number of these)."""
         return self.expires.copy()
 
+    def expiring_among(self, keys: list[bytes]) -> set[bytes]:
+        """Return those of some keys, which are in order, that have an expiry, and perhaps others. Under the lock."""
+        expires = self.expires
+        if not expires or not keys:
+            return set()
+        if len(expires) * 4 > len(keys):
+            return set() if expires.keys().isdisjoint(keys) else expires.keys() & keys
+        first, last = sorted((keys[0], keys[-1]))
+        return {key for key in expires if first <= key <= last}
+
     @property
     def can_expire(self) -> bool:
         """Tell whether there is a key with an expiry."""
@@ -236,9 +246,37 @@ class Keydir(Ordered):
         self.is_plain = not (self.expires or self._views)
         self.special = _EVERY if self._views else self.expires
 
-    def write_all(self, keys: list[bytes], locations: list[int], gone: list[bytes], sizes_of: SizeOf) -> None:
-        """Point keys at new locations and forget others, where nothing expires; repeatable, but for the count."""
-        get = self.locations.get
+    def write_all(
+        self,
+        keys: list[bytes],
+        locations: list[int],
+        times_ms: list[int] | None,
+        gone: list[bytes],
+        now_ms: int,
+        sizes_of: SizeOf,
+    ) -> None:
+        """Point keys at new locations, with the times at which they expire (0 and None: never), and forget others.
+
+        Repeatable, but for the count.
+        """
+        expires, get = self.expires, self.locations.get
+        mortal: dict[bytes, int] = {}
+        if times_ms is not None:
+            mortal = dict(zip(keys, times_ms, strict=True))
+            if 0 in times_ms:
+                mortal = {key: when_ms for key, when_ms in mortal.items() if when_ms}
+            self.is_plain, self.special = False, _EVERY if self._views else expires
+        before: dict[bytes, int] = {}  # of those that expired, or were to
+        if expires and not (expires.keys().isdisjoint(keys) and expires.keys().isdisjoint(gone)):
+            concerned = [*keys, *gone]
+            times_before = list(map(expires.get, concerned))
+            before = dict(zip(concerned, times_before, strict=True))  # type: ignore[arg-type]
+            if None in times_before:
+                before = {key: when_ms for key, when_ms in before.items() if when_ms is not None}
+            for key in before if self._views else ():
+                self._remember(key)
+            for key in before.keys() & self._expired.keys() if self._expired else ():
+                self.usage.count_replaced((self._revive(key),), sizes_of)
         replaced, lost = list(map(get, keys)), list(map(get, gone))
         for view in self._views.alive():
             view.remember_some(keys, replaced)
@@ -246,9 +284,25 @@ class Keydir(Ordered):
         if self._changed is not None:
             self._changed.update(key for key, old in zip(keys, replaced, strict=True) if old is None)
             self._changed.update(gone)
+        fresh = mortal
+        if before:
+            fresh = (
+                {}
+                if len(before) == len(keys) and not gone
+                else {key: when_ms for key, when_ms in mortal.items() if key not in before}
+            )
+        expires.update(fresh)  # first, as in `put`
+        self._due.add_all(fresh)
+        self._due.move_all(before, mortal)
         self.locations.update(zip(keys, locations, strict=True))
         deque(map(self.locations.pop, gone, itertools.repeat(None)), maxlen=0)
+        expires.update(mortal)
+        if len(mortal) < len(keys) or gone:
+            for key in before.keys() - mortal.keys():
+                self._expire_never(key)
         self.usage.count_replaced(filter(None, itertools.chain(replaced, lost)), sizes_of)
+        if expires or self._expired:
+            self.is_behind = self.is_due(now_ms)
 
     def remove_all(self, keys: list[bytes], sizes_of: SizeOf) -> None:
         """Do what `remove` does for keys that are there; repeatable, but for the count."""

@@ -158,7 +158,7 @@ class Committer:
 
     def _bulk_change(self, bulk: Bulk) -> Change | PutRun:
         state = self.state
-        if state.always or state.keydir.can_expire:
+        if state.always:
             return Change.of(bulk.operations())
         return PutRun(bulk)
 
@@ -236,19 +236,26 @@ class Committer:
 
     def without_idle_deletes(self, bulk: Bulk, now_ms: int) -> Bulk:
         """Leave out the deletes of keys that no writer finds. Under the lock."""
-        keys, values = bulk
+        keys, values, expires = bulk
         if bulk.kinds == {bytes}:
             return bulk
         state = self.state
-        if state.queue.changes or state.keydir.can_expire:
+        if state.queue.changes:
             is_due = [
                 value is not None or self.newest(key, now_ms) is not None
                 for key, value in zip(keys, values, strict=True)
             ]
         else:
-            exists = state.keydir.locations.__contains__
-            is_due = [value is not None or exists(key) for key, value in zip(keys, values, strict=True)]
-        return bulk if all(is_due) else Bulk(list(compress(keys, is_due)), list(compress(values, is_due)))
+            exists, over = state.keydir.locations.__contains__, now_ms + 1
+            until = state.keydir.expires.get
+            is_due = [
+                value is not None or (exists(key) and until(key, over) > now_ms)
+                for key, value in zip(keys, values, strict=True)
+            ]
+        if all(is_due):
+            return bulk
+        rest = None if expires is None else list(compress(expires, is_due))
+        return Bulk(list(compress(keys, is_due)), list(compress(values, is_due)), rest)
 
     # --- room ----------------------------------------------------------------------------------
 
