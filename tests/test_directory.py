@@ -128,12 +128,14 @@ def test_an_empty_directory_is_made_a_store_but_only_when_asked(directory, path)
     assert list(path.iterdir()) == [], "asking changes nothing"
 
 
-def test_a_missing_directory_is_made_but_not_its_parents(path):
+def test_a_missing_directory_is_made_with_its_parents(path):
     assert Directory(str(path), Files()).find_or_make() is True
     assert path.is_dir()
-    with pytest.raises(StoreNotFoundError, match="parent"):
-        Directory(str(path / "a" / "b"), Files()).find_or_make()
-    assert list(path.iterdir()) == []
+    assert Directory(str(path / "a" / "b"), Files()).find_or_make() is True
+    assert (path / "a" / "b").is_dir()
+    with pytest.raises(StoreNotFoundError):
+        Directory(str(path / "c" / "d"), Files()).find()
+    assert [each.name for each in path.iterdir()] == ["a"]
 
 
 def test_what_a_killed_create_leaves_is_no_obstacle(directory, path):

@@ -599,7 +599,8 @@ def test_missing_parents_are_made_and_each_name_is_durable(
     db = open_store(flag, at=path / "a" / "b" / "store", files=files)
     db["a"] = "1"
     made = [path, path / "a", path / "a" / "b", path / "a" / "b" / "store"]
-    assert files.noted[:8] == [(verb, str(what)) for name in made for verb, what in (("make", name), ("sync", name.parent))]
+    wanted = [[("make", str(name)), ("sync", str(name.parent))] for name in made]
+    assert files.noted[:8] == [each for pair in wanted for each in pair]
     assert [name.stat().st_mode & 0o777 for name in made] == [0o700] * 4
 
 

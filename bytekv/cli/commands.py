@@ -205,7 +205,7 @@ def delete_keys(arguments: Namespace) -> int:
         raise UsageError("an empty prefix is that of every key; to have an empty store, delete its directory")
     with opened(arguments, "w", sync="os", auto_compact=False) as store:
         if arguments.prefix is not None:
-            from ..contract.reports import counted
+            from ..contract.convert import counted
 
             say(f"{counted(store.delete_prefix(_given(arguments, arguments.prefix)), 'key')} deleted")
             return DONE
