@@ -2623,12 +2623,8 @@ MUTANTS = [
     _mutant(
         "RESP: what a unit of work has written is not seen by what follows",
         "resp/work",
-        "    def value(self, key: bytes) -> bytes | None:\n"
-        '        """Return the value of a key, None if there is none."""\n'
-        "        if self._cleared or key in self._writes:",
-        "    def value(self, key: bytes) -> bytes | None:\n"
-        '        """Return the value of a key, None if there is none."""\n'
-        "        if self._cleared:",
+        "        found = self._changes._written(key)\n",
+        "        found = ABSENT\n",
         _RESP_EXECUTOR,
     ),
     _mutant(
@@ -2639,10 +2635,38 @@ MUTANTS = [
         _RESP_EXECUTOR,
     ),
     _mutant(
+        "RESP: what FLUSHALL deletes is seen by the rest of its block",
+        "resp/work",
+        "        self._changes = Overlay(self._below)\n",
+        "        self._changes = Overlay(self.store)\n",
+        _RESP_EXECUTOR,
+    ),
+    _mutant(
+        "RESP: what has expired within a block is counted",
+        "resp/work",
+        "        return len(self._changes) - expired\n",
+        "        return len(self._changes)\n",
+        _RESP_EXECUTOR,
+    ),
+    _mutant(
+        "RESP: keys that have expired within a block are listed",
+        "resp/work",
+        "(key for key in keys if self._written(key) is not None) if is_changed else keys",
+        "keys",
+        _RESP_EXECUTOR,
+    ),
+    _mutant(
+        "RESP: an interrupted write of a unit is committed by halves",
+        "resp/work",
+        "        self._changes._check()\n",
+        "",
+        _RESP_EXECUTOR,
+    ),
+    _mutant(
         "RESP: a write in the same batch does not count for WATCH",
         "resp/work",
-        "return -1 if key in self._writes or key in self.store else 0",
-        "return self.store.entry(key).seq if key in self.store else 0",
+        "        if self._changes._written(key) is not ABSENT:\n            return -1\n",
+        "",
         _RESP_EXECUTOR,
     ),
     _mutant(

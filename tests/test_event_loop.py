@@ -132,6 +132,13 @@ def test_what_need_not_wait_gets_no_timer(monkeypatch):
 
         with pytest.raises(TimeoutError):
             await in_time(0.001, waits(2))
+
+        async def spins() -> None:
+            for _ in range(100_000):
+                await asyncio.sleep(0)
+
+        with pytest.raises(TimeoutError):
+            await in_time(0.001, spins())
         assert await in_time(60, waits(0.001)) == 2
         canceller = asyncio.ensure_future(in_time(60, waits(2)))
         await asyncio.sleep(0)

@@ -18,9 +18,9 @@ from bytekv.resp.commands.table import COMMANDS
 from bytekv.resp.errors import error_of
 from bytekv.resp.executor import Executor
 from bytekv.resp.protocol import ReplyError
-from bytekv.resp.work import Block
+from bytekv.resp.work import Block, Cursors, UnitOfWork
 from tests.fault_files import FailingSyncs, SystemCalls
-from tests.harness import damage
+from tests.harness import FakeFiles, damage
 from tests.resp_harness import Commands, encoded, items, parts, same
 
 
@@ -45,6 +45,46 @@ class Teller:
 
 def content(store: Store) -> dict[bytes, tuple[bytes, float | None]]:
     return {key: (store.entry(key).value, store.entry(key).expires) for key in store}
+
+
+# --- a unit of work ------------------------------------------------------------------------------
+
+
+def test_what_expires_within_a_unit_is_gone_for_what_follows(open_store):
+    clock = FakeFiles(now_s=1)
+    db = open_store(files=clock)
+    db["stays"] = "1"
+    work = UnitOfWork(db, Cursors(), is_block=True)
+    work.put(b"goes", b"2", 5000)
+    assert (len(work), [*work.keys()], [*work.keys(limit=1)]) == (2, [b"goes", b"stays"], [b"goes"])
+    clock.sleep(10)
+    work.begin_command()
+    assert (len(work), [*work.keys()], [*work.keys(limit=1)]) == (1, [b"stays"], [b"stays"])
+    assert (work.value(b"goes"), work.find(b"goes"), work.exists(b"goes"), work.ttl_ms(b"goes")) == (
+        None,
+        None,
+        False,
+        -2,
+    )
+
+
+def test_an_interrupt_between_two_writes_of_a_key_keeps_the_first(open_store):
+    """The first was taken out before the second was there, and what was committed then had neither."""
+
+    class Interrupted(dict):
+        def __delitem__(self, key: bytes) -> None:
+            super().__delitem__(key)
+            raise KeyboardInterrupt
+
+    db = open_store()
+    work = UnitOfWork(db, Cursors(), is_block=True)
+    work.put(b"k", b"first")
+    work._changes._writes = Interrupted(work._changes._writes)
+    with pytest.raises(KeyboardInterrupt):
+        work.put(b"k", b"second")
+    with db.transaction() as transaction:
+        work.commit(transaction)
+    assert dict(db) == {b"k": b"first"}
 
 
 # --- the same commands on different ways ---------------------------------------------------------

@@ -12,13 +12,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from heapq import merge
 from itertools import islice
 from threading import Lock
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from .. import Store, Transaction
-from ..contract.convert import MAX_BATCH_SIZE, MAX_KEY_SIZE
+from ..contract.convert import MAX_BATCH_SIZE, MAX_KEY_SIZE, Bytes
+from ..contract.ordered import Range
+from ..contract.overlay import ABSENT, Overlay
 from .protocol import Reply, ReplyError
 
 __all__ = ["Block", "Cursors", "Item", "Slow", "StoredValue", "TooLargeError", "UnitOfWork"]
@@ -98,15 +99,27 @@ class Cursors:
             return key
 
 
+class _Nothing(dict[bytes, bytes]):
+    """What is left of a store once all its keys are deleted."""
+
+    def ttl(self, key: Bytes) -> NoReturn:
+        raise KeyError(key)
+
+    entry = ttl
+
+    def _walk(self, range_: Range, limit: int | None) -> Iterator[bytes]:
+        return iter(())
+
+
 class UnitOfWork:
     """Reads and writes of one unit over a store."""
 
     __slots__ = (
-        "_cleared",
+        "_below",
+        "_changes",
         "_max_write_bytes",
         "_moved_bytes",
         "_reply_bytes",
-        "_writes",
         "cursors",
         "now_ms",
         "store",
@@ -118,10 +131,10 @@ class UnitOfWork:
         self.store = store
         self.cursors = cursors
         self._max_write_bytes = _MAX_BLOCK_WRITE_BYTES if is_block else _MAX_WRITE_BYTES
-        self._writes: dict[bytes, StoredValue | None] = {}
+        self._below: Any = store
+        self._changes = Overlay(store)  # each a `StoredValue`, or None
         #: Bytes that what was written will take in the log.
         self.written_bytes = 0
-        self._cleared = False
         self.begin_command()
 
     def begin_command(self) -> None:
@@ -134,53 +147,50 @@ class UnitOfWork:
 
     def value(self, key: bytes) -> bytes | None:
         """Return the value of a key, None if there is none."""
-        if self._cleared or key in self._writes:
-            found = self._written(key)
-            value = None if found is None else found.value
-        else:
-            value = self.store.get(key)
-            if value is not None:
-                self._count_moved(len(value))
+        found = self._written(key)
+        if found is not ABSENT:
+            return None if found is None else found.value
+        value: bytes | None = self._below.get(key)
+        if value is not None:
+            self._count_moved(len(value))
         return value
 
     def find(self, key: bytes) -> StoredValue | None:
         """Return the value of a key with the time of its expiry, None if there is none."""
-        if self._cleared or key in self._writes:
-            found = self._written(key)
-        else:
-            try:
-                entry = self.store.entry(key)
-            except KeyError:
-                return None
-            self._count_moved(len(entry.value))
-            found = StoredValue(entry.value, 0 if entry.expires is None else round(entry.expires * 1000), entry.seq)
-        return found
+        found: StoredValue | None = self._written(key)
+        if found is not ABSENT:
+            return found
+        try:
+            entry = self._below.entry(key)
+        except KeyError:
+            return None
+        self._count_moved(len(entry.value))
+        return StoredValue(entry.value, 0 if entry.expires is None else round(entry.expires * 1000), entry.seq)
 
     def exists(self, key: bytes) -> bool:
         """Tell whether a key exists, without reading its value."""
-        if self._cleared or key in self._writes:
-            return self._written(key) is not None
-        return key in self.store
+        found = self._written(key)
+        return key in self._below if found is ABSENT else found is not None
 
     def ttl_ms(self, key: bytes) -> int:
         """Return how long a key has left, -1 if for ever, -2 if it does not exist; without reading its value."""
-        if self._cleared or key in self._writes:
-            found = self._written(key)
+        found = self._written(key)
+        if found is not ABSENT:
             return -2 if found is None else found.expires_ms - self.now_ms if found.expires_ms else -1
         try:
-            ttl = self.store.ttl(key)
+            ttl = self._below.ttl(key)
         except KeyError:
             return -2
         return -1 if ttl is None else round(ttl * 1000)
 
     def seq(self, key: bytes) -> int:
         """Return the seq of a key's entry, 0 if there is none, -1 if it is not what was committed last."""
-        if self._cleared or key in self._writes:
-            return -1 if key in self._writes or key in self.store else 0
+        if self._changes._written(key) is not ABSENT:
+            return -1
         try:
-            return self.store.entry(key).seq
+            return int(self._below.entry(key).seq)
         except KeyError:
-            return 0
+            return -1 if self._below is not self.store and key in self.store else 0
 
     def keys(
         self,
@@ -193,30 +203,21 @@ class UnitOfWork:
         limit: int | None = None,
     ) -> Iterator[bytes]:
         """Iterate over the keys of a range in order, as `Store.scan_keys` does."""
-        if not self._writes and not self._cleared:
-            return self.store.scan_keys(
-                prefix, start=start, stop=stop, include_start=include_start, reverse=reverse, limit=limit
-            )
-
-        def holds(key: bytes) -> bool:
-            after = start is None or key > start or (include_start and key == start)
-            return after and (stop is None or key < stop) and key.startswith(prefix)
-
-        own = sorted((key for key in self._writes if holds(key) and self._written(key)), reverse=reverse)
-        theirs = self.store.scan_keys(prefix, start=start, stop=stop, include_start=include_start, reverse=reverse)
-        rest = () if self._cleared else (key for key in theirs if key not in self._writes)
-        return islice(merge(own, rest, reverse=reverse), limit)
+        is_changed = self.written_bytes or self._below is not self.store
+        keys = (self._changes if is_changed else self.store).scan_keys(
+            prefix, start=start, stop=stop, include_start=include_start, reverse=reverse
+        )
+        return islice((key for key in keys if self._written(key) is not None) if is_changed else keys, limit)
 
     def __len__(self) -> int:
         """Return the number of keys. Complexity: O(number of keys written in this unit)."""
-        count = 0 if self._cleared else len(self.store)
-        for key in self._writes:
-            count += (self._written(key) is not None) - (not self._cleared and key in self.store)
-        return count
+        expired = sum(self._written(key) is None for key, write in self._changes._writes.items() if write)
+        return len(self._changes) - expired
 
-    def _written(self, key: bytes) -> StoredValue | None:
-        found = self._writes.get(key)
-        return None if found is None or 0 < found.expires_ms <= self.now_ms else found
+    def _written(self, key: bytes) -> Any:
+        """Return what has been written under a key, None if that has expired, or `ABSENT`."""
+        found = self._changes._written(key)
+        return None if isinstance(found, StoredValue) and 0 < found.expires_ms <= self.now_ms else found
 
     def _count_moved(self, size: int) -> None:
         self._moved_bytes += size
@@ -269,22 +270,21 @@ class UnitOfWork:
 
     def clear(self) -> None:
         """Delete every key."""
-        self._writes.clear()
+        self._below = _Nothing()
+        self._changes = Overlay(self._below)
         self.written_bytes = 0
-        self._cleared = True
 
     def _write(self, key: bytes, found: StoredValue | None) -> None:
         growth = self._growth(key, 0 if found is None else len(found.value))
         self._check_room(growth)
-        self._writes.pop(key, None)  # so that it takes its place at the end
-        self._writes[key] = found
+        self._changes._write(key, found)  # type: ignore[arg-type]  # an overlay needs the value only, which is first
         self.written_bytes += growth
 
     def _growth(self, key: bytes, size: int) -> int:
         """Return by how much the unit grows with a value of this size under a key."""
-        if key not in self._writes:
+        before: Any = self._changes._written(key)
+        if before is ABSENT:
             return _WRITE_COST + len(key) + size
-        before = self._writes[key]
         return size - (0 if before is None else len(before.value))
 
     def _check_room(self, growth: int) -> None:
@@ -293,12 +293,11 @@ class UnitOfWork:
 
     def commit(self, transaction: Transaction) -> None:
         """Hand over what was written to the transaction of the store in which it was."""
-        if self._cleared:
-            for key in self.store.scan_keys():
-                if key not in self._writes:
-                    with suppress(KeyError):  # expired meanwhile
-                        del transaction[key]
-        for key, found in self._writes.items():
+        if self._below is not self.store:
+            transaction.clear()
+        self._changes._check()
+        writes: Any = self._changes._writes
+        for key, found in writes.items():
             if found is None:
                 with suppress(KeyError):
                     del transaction[key]
