@@ -1613,6 +1613,13 @@ MUTANTS = [
         *("tests/test_interrupts.py", "-k", "whose_move"),
     ),
     _mutant(
+        "the files of a snapshot that was dropped stay until the store is closed",
+        "engine/space/compactor",
+        "            if self._segments.obsolete.has_replaced:  # perhaps",
+        "            if False:  # perhaps",
+        *(_SNAPSHOTS, "-k", "dropped_snapshot"),
+    ),
+    _mutant(
         "a compaction takes for dead what an interrupted seal has not shown",
         "engine/space/compactor",
         "            if state.queue.changes:  # a seal",

@@ -419,6 +419,21 @@ def test_keys_that_change_seldom_do_not_keep_one_file_each(open_store, path):
     assert {int(file.stem) for file in path.glob("*.seg")} == {row.segment_id for row in db._segments.manifest.segments}
 
 
+def test_what_a_dropped_snapshot_needed_is_removed_by_the_next_compaction(open_store, path):
+    """Nobody closed it, and where nothing was left to compact its files stayed until the store was closed."""
+    db = open_store(auto_compact=False)
+    db.update({b"%d" % number: b"1" * 100 for number in range(10)})
+    snapshot = db.snapshot()
+    db.update(dict.fromkeys(snapshot, b"2"))
+    db.compact()
+    assert db.stats().pinned_bytes > 1000
+    del snapshot
+    gc.collect()
+    db.compact()
+    assert db.stats().pinned_bytes == 0
+    assert {int(file.stem) for file in path.glob("*.seg")} == {row.segment_id for row in db._segments.manifest.segments}
+
+
 def test_views_of_different_moments_share_what_is_gathered(open_store):
     db = open_store(segment_size_bytes=1 << 16)
     content = {b"%03d" % number: b"old %03d " % number * 30 for number in range(40)}

@@ -193,10 +193,13 @@ class Compactor:
 
         Interrupted, it goes on at the next call: until then both places are readable.
         """
-        job = self._job
+        job, state, keydir = self._job, self._state, self._keydir
         if job is None:
+            if self._segments.obsolete.has_replaced:  # perhaps only for a snapshot that was dropped without close()
+                with state.lock, state:
+                    free = self._segments.reap(keydir.noted_segments())
+                self._segments.obsolete.remove(free)
             return
-        state, keydir = self._state, self._keydir
         with state.lock, state:
             state.ready()
             if self._forget_unpublished(job):
