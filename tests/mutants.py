@@ -809,8 +809,8 @@ MUTANTS = [
     _mutant(
         "a deleted range does not count its large entries as dead",
         "engine/index/usage",
-        "            if size:\n                dead[segment] = dead.get(segment, 0) + count * size",
-        "            if True:\n                dead[segment] = dead.get(segment, 0) + count * size",
+        "                self.count_replaced(\n                    [old for old in locations",
+        "                self.count_replaced(\n                    [old for old in locations[:0]",
         _VERBS,
     ),
     _mutant(
@@ -818,9 +818,14 @@ MUTANTS = [
         "engine/write/change",
         "state.readers_must_wait, True  # nobody may see half of it\n",
         "state.readers_must_wait, state.readers_must_wait\n",
-        "tests/test_interrupts.py",
-        "-k",
-        "range",
+        _VERBS,
+    ),
+    _mutant(
+        "a request without parameters deletes every key",
+        "http/operations",
+        "    if not keys.prefix and keys.start is None and keys.stop is None:",
+        "    if False:",
+        _HTTP_MANY,
     ),
     _mutant(
         "a compaction sorts keys while nobody else gets in",

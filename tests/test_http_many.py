@@ -81,6 +81,49 @@ def test_ranges_of_keys(door, open_store):
     assert listed("prefix=") == list(db)
 
 
+def test_keys_are_counted_and_deleted_by_ranges(door, open_store):
+    db = open_store()
+    db.update(dict.fromkeys(["a/1", "a/2", "a/3", "b", "c", "d", b"\xff"], "1"))
+    http = door(db)
+    assert http("GET", "/v1/count").json == {"count": 7}
+    assert http("GET", "/v1/count?prefix=a%2F&start=a/2").json == {"count": 2}
+    assert http("GET", "/v1/count?start=b&stop=d").json == {"count": 2}
+    assert http("DELETE", "/v1/kv?start=b&stop=d").json == {"deleted": 2}
+    assert http("DELETE", "/v1/kv?prefix=a/").json == {"deleted": 3}
+    assert http("DELETE", "/v1/kv?prefix=a/").json == {"deleted": 0}
+    assert dict(db) == {b"d": b"1", b"\xff": b"1"}
+    for query in ("", "?prefix=", "?prefix=d&start=a", "?limit=1&prefix=d", "?prefix=d&prefix=e"):
+        assert http("DELETE", "/v1/kv" + query).code == "malformed", query
+    assert http("DELETE", "/v1/kv?prefix=d", headers={"if-match": "*"}).code == "malformed"
+    assert http("GET", "/v1/count?limit=1").code == "malformed"
+    assert http("POST", "/v1/count").status == 405
+    assert http("DELETE", "/v1/kv?stop=e").json == {"deleted": 1}
+    assert http("DELETE", "/v1/kv?start=").json == {"deleted": 1}
+    assert dict(db) == {}
+
+
+def test_stat_tells_of_a_value_that_is_not_read(door, open_store):
+    db = open_store()
+    seq = db.put("a/b", "12345", ttl=60)
+    db["v"] = b"v" * 9000
+    http = door(db)
+    found = http("GET", "/v1/stat/a/b").json
+    assert 59 < found.pop("ttl") <= 60
+    entry = db.entry("a/b")
+    assert found == {
+        "key": "a/b",
+        "key_b64": b64("a/b"),
+        "size": 5,
+        "etag": f'"{seq}"',
+        "modified": entry.modified,
+    }
+    assert (http("GET", "/v1/stat/v").json["size"], http("GET", "/v1/stat/v").json["ttl"]) == (9000, None)
+    assert http("GET", "/v1/stat/c").code == "no-such-key"
+    assert http("GET", "/v1/stat/v?x=1").code == "malformed"
+    assert http("DELETE", "/v1/stat/v").status == 405
+    assert "v" in db
+
+
 def test_a_plus_in_a_query_is_a_space_as_in_forms(door, open_store):
     http = door(db := open_store())
     db.update({"a b": "", "a+b": ""})

@@ -186,6 +186,23 @@ def test_writers_that_come_in_between(
     assert dict(db) == {}
 
 
+def test_nobody_sees_half_of_a_deleted_range(open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that comes while the keys are taken out waits until all of them are."""
+    db = open_store()
+    db.update({f"a{number}": "1" for number in range(30)})
+    seen: list[bool] = []
+    count_removed = db._keydir.usage.count_removed
+
+    def look(*given: Any) -> None:
+        seen.append(db._state.readers_must_wait)
+        count_removed(*given)
+
+    monkeypatch.setattr(type(db._keydir.usage), "count_removed", lambda _, *given: look(*given))
+    assert db.delete_prefix("a") == 30
+    assert seen == [True]
+    assert not db._state.readers_must_wait
+
+
 def test_a_range_that_expires_meanwhile_is_not_counted(
     open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +225,7 @@ def test_a_range_that_expires_meanwhile_is_not_counted(
 @pytest.mark.parametrize("io", ["mmap", "pread"])
 def test_a_range_of_all_sizes_leaves_what_single_deletes_leave(open_store: Callable[..., Store], io: str) -> None:
     db = open_store(io=io, segment_size_bytes=1 << 16)
-    model = {bytes([number % 251]) * (number % 700): b"v" * (number * 7 % 9000) for number in range(600)}
+    model = {bytes([number % 251]) * (number % 700): b"v" * (number * 29 % 9000) for number in range(600)}
     db.update(model)
     db.put(b"\x05due", "1", ttl=1000)
     for key in list(model)[::3]:

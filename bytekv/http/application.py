@@ -44,7 +44,7 @@ from .message import (
 )
 from .metrics import Metrics
 from .openapi import DOCUMENT
-from .operations import Listing
+from .operations import KeyRange, Listing
 from .problem import Header, Problem, changes_lost, problem_of
 from .routes import route_of
 from .streams import ChangeFeed, in_slices
@@ -279,6 +279,10 @@ class Application:
             return await self._write(operations.delete, self._store, key, conditions)
         return operations.delete(self._store, key, conditions)
 
+    async def _get_stat(self, request: Request, key: bytes) -> Reply:
+        request.query()
+        return json_reply(200, await self._read(operations.stat, self._store, key))
+
     # --- many keys -----------------------------------------------------------------------------
 
     async def _list_keys(self, request: Request, key: bytes) -> Reply:
@@ -291,6 +295,16 @@ class Application:
         reply = _stream_reply(_NDJSON, await Stream.begin(in_slices(self._read, lines)))
         reply.headers.append((b"bytekv-seq", b"%d" % seq))
         return reply
+
+    async def _count_keys(self, request: Request, key: bytes) -> Reply:
+        keys = _key_range(request)
+        return json_reply(200, {"count": await self._read(operations.count, self._store, keys)})
+
+    async def _delete_range(self, request: Request, key: bytes) -> Reply:
+        keys = _key_range(request)
+        if _conditions(request).are_given:
+            raise Problem("malformed", "conditions are for one key; several are compared in a batch")
+        return json_reply(200, {"deleted": await self._write(operations.delete_range, self._store, keys)})
 
     async def _run_batch(self, request: Request, key: bytes) -> Reply:
         request.query()
@@ -396,6 +410,9 @@ _OPERATIONS: Final[Mapping[str, Callable[[Application, Request, bytes], Awaitabl
     "put_value": Application._put_value,
     "delete_value": Application._delete_value,
     "list_keys": Application._list_keys,
+    "delete_range": Application._delete_range,
+    "get_stat": Application._get_stat,
+    "count_keys": Application._count_keys,
     "run_batch": Application._run_batch,
     "get_changes": Application._get_changes,
     "get_stats": Application._get_stats,
@@ -452,6 +469,11 @@ def _listing(request: Request) -> Listing:
         values=_flag("values", query.get("values")),
         cursor=query.get("cursor"),
     )
+
+
+def _key_range(request: Request) -> KeyRange:
+    query = request.query("prefix", "start", "stop")
+    return KeyRange(query.get("prefix", b""), query.get("start"), query.get("stop"))
 
 
 def _number(name: str, text: bytes, low: int) -> int:

@@ -92,6 +92,11 @@ _TAGS: Final[Json] = {
 }
 _IF_MATCH: Final = _header("If-Match", _TAGS, "Only if the key has one of these entity tags; * for any.")
 _IF_NONE_MATCH: Final = _header("If-None-Match", _TAGS, "Only if it has none of these; * if it is new.")
+_RANGE: Final = [
+    _query("prefix", {"type": "string"}, "Only keys that begin with it."),
+    _query("start", {"type": "string"}, "Only this key and those after it."),
+    _query("stop", {"type": "string"}, "Only keys before this one."),
+]
 _READ_HEADERS: Final = [
     _IF_MATCH,
     _IF_NONE_MATCH,
@@ -216,7 +221,53 @@ DOCUMENT: Final[Json] = {
                 parameters=[_IF_MATCH, _IF_NONE_MATCH],
             ),
         },
+        "/v1/stat/{key}": {
+            "parameters": [_KEY],
+            "get": _operation(
+                "get_stat",
+                "read",
+                "Tell size, entity tag and times of a key's value, without reading it",
+                {
+                    "200": {
+                        "description": "What is known.",
+                        "content": _content("application/json", _ref("schemas", "Stat")),
+                    },
+                    **_problems(404),
+                },
+                tags=["values"],
+            ),
+        },
+        "/v1/count": {
+            "get": _operation(
+                "count_keys",
+                "read",
+                "Count keys",
+                {
+                    "200": {
+                        "description": "How many there are.",
+                        "content": _content("application/json", _object({"count": _SEQ})),
+                    },
+                    **_problems(),
+                },
+                tags=["many"],
+                parameters=_RANGE,
+            )
+        },
         "/v1/kv": {
+            "delete": _operation(
+                "delete_range",
+                "write",
+                "Delete the keys with a prefix, or those from start up to stop",
+                {
+                    "200": {
+                        "description": "Deleted; so many there were.",
+                        "content": _content("application/json", _object({"deleted": _SEQ})),
+                    },
+                    **_problems(409, 507),
+                },
+                tags=["many"],
+                parameters=_RANGE,
+            ),
             "get": _operation(
                 "list_keys",
                 "read",
@@ -236,9 +287,7 @@ DOCUMENT: Final[Json] = {
                 },
                 tags=["many"],
                 parameters=[
-                    _query("prefix", {"type": "string"}, "Only keys that begin with it."),
-                    _query("start", {"type": "string"}, "Only this key and those after it."),
-                    _query("stop", {"type": "string"}, "Only keys before this one."),
+                    *_RANGE,
                     _query(
                         "limit",
                         {"type": "integer", "minimum": 1, "maximum": 10**18 - 1},
@@ -252,7 +301,7 @@ DOCUMENT: Final[Json] = {
                         "The cursor of the previous page. Repeat its prefix, start, stop and reverse.",
                     ),
                 ],
-            )
+            ),
         },
         "/v1/batch": {
             "post": _operation(
@@ -426,6 +475,16 @@ DOCUMENT: Final[Json] = {
                 {
                     "items": {"type": "array", "items": _ref("schemas", "Item"), "maxItems": MAX_PAGE_ITEMS},
                     "cursor": {"type": ["string", "null"], "description": "null: this was the last page."},
+                }
+            ),
+            "Stat": _object(
+                {
+                    "key": {"type": ["string", "null"], "description": "null: not UTF-8."},
+                    "key_b64": _BASE64,
+                    "size": _SEQ,
+                    "etag": _ETAG,
+                    "modified": {"type": "number", "description": "Seconds since 1970."},
+                    "ttl": _TTL_LEFT,
                 }
             ),
             "Batch": _object(

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from .. import Store
 from ..contract.batch import Batch
-from ..contract.convert import MAX_KEY_SIZE, Entry
+from ..contract.convert import MAX_KEY_SIZE, Entry, EntryStat
 from ..contract.reports import Change
 from ..contract.snapshot import Snapshot
 from ..contract.transaction import Transaction
@@ -33,10 +33,13 @@ __all__ = [
     "MAX_BATCH_OPS",
     "MAX_PAGE_ITEMS",
     "PAGE_ITEMS",
+    "KeyRange",
     "Listing",
     "change_line",
     "check_key",
+    "count",
     "delete",
+    "delete_range",
     "find",
     "find_text",
     "no_such_key",
@@ -44,6 +47,7 @@ __all__ = [
     "page",
     "put",
     "run_batch",
+    "stat",
     "ttl_left",
     "ttl_of",
 ]
@@ -98,6 +102,21 @@ def find_text(store: Store, key: bytes) -> tuple[Entry, bytes]:
     return entry, b"text/plain; charset=utf-8"
 
 
+def stat(store: Store, key: bytes) -> dict[str, object]:
+    """Return what is known of a key besides its value; raise the problem if there is none."""
+    try:
+        found = store.stat(key)
+    except KeyError:
+        raise no_such_key(key) from None
+    return {
+        **_shown(key),
+        "size": found.size,
+        "etag": etag_of(found.seq),
+        "modified": found.modified,
+        "ttl": ttl_left(store, found),
+    }
+
+
 def put(store: Store, key: bytes, value: bytes, ttl: float | None, conditions: Conditions) -> tuple[bool, int]:
     """Store a value if the conditions hold; tell whether the key is new, and its seq.
 
@@ -138,6 +157,28 @@ def no_such_key(key: bytes) -> Problem:
 
 
 # --- listings ----------------------------------------------------------------------------------
+
+
+class KeyRange(NamedTuple):
+    """Which keys to count or delete."""
+
+    prefix: bytes
+    start: bytes | None
+    stop: bytes | None
+
+
+def count(store: Store, keys: KeyRange) -> int:
+    """Return how many keys there are."""
+    return store.count(keys.prefix, start=keys.start, stop=keys.stop)
+
+
+def delete_range(store: Store, keys: KeyRange) -> int:
+    """Delete keys; return how many there were. Every key is not to be deleted by forgetting a parameter."""
+    if not keys.prefix and keys.start is None and keys.stop is None:
+        raise Problem("malformed", "say which keys to delete: by a prefix, or by start or stop")
+    if keys.prefix and (keys.start is not None or keys.stop is not None):
+        raise Problem("malformed", "say which keys to delete by a prefix or by start and stop, not by both")
+    return store.delete_prefix(keys.prefix) if keys.prefix else store.delete_range(keys.start, keys.stop)
 
 
 class Listing(NamedTuple):
@@ -429,7 +470,7 @@ def json_line(document: object) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
-def ttl_left(store: Store, entry: Entry) -> float | None:
+def ttl_left(store: Store, entry: Entry | EntryStat) -> float | None:
     """Return the seconds that an entry has left by the store's clock, to the millisecond."""
     return None if entry.expires is None else max(0.0, round(entry.expires - store._now_ms() / 1000, 3))
 

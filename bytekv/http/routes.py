@@ -33,6 +33,9 @@ ROUTES: Final = (
     Route("PUT", "/v1/kv/{key}", ("write",), "put_value"),
     Route("DELETE", "/v1/kv/{key}", ("write",), "delete_value"),
     Route("GET", "/v1/kv", ("read",), "list_keys"),
+    Route("DELETE", "/v1/kv", ("write",), "delete_range"),
+    Route("GET", "/v1/stat/{key}", ("read",), "get_stat"),
+    Route("GET", "/v1/count", ("read",), "count_keys"),
     Route("POST", "/v1/batch", ("read", "write"), "run_batch"),  # and then what its steps need
     Route("GET", "/v1/changes", ("read",), "get_changes"),
     Route("GET", "/v1/stats", ("read",), "get_stats"),
@@ -47,6 +50,7 @@ ROUTES: Final = (
 )
 
 _KEY_PATH: Final = b"/v1/kv/"
+_STAT_PATH: Final = b"/v1/stat/"
 
 
 def _rows(path: str) -> dict[str, Route]:
@@ -55,6 +59,7 @@ def _rows(path: str) -> dict[str, Route]:
 
 _FIXED: Final = {route.path.encode(): _rows(route.path) for route in ROUTES if "{" not in route.path}
 _VALUES: Final = _rows("/v1/kv/{key}")
+_STATS: Final = _rows("/v1/stat/{key}")
 _TEXTS: Final = _rows("/{key}")
 
 
@@ -68,6 +73,8 @@ def route_of(method: str, path: bytes) -> tuple[Route, bytes]:
     rows = _FIXED.get(path)
     if rows is None and path.startswith(_KEY_PATH):
         rows, key = _VALUES, check_key(unquote(path[len(_KEY_PATH) :]))
+    elif rows is None and path.startswith(_STAT_PATH):
+        rows, key = _STATS, check_key(unquote(path[len(_STAT_PATH) :]))
     elif rows is None:
         rows, key = _TEXTS, check_key(unquote(path[1:]))
         if key in (b"v1", b"-", b"metrics") or key.startswith((b"v1/", b"-/")):
