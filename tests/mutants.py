@@ -1127,7 +1127,7 @@ MUTANTS = [
         "engine/fast",
         "                            keydir.remove(key, state.size_of)",
         "                            keydir.discard(key)",
-        _FAST_PATHS,
+        _EXPIRY,
     ),
     _mutant(
         "add finds what has expired",
@@ -1163,7 +1163,7 @@ MUTANTS = [
         "engine/index/keydir",
         "            for key in before.keys() - mortal.keys():\n",
         "            for key in ():\n",
-        _FAST_PATHS,
+        _EXPIRY,
     ),
     _mutant(
         "a batch does not see that something is due",

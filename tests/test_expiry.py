@@ -216,6 +216,26 @@ def test_keys_of_one_moment_are_taken_out_some_at_a_time(path: Path) -> None:
         assert waiting(db) == 0
 
 
+@pytest.mark.parametrize("how", ["delete", "put", "batch"])
+def test_what_is_written_beside_keys_that_expire(path: Path, how: str) -> None:
+    """It expires no more, and a view that is open shows what was there before."""
+    with harness.open_store(path, files=QuickFiles(), sync="os") as db:
+        db.put("beside", "v", ttl=1000)
+        db["old"] = "v"
+        db.put("k", "v", ttl=1000)
+        with db.snapshot() as snapshot:
+            db["old"] = "new"
+            assert snapshot["old"] == b"v"
+        db["old"] = "newer"
+        if how == "delete":
+            assert db.delete("k")
+        elif how == "put":
+            db["k"] = "w"
+        else:
+            db.update({"k": "w"})
+        assert set(db._keydir.expires) == {b"beside"}
+
+
 def test_batches_take_part_in_taking_out_what_is_due(path: Path) -> None:
     """A writer of nothing but batches would leave it to the worker."""
     files = QuickFiles()

@@ -57,6 +57,7 @@ _ONLY_BYTEKV = {
     ),
     **_lacking("has no segments", "segments_1", "segments_10", "segments_100", "segments_1000"),
 }
+_NO_TTL = _lacking("has no expiry", "ttl_put", "ttl_get", "ttl_add", "ttl_expire", "ttl_batch")
 _UNORDERED = _lacking(_NO_ORDER, "prefix_scan", "ycsb_e")
 
 
@@ -135,6 +136,24 @@ class Engine:
     def compact(self) -> None:
         raise NotImplementedError
 
+    def put_each_for(self, pairs: Iterable[Pair], ttl: int) -> None:
+        """Store pairs one by one, each with so many seconds to live."""
+        put = self.put
+        for key, value in pairs:
+            put(key, value, ttl)
+
+    def add_each_for(self, pairs: Iterable[Pair], ttl: int) -> None:
+        """Do the same for keys that do not exist, if they do not."""
+        raise NotImplementedError
+
+    def expire_each(self, keys: Iterable[bytes], ttl: int) -> None:
+        """Give keys so many seconds to live from now on, one by one."""
+        raise NotImplementedError
+
+    def put_batch_for(self, pairs: Sequence[Pair], ttl: int) -> None:
+        """Do what `put_batch` does, with a time to live."""
+        raise NotImplementedError
+
     # --- without a clock -----------------------------------------------------------------------
 
     def putter(self) -> AbstractContextManager[Callable[[bytes, bytes], Any]]:
@@ -163,6 +182,24 @@ class Bytekv(Engine):
 
         return bytekv.__version__
 
+    def put_each_for(self, pairs: Iterable[Pair], ttl: int) -> None:
+        put = self.db.put
+        for key, value in pairs:
+            put(key, value, ttl=ttl)
+
+    def add_each_for(self, pairs: Iterable[Pair], ttl: int) -> None:
+        add = self.db.add
+        for key, value in pairs:
+            add(key, value, ttl=ttl)
+
+    def expire_each(self, keys: Iterable[bytes], ttl: int) -> None:
+        expire = self.db.expire
+        for key in keys:
+            expire(key, ttl)
+
+    def put_batch_for(self, pairs: Sequence[Pair], ttl: int) -> None:
+        self.db.update(pairs, ttl=ttl)
+
     def pairs_of(self, keys: Sequence[bytes], found: Any) -> Iterable[Pair]:
         return found.items()  # type: ignore[no-any-return]
 
@@ -183,7 +220,7 @@ class Lmdb(Engine):
     name, title, package = "lmdb", "LMDB nosync", "lmdb"
     durability = "crash; sync=False, one transaction a write; a power cut may damage the file"
     durable = "sync=True"
-    lacks = {**_ONLY_BYTEKV, **_lacking(_C_HEAP, "heap")}
+    lacks = {**_ONLY_BYTEKV, **_NO_TTL, **_lacking(_C_HEAP, "heap")}
     writemap = False
 
     def __init__(self, path: str, value_size: int, *, durable: bool = False) -> None:
@@ -286,7 +323,7 @@ class Leveldb(Engine):
     name, title, package = "leveldb", "LevelDB", "plyvel"
     durability = "crash; sync=False"
     durable = "sync=True"
-    lacks = {**_ONLY_BYTEKV, **_lacking(_C_HEAP, "heap")}
+    lacks = {**_ONLY_BYTEKV, **_NO_TTL, **_lacking(_C_HEAP, "heap")}
 
     def __init__(self, path: str, value_size: int, *, durable: bool = False) -> None:
         import plyvel
@@ -327,7 +364,7 @@ class Rocksdb(Engine):
     name, title, package = "rocksdb", "RocksDB", "rocksdict"
     durability = "crash; write-ahead log, no sync"
     durable = "write-ahead log, sync=True"
-    lacks = {**_ONLY_BYTEKV, **_lacking(_C_HEAP, "heap")}
+    lacks = {**_ONLY_BYTEKV, **_NO_TTL, **_lacking(_C_HEAP, "heap")}
 
     def __init__(self, path: str, value_size: int, *, durable: bool = False) -> None:
         import rocksdict
@@ -375,7 +412,7 @@ class Sqlite(Engine):
     name, title = "sqlite", "SQLite WAL"
     durability = "crash; WAL, synchronous=NORMAL, one transaction a write"
     durable = "WAL, synchronous=FULL, a connection a thread"
-    lacks = {**_ONLY_BYTEKV, **_lacking(_C_HEAP, "heap")}
+    lacks = {**_ONLY_BYTEKV, **_NO_TTL, **_lacking(_C_HEAP, "heap")}
 
     _SELECT = "SELECT v FROM kv WHERE k = ?"
     _PUT = "INSERT OR REPLACE INTO kv VALUES (?, ?)"
@@ -481,6 +518,22 @@ class Diskcache(Engine):
         )
         self.put, self.get, self.delete = self.db.set, self.db.get, self.db.delete
 
+    def add_each_for(self, pairs: Iterable[Pair], ttl: int) -> None:
+        add = self.db.add
+        for key, value in pairs:
+            add(key, value, ttl)
+
+    def expire_each(self, keys: Iterable[bytes], ttl: int) -> None:
+        touch = self.db.touch
+        for key in keys:
+            touch(key, ttl)
+
+    def put_batch_for(self, pairs: Sequence[Pair], ttl: int) -> None:
+        put = self.db.set
+        with self.db.transact():
+            for key, value in pairs:
+                put(key, value, ttl)
+
     def put_batch(self, pairs: Sequence[Pair]) -> None:
         put = self.db.set
         with self.db.transact():
@@ -507,7 +560,13 @@ class Diskcache(Engine):
 class Semidbm(Engine):
     name, title, package = "semidbm", "semidbm", "semidbm"
     durability = "crash; one write() a put"
-    lacks = {**_ONLY_BYTEKV, **_UNORDERED, **_lacking(_NO_BATCH, "batch_put"), **_lacking(_NO_THREADS, *_DURABLE)}
+    lacks = {
+        **_ONLY_BYTEKV,
+        **_NO_TTL,
+        **_UNORDERED,
+        **_lacking(_NO_BATCH, "batch_put"),
+        **_lacking(_NO_THREADS, *_DURABLE),
+    }
 
     def __init__(self, path: str, value_size: int, *, durable: bool = False) -> None:
         import semidbm
@@ -562,6 +621,7 @@ class Dict(Engine):
     durability = "none: a dict in memory, the limit of what Python can do"
     lacks = {
         **_ONLY_BYTEKV,
+        **_NO_TTL,
         **_UNORDERED,
         **_lacking(_NO_DURABILITY, *_DURABLE),
         **_lacking("is not on disk", "open", "open_crash", "disk", "memory"),

@@ -55,6 +55,11 @@ WORKLOADS: Final[dict[str, About]] = {
     "get_missing": About("µs", "get, missing key", "keys that lie between those that exist"),
     "get_many": About("µs", "get_many", "every key once, in random order, 100 at a time; per key"),
     "get_latency": About("spread", "get, latency", "up to 100,000 gets in random order, each timed"),
+    "ttl_put": About("µs", "put with a ttl", "random keys into an empty store, each with an hour to live"),
+    "ttl_get": About("µs", "get of a key with a ttl", "every such key once, in random order"),
+    "ttl_add": About("µs", "add with a ttl", "the same as puts, if the key does not exist; none does"),
+    "ttl_expire": About("µs", "expire", "another hour for each of these keys, in random order, one at a time"),
+    "ttl_batch": About("µs", "batch put with a ttl", "the same keys in atomic batches of 1,000; per key"),
     "open": About(
         "keys/s",
         "open",
@@ -130,6 +135,7 @@ WORKLOADS: Final[dict[str, About]] = {
 _CHUNK_OPERATIONS = 1024
 _CHUNK_BYTES = 1 << 20
 _BATCH = 1000
+_HOUR = 3600
 _MOST_TIMED_ONE_BY_ONE = 100_000
 
 
@@ -357,6 +363,35 @@ def get_all(session: Session) -> Figures:
         data.check_values(chunk, found)
         done += len(chunk)
     return watch.per(done)
+
+
+def _mortal(session: Session, what: str) -> Figures:
+    data, size = session.scratch_data(), max(1, min(_BATCH, (16 << 20) // session.data.value_size))
+    numbers, watches = range(data.count), {name: Stopwatch() for name in ("put", "get", "add", "expire", "batch")}
+    with session.scratch() as engine:
+        for start in range(0, data.count, size):
+            chunk = range(start, min(start + size, data.count))
+            pairs = data.renew(chunk)
+            write = {"add": engine.add_each_for, "batch": engine.put_batch_for}.get(what, engine.put_each_for)
+            with watches[what if what in ("add", "batch") else "put"]:
+                write(pairs, _HOUR)
+        shuffled = data.shuffled()
+        for start in range(0, len(shuffled) if what in ("get", "expire") else 0, size):
+            chunk = shuffled[start : start + size]
+            keys = [data.keys[number] for number in chunk]
+            with watches[what]:
+                if what == "expire":
+                    engine.expire_each(keys, _HOUR)
+                else:
+                    found = engine.get_each(keys)
+            if what == "get":
+                data.check_values(chunk, found)
+        _check_some(engine, data, numbers)
+    return watches[what].per(data.count)
+
+
+for _what in ("put", "get", "add", "expire", "batch"):
+    workload(f"ttl_{_what}")(partial(_mortal, what=_what))
 
 
 @workload("get_missing")
