@@ -1632,6 +1632,14 @@ MUTANTS = [
         *("tests/test_interrupts.py", "-k", "interrupted_seal"),
     ),
     _mutant(
+        "a key whose put was interrupted never comes due",
+        "engine/index/keydir",
+        "                self._due.add(key, expires_ms)  # in this order, as in `put`\n"
+        "                expires[key] = expires_ms\n",
+        "                expires[key] = expires_ms\n                self._due.add(key, expires_ms)\n",
+        *("tests/test_keydir.py", "-k", "comes_due"),
+    ),
+    _mutant(
         "a compaction moves a key whose purge was interrupted in one table only",
         "engine/index/keydir",
         "        self.finish_purge()  # else a key is in two places, and only one of them would be moved\n",

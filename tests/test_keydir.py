@@ -385,6 +385,37 @@ def test_a_key_whose_purge_was_interrupted_is_moved_by_a_compaction() -> None:
     assert number > 50
 
 
+@pytest.mark.parametrize("name", ["put", "put_mortal", "write_all"])
+@pytest.mark.parametrize("has_view", [False, True])
+def test_a_key_comes_due_whose_put_was_interrupted_and_repeated(name: str, has_view: bool) -> None:
+    """Its expiry was noted and not yet when it is due; so the call, repeated, took it for a key that expires at the
+    same time as before. It was never purged: nobody found it, but it was counted and kept for ever."""
+    places, later = Places(), NOW_MS + 10**12
+    old, new, other = places.new(1, 40), places.new(1, 40), places.new(1, 40)
+
+    def act(keydir: Keydir) -> None:
+        if name == "put":
+            keydir.put(b"a", new, later, places.size_of)
+        elif name == "put_mortal":
+            keydir.put_mortal(b"a", new, later, NOW_MS, places.size_of)
+        else:
+            keydir.write_all([b"a", b"b"], [new, other], [later, later + 1], [], NOW_MS, places.size_of)
+
+    for number in itertools.count(1):
+        keydir = Keydir(GRACE_MS)
+        keydir.put(b"b", old, 0, places.size_of)
+        view = keydir.open_view(1) if has_view else None
+        if not InterruptAt(number).carry_out(lambda: act(keydir)):  # noqa: B023
+            break
+        act(keydir)
+        assert keydir.check() == [], number
+        assert view is None or (view.locate(b"a", NOW_MS), view.locate(b"b", NOW_MS)) == (None, old)
+        purge(keydir, later + 1, places.size_of)
+        assert keydir.locate(b"a", 0) is None
+        assert b"a" not in keydir.locations, number
+    assert number > 25
+
+
 def _break(keydir: Keydir, view: ReadView, how: str) -> None:
     if how == "needed and not kept":
         view.segments.clear()

@@ -205,8 +205,8 @@ class Keydir(Ordered):
         if expires_ms:
             before = self.expires.get(key)
             if before is None:
-                self.expires[key] = expires_ms  # first: it may have passed, and then nobody is to see the key
-                self._due.add(key, expires_ms)
+                self._due.add(key, expires_ms)  # first: repeated after an interrupt, a key that expires is only moved
+                self.expires[key] = expires_ms  # before the location: it may have passed, and then nobody sees the key
             else:
                 self._due.move(key, before, expires_ms)
             self.locations[key] = location
@@ -229,8 +229,8 @@ class Keydir(Ordered):
             if before is None:
                 if old is None and self._changed is not None:
                     self._changed.add(key)
-                expires[key] = expires_ms  # first, as in `put`
-                self._due.add(key, expires_ms)
+                self._due.add(key, expires_ms)  # in this order, as in `put`
+                expires[key] = expires_ms
                 locations[key] = location
             else:
                 self._due.move(key, before, expires_ms)
@@ -291,8 +291,8 @@ class Keydir(Ordered):
                 if len(before) == len(keys) and not gone
                 else {key: when_ms for key, when_ms in mortal.items() if key not in before}
             )
-        expires.update(fresh)  # first, as in `put`
-        self._due.add_all(fresh)
+        self._due.add_all(fresh)  # in this order, as in `put`
+        expires.update(fresh)
         self._due.move_all(before, mortal)
         self.locations.update(zip(keys, locations, strict=True))
         deque(map(self.locations.pop, gone, itertools.repeat(None)), maxlen=0)
