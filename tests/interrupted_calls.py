@@ -345,7 +345,7 @@ class StillFiles(FakeFiles):
         self.randoms = 0
 
     def monotonic(self) -> float:
-        return 1000.0
+        return float("1000")  # another object each time, as of a real clock: by that a store tells two times apart
 
     def file_system(self, path: str) -> str:
         return _file_system(os.path.dirname(path))

@@ -215,7 +215,8 @@ class Durability:
         # Slower disk than promised: the writer waits, the loss after a power cut stays bounded.
         # And where no worker can be had (the interpreter is shutting down), nobody else would sync.
         is_late = state.files.monotonic() - since > 2 * state.options.sync_interval_s
-        if since is not self._known_since:  # else the worker knows already: to wake it would take 50 µs
+        # Else the worker knows already, and to wake it would take 50 µs. Not `!=`: a clock may stand still.
+        if since is not self._known_since:
             if self._wake():
                 self._known_since = since
             else:
