@@ -220,9 +220,9 @@ def test_keys_of_one_moment_are_taken_out_some_at_a_time(path: Path) -> None:
 def test_what_is_written_beside_keys_that_expire(path: Path, how: str) -> None:
     """It expires no more, and a view that is open shows what was there before."""
     with harness.open_store(path, files=QuickFiles(), sync="os") as db:
-        db.put("beside", "v", ttl=1000)
+        db.put("beside", "v", ttl=10**5)
         db["old"] = "v"
-        db.put("k", "v", ttl=1000)
+        db.put("k", "v", ttl=10**5)
         with db.snapshot() as snapshot:
             db["old"] = "new"
             assert snapshot["old"] == b"v"
