@@ -137,8 +137,9 @@ class ReentryError(BytekvError, RuntimeError):
 class StoreFailedError(BytekvError):
     """Raised by writes after a failed sync, until the store is reopened; reads go on.
 
-    The failed sync is the ``__cause__``. What the unsynced calls wrote is decided by the next ``open``. Raised, too, if
-    the store was replaced or removed while it was open, or its ``LOCK`` was: nothing is changed in its directory then.
+    The failed sync is the ``__cause__``. What the unsynced calls wrote is decided by the next ``open``. The same if a
+    write has failed and the system does not let us know what it has left. Raised, too, if the store was replaced or
+    removed while it was open, or its ``LOCK`` was: nothing is changed in its directory then.
     """
 
 

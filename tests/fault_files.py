@@ -85,6 +85,7 @@ class SystemCalls:
         self.struck = False
         self.failed_syncs = 0
         self.syncs_after_failure = 0  # must stay 0: a failed sync is never tried again (D7)
+        self.unknown_writes = 0  # that failed, and could then neither be cut off nor read
         self._guard = threading.RLock()
         self._kind = ""
         self._number = 0
@@ -120,7 +121,7 @@ class SystemCalls:
 
     def _reset(self) -> None:
         self.log, self.counts, self.struck = [], Counter(), False
-        self.failed_syncs = self.syncs_after_failure = 0
+        self.failed_syncs = self.syncs_after_failure = self.unknown_writes = 0
 
     # --- what bytekv.engine.log.files calls ---------------------------------------------------------------
 
@@ -139,6 +140,8 @@ class SystemCalls:
                 if kind == "sync":
                     self.failed_syncs += 1
             self.log.append(f"{name}{' (struck)' if strikes else ''}")
+            if self.log[-3:] == ["pwrite (struck)", "ftruncate (struck)", "pread (struck)"]:
+                self.unknown_writes += 1
         return strikes
 
     def _error(self) -> OSError:

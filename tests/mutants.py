@@ -863,6 +863,27 @@ MUTANTS = [
         "tests/test_segment.py",
     ),
     _mutant(
+        "a write that failed has not happened, though nobody knows what the file holds",
+        "engine/log/segment",
+        "            except SystemErrors:\n                return False\n",
+        "            except SystemErrors:\n                return True\n",
+        "tests/test_faults.py",
+    ),
+    _mutant(
+        "a write of which nothing is known is carried out by the next call",
+        "engine/write/change",
+        "        elif writer.map is None:",
+        "        elif False:",
+        "tests/test_faults.py",
+    ),
+    _mutant(
+        "what an interrupted call has written and shown is written once more, and cut off if that fails",
+        "engine/write/change",
+        "    if state.seq == change.seq:\n",
+        "    if False:\n",
+        "tests/test_faults.py",
+    ),
+    _mutant(
         "a close that was interrupted forgets what it had locked",
         "engine/log/lock",
         "        identity = self._identity\n",

@@ -3,8 +3,9 @@
 One run: build a store, let the N-th call of one kind fail during one scenario, then ask
 
 - that nothing but a `BytekvError` was raised, and for a lack of space a `DiskFullError`;
-- that what failed has not happened (after a failed sync: has happened or has not), and readers never notice;
-- that the store takes writes again once the fault is over, or refuses all if a sync had failed (D7);
+- that what failed has not happened, and readers never notice; after a failed sync, and where a write said that its
+  outcome is unknown because the system had refused to tell, that it has happened or has not;
+- that the store takes writes again once the fault is over, or refuses all after one of those two (D7, D11);
 - that `close` gives back the lock and every descriptor, whatever it has to say;
 - that the directory, opened with nothing failing, holds what was acknowledged and verifies.
 
@@ -14,6 +15,7 @@ The default run takes a sample that changes the errno from call to call; `failed
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import io
 import itertools
@@ -29,10 +31,11 @@ from typing import Any, NamedTuple
 import pytest
 
 import bytekv
+from bytekv.engine.index.keydir import Keydir
 from bytekv.engine.store import Store
-from bytekv.errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError
+from bytekv.errors import BytekvError, CorruptionError, DiskFullError, StoreFailedError, StoreIOError
 from tests.fault_files import ERRNOS, HARMLESS_TO_READERS, KINDS, FailingSyncs, SystemCalls
-from tests.harness import WRONG, Case, crash, damage, open_store, segment_files
+from tests.harness import WRONG, Case, QuickFiles, crash, damage, open_store, segment_files
 
 Content = dict[bytes, bytes]
 
@@ -67,6 +70,7 @@ class Log:
         self.acceptable: list[Content] = [{}]
         self.refused: list[BytekvError] = []
         self.failed_syncs = 0  # before the store was opened
+        self.has_unknown_write = False  # since the store was opened: a write has said so
 
     @property
     def options(self) -> dict[str, Any]:
@@ -89,36 +93,39 @@ class Log:
             # Which call is the N-th must not depend on a thread either: the worker has tests of its own.
             self.store._commit.durability._wake = lambda: True
             self.failed_syncs = self.calls.failed_syncs
+            self.has_unknown_write = False
         return self.store  # type: ignore[return-value]
 
     @property
     def is_poisoned(self) -> bool:
-        """Tell whether a sync has failed since the store was opened."""
-        return self.calls.failed_syncs > self.failed_syncs
+        """Tell whether a sync has failed, or a write is of unknown outcome, since the store was opened."""
+        return self.has_unknown_write or self.calls.failed_syncs > self.failed_syncs
 
     def attempt(self, call: Callable[[], object], change: Callable[[Content], Content] | None = None) -> bool:
         """Make a call that may fail; ``change`` is what it does to the content if it does not."""
-        before = self.calls.failed_syncs
+        before, unknown = self.calls.failed_syncs, self.calls.unknown_writes
         changed = [change(content) for content in self.acceptable] if change else []
         try:
             call()
         except BytekvError as error:
             self.refused.append(error)
+            is_unknown = isinstance(error, StoreFailedError) and self.calls.unknown_writes > unknown
+            self.has_unknown_write |= is_unknown
             self._check_kind(error)
-            if self.calls.failed_syncs > before:
+            if self.calls.failed_syncs > before or is_unknown:
                 self.acceptable += changed  # undecided
             _forget_frames(error)
             return False
         assert self.calls.failed_syncs == before, "a sync failed and nobody was told"
         if change:
-            assert not self.is_poisoned, "a write was accepted after a failed sync"
+            assert not self.is_poisoned, "a write was accepted after a failed sync or an unknown write"
             self.acceptable = changed
         return True
 
     def _check_kind(self, error: BytekvError) -> None:
         assert not isinstance(error, CorruptionError), f"an error of the disk taken for damage: {error}"
         fault = self.fault
-        if self.calls.failed_syncs:
+        if self.calls.failed_syncs or (self.has_unknown_write and isinstance(error, StoreFailedError)):
             return
         assert isinstance(error, OSError), f"{error!r} for {fault}"
         if fault.kind in ("allocate", "write") and fault.name in ("ENOSPC", "EDQUOT"):
@@ -500,7 +507,7 @@ class Bench:
             refused = len(log.refused)
             _close(log)
             if failed:
-                assert isinstance(log.refused[-1], StoreFailedError), "close() was silent about a failed sync"
+                assert isinstance(log.refused[-1], StoreFailedError), "close() was silent about what had failed"
             elif not fault.stays:
                 assert len(log.refused) == refused, f"close() failed with nothing in its way: {log.refused[-1]}"
         assert calls.syncs_after_failure == 0 or not failed or not opened, "a failed sync was tried again"
@@ -531,7 +538,7 @@ def _expect_refusal(store: Store | None) -> None:
     }.items():
         with pytest.raises(StoreFailedError):
             call()
-            pytest.fail(f"{name}() was accepted after a failed sync")
+            pytest.fail(f"{name}() was accepted after a failure")
 
 
 # --- which runs ----------------------------------------------------------------------------------
@@ -675,3 +682,124 @@ def test_a_failed_sync_keeps_nothing_alive(path: Path, sync: str, io: str) -> No
             del store
             assert gone() is None, f"sync {number}"
             expect_no_circles(f"sync {number}")
+
+
+# --- what a failed write has left, and nobody can tell ---------------------------------------------
+
+
+class HalfGone(QuickFiles):
+    """A disk that once armed fails each write after some of it, cuts nothing off, and may not read it back either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share: float | None = None  # of the next write; None: nothing fails
+        self.reads, self.cuts = True, False
+
+    def write(self, descriptor: int, piece: bytes | memoryview, offset: int, path: str) -> None:
+        if self.share is None:
+            super().write(descriptor, piece, offset, path)
+            return
+        super().write(descriptor, memoryview(piece)[: int(len(piece) * self.share)], offset, path)
+        raise DiskFullError(errno.ENOSPC, "No space left on device", path)
+
+    def truncate(self, descriptor: int, size: int, path: str) -> None:
+        if self.share is not None and not self.cuts:
+            raise StoreIOError(errno.EIO, "Input/output error", path)
+        super().truncate(descriptor, size, path)
+
+    def read(self, descriptor: int, size: int, offset: int, path: str) -> bytes:
+        if self.share is not None and not self.reads:
+            raise StoreIOError(errno.EIO, "Input/output error", path)
+        return super().read(descriptor, size, offset, path)
+
+
+_CHANGES: dict[str, Callable[[Store], object]] = {
+    "put": lambda store: store.put(b"new", b"1" * 20),
+    "batch": lambda store: store.update({b"new": b"1" * 20, b"newer": b"2" * 20}),
+    "delete": lambda store: store.delete(b"kept"),
+}
+
+
+@pytest.mark.parametrize("change", _CHANGES)
+@pytest.mark.parametrize("reads", [True, False], ids=["it can be read back", "it cannot be read back"])
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+@pytest.mark.parametrize("sync", SYNCS)
+def test_a_write_is_refused_only_if_it_is_known_not_to_be_there(
+    path: Path, sync: str, share: float, reads: bool, change: str
+) -> None:
+    """A put was refused with `DiskFullError`, "nothing was changed", and the next call carried it out.
+
+    `pwrite` had failed, and so did the attempts to cut off what it had left and to read it back. Nobody can know then
+    what the file holds, yet the caller heard the error of a read, and the put stayed to be redone.
+    """
+    files = HalfGone()
+    store = open_store(path, files=files, sync=sync, sync_interval_s=3600, io="pread")
+    before = {b"kept": b"k"}
+    store.update(before)
+    files.share, files.reads = share, reads
+    is_known = reads and share < 1
+    with pytest.raises(DiskFullError if is_known else StoreFailedError) as caught:
+        _CHANGES[change](store)
+    assert is_known or isinstance(caught.value.__cause__, DiskFullError)
+    files.share = None
+    assert dict(store.items()) == before
+    if is_known:
+        store[b"after"] = b"1"
+        before[b"after"] = b"1"
+    else:
+        _expect_refusal(store)
+    assert dict(store.items()) == before
+    if is_known:
+        store.close()
+    else:
+        with pytest.raises(StoreFailedError):
+            store.close()
+    with open_store(path, files=files) as store:
+        if share == 1:
+            with open_store(path.with_name("wanted"), files=files) as wanted:
+                wanted.update(before)
+                _CHANGES[change](wanted)
+                before = dict(wanted.items())
+        assert dict(store.items()) == before
+        store[b"again"] = b"1"
+    with open_store(path, files=files) as store:
+        assert dict(store.items()) == before | {b"again": b"1"}
+
+
+@pytest.mark.parametrize("cuts", [True, False], ids=["it can be cut off", "it cannot be cut off"])
+@pytest.mark.parametrize("change", _CHANGES)
+def test_what_an_interrupted_call_has_written_is_not_taken_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch, change: str, cuts: bool
+) -> None:
+    """An interrupted put that readers saw was written once more; that failed, and the entry was cut off.
+
+    Its key pointed beyond the end of the file, the next entries followed a hole, and opening took them for a torn tail.
+    """
+    files = HalfGone()
+    store = open_store(path, files=files, io="pread")
+    store[b"kept"] = b"k"
+    for name in ("apply", "write_all"):
+        whole = getattr(Keydir, name)
+
+        def interrupted(*arguments: Any, whole: Callable[..., Any] = whole) -> None:
+            whole(*arguments)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Keydir, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _CHANGES[change](store)
+    monkeypatch.undo()
+    files.share, files.cuts = 0.5, cuts
+    with pytest.raises(DiskFullError):
+        store[b"refused"] = b"1"
+    files.share = None
+    with open_store(path.with_name("wanted"), files=files) as wanted:
+        wanted[b"kept"] = b"k"
+        _CHANGES[change](wanted)
+        wanted[b"after"] = b"2"
+        content = dict(wanted.items())
+    store[b"after"] = b"2"
+    assert dict(store.items()) == content
+    crash(store)
+    with open_store(path, files=files) as store:
+        assert dict(store.items()) == content

@@ -871,7 +871,7 @@ class Store(AbstractStore):
 
     @property
     def failure(self) -> BaseException | None:
-        """Return the failed sync since which writes are refused, None if they are not for that reason."""
+        """Return the failed sync or write that made the store refuse writes, None if there is none."""
         return self._state.failure
 
     @property

@@ -385,7 +385,7 @@ class Application:
         if self._store.closed:
             raise Problem("unavailable", "the store is closed")
         if self._store.failure is not None:
-            raise Problem("unavailable", "an earlier sync failed; reading goes on, writes are refused")
+            raise Problem("unavailable", "a sync or a write has failed; reading goes on, writes are refused")
         return json_reply(200, {"status": "ok", "readonly": self._store.readonly})
 
     async def _get_openapi(self, request: Request, key: bytes) -> Reply:

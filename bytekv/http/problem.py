@@ -103,7 +103,7 @@ def problem_of(error: BaseException) -> Problem:
         case StoreClosedError() | ForkedStoreError():
             return Problem("unavailable", "the store is closed")
         case StoreFailedError():
-            return Problem("unavailable", "an earlier sync failed; reading goes on, writes are refused")
+            return Problem("unavailable", "a sync or a write has failed; reading goes on, writes are refused")
         case DiskFullError():
             return Problem("disk-full", "the disk is full; reading and deleting go on")
         case CorruptionError():

@@ -19,6 +19,7 @@ from ...errors import (
     DiskFullError,
     LimitError,
     StoreFailedError,
+    SystemErrors,
     is_about,
 )
 from ..codec.checksum import seed_of
@@ -246,7 +247,10 @@ class Writer:
             self._allocated = offset
         except BytekvError:
             piece = b"".join(parts)
-            return self._files.read(self._descriptor, len(piece), offset, self.path) != piece
+            try:
+                return self._files.read(self._descriptor, len(piece), offset, self.path) != piece
+            except SystemErrors:
+                return False
         return True
 
     def readable(self) -> SegmentFile:

@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate, compress, repeat
 
 from ..._lean import TYPE_CHECKING, NamedTuple
-from ...errors import BytekvError
+from ...errors import BytekvError, StoreFailedError
 from ..codec.entry import CLEAR, CONTINUES, ENTRY_EXPIRES, EXPIRES, OVERHEAD, PUT, TOMBSTONE, encode_entry, entry_size
 from ..codec.runs import Tombstones, locate_run, pack_run, sizes_of_run
 from ..log.segment import Writer
@@ -83,13 +83,27 @@ class Bulk(NamedTuple):
 
 
 def write_bytes(change: Change | DeleteRun | PutRun, state: State) -> None:
-    """Write a change's bytes, or know that they are not there; whose error it was says nothing."""
+    """Write a change's bytes, or know that they are not there; whose error it was says nothing.
+
+    `StoreFailedError` if neither is known: the next open decides, and until then nothing may be written after them.
+    """
+    if state.seq == change.seq:
+        return  # an interrupted call has come this far, and readers may have seen it
     writer = change.writer
     try:
         writer.write(change.offset, change.parts)
-    except BytekvError:
+    except BytekvError as error:
         if writer.take_back(change.offset, change.parts):
+            writer.end = change.offset  # an interrupted call may have moved it
             state.intent = ENTERED  # it has not happened
+        elif writer.map is None:  # else it was an interrupt: through a mapping a write cannot fail
+            text = (
+                f"{writer.path}: a write has failed, {error}, and all of it may be in the file; the next open decides "
+                "whether it has happened: close the store and open it again"
+            )
+            state.fail(StoreFailedError(text))
+            state.intent = ENTERED  # else the next call would carry it out
+            raise StoreFailedError(text) from error
         raise
     writer.end = change.end
     state.seq = change.seq

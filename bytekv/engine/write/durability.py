@@ -317,8 +317,7 @@ class Durability:
         try:
             writer.write(writer.end, mark)
         except SystemErrors:
-            with suppress(*SystemErrors):  # a disk that refuses everything: the next append goes over what is left
-                writer.take_back(writer.end, mark)
+            writer.take_back(writer.end, mark)  # if that fails, too, the next append goes over what is left
             return  # a full disk: without the mark damage is merely reported as a torn tail
         uncounted, state.is_uncounted = state.is_uncounted, True
         state.keydir.usage.count_dead(writer.base >> SEGMENT_SHIFT, OVERHEAD)
