@@ -1346,7 +1346,7 @@ MUTANTS = [
     ),
     _mutant(
         "who waits for a compaction in the background waits for its rate limit",
-        "engine/space/worker",
+        "engine/pacer",
         "if self._rate_bytes_s is not None and not hurries:",
         "if self._rate_bytes_s is not None:",
         "tests/test_background_compaction.py",

@@ -25,8 +25,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from bytekv.engine.codec.manifest import SEGMENT_HEADER_SIZE
 from bytekv.engine.log.sizes import sizes_of
+from bytekv.engine.pacer import Pacer
 from bytekv.engine.space.picker import SegmentUsage, pick
-from bytekv.engine.space.worker import Pacer, Worker
+from bytekv.engine.space.worker import Worker
 from bytekv.engine.store import Store
 from bytekv.engine.tuning import Tuning
 from bytekv.errors import CorruptionError, StoreFailedError

@@ -35,7 +35,7 @@ from .codec.entry import Entry as StoredEntry
 from .fast import read_many
 from .index.order import Ordered
 from .index.read_view import ReadView
-from .space.worker import Pacer
+from .pacer import Pacer
 from .state import State
 from .write.durability import Durability
 

@@ -52,7 +52,6 @@ from .reader import Reader, entry_of, stat_of
 from .recovery import Recovery
 from .space.maintenance import Maintenance
 from .space.worker import LastLock, Worker
-from .tuning import TUNING, Tuning
 from .write.change import Bulk, DeleteRun, Operation
 from .write.commit import Committer
 
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
     from ..events import Listener
     from ..options import Flag, OpenOptions
     from .replication.feed import ChangeFeed
+    from .tuning import Tuning
     from .write.commit import Bounds
 
     T = TypeVar("T")
@@ -129,7 +129,7 @@ class Store(AbstractStore):
 
     _instead = "threads may share the object itself, another process opens the path with flag 'r'; see also backup()"
 
-    def __init__(self, path: str, flag: Flag, options: Options, files: Files, tuning: Tuning = TUNING) -> None:
+    def __init__(self, path: str, flag: Flag, options: Options, files: Files, tuning: Tuning | None = None) -> None:
         self._path = path
         self._options = options
         self._files = files

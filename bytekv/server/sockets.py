@@ -18,14 +18,17 @@ import asyncio
 import ipaddress
 import logging
 import socket
-import sys
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol
 
-from ..engine.log.files import Files
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 __all__ = ["Guest", "Pace", "Places", "Seldom", "accepting", "connection_share", "listen", "raise_descriptor_limit"]
 
@@ -106,7 +109,13 @@ async def accepting(
 
 def raise_descriptor_limit() -> None:
     """Let this process open as many files as it is allowed to ask for, up to what doors have use for."""
-    Files().raise_open_file_limit(_WANTED_DESCRIPTORS)
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _WANTED_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # some systems have another limit below the one that they tell
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def connection_share() -> int:
@@ -114,9 +123,10 @@ def connection_share() -> int:
 
     A store keeps half of the descriptors for its segments, and an eighth is for the rest of the program.
     """
-    if sys.platform == "win32":
-        return _WANTED_DESCRIPTORS  # sockets are no descriptors there
-    limit = Files().open_file_limit()
+    if resource is None:
+        return _WANTED_DESCRIPTORS  # on Windows sockets are no descriptors
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = 1 << 20 if soft == resource.RLIM_INFINITY else soft
     return max(4, limit - min(_STORE_DESCRIPTORS, limit // 2) - limit // 8)
 
 

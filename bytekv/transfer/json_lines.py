@@ -19,11 +19,12 @@ from json.encoder import encode_basestring as _quoted
 
 from .._lean import TYPE_CHECKING, NamedTuple
 from ..contract.convert import MAX_KEY_SIZE, MAX_VALUE_SIZE, check_sizes, expiry_of
-from ..engine.store import Store
 from ..errors import LimitError
 
 if TYPE_CHECKING:
     from typing import Any, BinaryIO, Final, Literal
+
+    from .. import Store
 
     Duplicates = Literal["refuse", "first", "last"]
 

@@ -708,19 +708,6 @@ class Files:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return 1 << 20 if soft == resource.RLIM_INFINITY else soft
 
-    def raise_open_file_limit(self, wanted: int) -> None:
-        """Let the process have so many descriptors, or as many as it is allowed to ask for."""
-        if resource is None:
-            return
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if hard != resource.RLIM_INFINITY:
-            wanted = min(hard, wanted)
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            try:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            except (OSError, ValueError):  # some systems have another limit below the one that they tell
-                return
-
     def random(self, size: int) -> bytes:
         """Return random bytes for a salt or a uuid."""
         return os.urandom(size)

@@ -30,16 +30,17 @@ from ...errors import (
     translated,
 )
 from ...options import Options
+from ..pacer import Pacer
 from ..state import owned
-from ..tuning import Tuning
 from ..write.commit import Committer
-from .worker import Pacer, StopWork, Worker
+from .worker import StopWork, Worker
 
 if TYPE_CHECKING:
     from typing import Final
 
     from ...contract.reports import Compaction, Progress
     from ..replication.follower import Follower
+    from ..tuning import Tuning
     from .compactor import Compactor
     from .picker import SegmentUsage
 
@@ -73,7 +74,7 @@ class Maintenance:
     """See to one store's durability and space."""
 
     def __init__(
-        self, committer: Committer, options: Options, worker: Worker, tuning: Tuning, follower: Follower | None = None
+        self, committer: Committer, options: Options, worker: Worker, tuning: Tuning | None, follower: Follower | None
     ) -> None:
         self._state, self._committer = committer.state, committer
         self._segments = self._state.segments
@@ -103,9 +104,11 @@ class Maintenance:
         """Return what carries out compactions; a command for one key needs none."""
         if self._compactor is None:
             with translated("bytekv.engine.space.compactor"):
+                from ..tuning import TUNING
                 from .compactor import Compactor
 
-            self._compactor = Compactor(self._state, self._committer.durability, self._options.listener, self._tuning)
+            tuning = self._tuning or TUNING
+            self._compactor = Compactor(self._state, self._committer.durability, self._options.listener, tuning)
         return self._compactor
 
     def _let_throttle(self) -> None:
