@@ -1864,7 +1864,7 @@ MUTANTS = [
     _mutant(
         "a backup takes for whole what it once had",
         "engine/replication/backup",
-        "there.get(row.segment_id) == row and _is_whole(target, row, moment.store_uuid)",
+        "there.get(row.segment_id) == row and _holds_segment(target, row, moment.store_uuid)",
         "there.get(row.segment_id) == row",
         _BACKUP,
     ),

@@ -119,8 +119,8 @@ def test_writers_that_are_slowed_down_are_told_of(path: Path) -> None:
         with state.lock, state:
             throttle._tell(state, before)
         with state.lock, state:
-            throttle.release(state)
-            throttle.release(state)
+            throttle.lift(state)
+            throttle.lift(state)
         state.emit()
     assert seen == [events.ThrottleBegan(str(path), 300, 200, 100), events.ThrottleEnded(str(path), 0.0)]
 

@@ -54,7 +54,7 @@ from .write.durability import Waiter
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from .codec.entry import Entry
+    from .codec.entry import StoredEntry
 
 __all__ = ["DurableCommitter", "FastCommitter", "read_many"]
 
@@ -175,7 +175,7 @@ class FastCommitter(Committer):
         seq = self.put_for(key, value, ttl_ms, only_new=True)
         return seq > 0 if seq >= 0 else super().add(key, value, ttl_ms)
 
-    def expire(self, key: bytes, ttl_ms: int, read: Callable[[bytes, int], Entry]) -> bool:
+    def expire(self, key: bytes, ttl_ms: int, read: Callable[[bytes, int], StoredEntry]) -> bool:
         """Append the key's value once more, so that it expires, if the key exists; tell whether it does."""
         return self.put_for(key, None, ttl_ms) > 0 or super().expire(key, ttl_ms, read)
 

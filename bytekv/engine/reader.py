@@ -27,11 +27,11 @@ from .codec.entry import (
     PUT,
     SIZE_MASK,
     Head,
+    StoredEntry,
     decode_entry,
     decode_head,
     unpack_location,
 )
-from .codec.entry import Entry as StoredEntry
 from .fast import read_many
 from .index.order import Ordered
 from .index.read_view import ReadView

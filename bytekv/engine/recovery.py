@@ -28,7 +28,7 @@ from .codec.manifest import ACTIVE, BACKUP, LOG, SEALED, SEGMENT_HEADER_SIZE, Se
 from .index.keydir import Keydir
 from .log import summary
 from .log.directory import Directory
-from .log.scan import Read, header_of, scan_segment, size_of
+from .log.scan import Read, file_size_of, header_of, scan_segment
 from .log.segment_manager import SegmentManager
 
 __all__ = ["Recovery", "recover"]
@@ -184,7 +184,7 @@ def _read_segment(
     The second result says that it was torn, the third that it is longer than the manifest says.
     """
     path, files = directory.segment_path(row.segment_id), directory.files
-    size = size_of(directory, descriptor, row)
+    size = file_size_of(directory, descriptor, row)
     whole = row.state == SEALED or size == row.length
     if not whole and not readonly:
         # The page cache may hold what a failed sync never wrote; see Files.forget_cache.

@@ -41,8 +41,7 @@ from ..errors import (
 )
 from ..options import Options
 from .codec.checksum import RESIDUE, checksum
-from .codec.entry import CLEAR, ENTRY_EXPIRES, OVERHEAD, PREFIX, PUT, SIZE_MASK, TOMBSTONE
-from .codec.entry import Entry as StoredEntry
+from .codec.entry import CLEAR, ENTRY_EXPIRES, OVERHEAD, PREFIX, PUT, SIZE_MASK, TOMBSTONE, StoredEntry
 from .exit_and_fork import register, unregister
 from .listener import tell
 from .log.directory import Directory

@@ -47,7 +47,7 @@ from .openapi import DOCUMENT
 from .operations import KeyRange, Listing
 from .problem import Header, Problem, changes_lost, problem_of
 from .routes import route_of
-from .streams import ChangeFeed, in_slices
+from .streams import ChangeStream, in_slices
 
 __all__ = ["KNOWN", "AppOptions", "Application"]
 
@@ -329,7 +329,7 @@ class Application:
         # From a store that was restored or lost its end: this one's history is another.
         if since > self._store.last_seq:
             raise changes_lost("the store has not come so far", last_seq=self._store.last_seq)
-        feed = ChangeFeed(self._store, since, follow=follow, events=events, poll_s=self._poll_interval_s)
+        feed = ChangeStream(self._store, since, follow=follow, events=events, poll_s=self._poll_interval_s)
         pieces = feed.pieces(self._read, lambda: self._is_ending)
         return _stream_reply(_EVENTS if events else _NDJSON, await Stream.begin(pieces))
 

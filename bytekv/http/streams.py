@@ -16,7 +16,7 @@ from typing import Any, Final
 from .. import Store
 from .operations import change_line
 
-__all__ = ["ChangeFeed", "in_slices"]
+__all__ = ["ChangeStream", "in_slices"]
 
 _SLICE_BYTES: Final = 64 * 1024
 _SLICE_ITEMS: Final = 512
@@ -51,7 +51,7 @@ def _take(lines: Iterator[bytes]) -> bytes:
     return b"".join(taken)
 
 
-class ChangeFeed:
+class ChangeStream:
     """The changes of a store after a seq, as lines of JSON or as server-sent events."""
 
     def __init__(self, store: Store, since: int, *, follow: bool, events: bool, poll_s: float) -> None:

@@ -23,7 +23,7 @@ from .commands.table import COMMANDS
 from .errors import error_of
 from .executor import Executor, FastPath
 from .protocol import UNTRUSTED, Parser, encode, encode_error
-from .session import Later, Run, Session
+from .session import Execute, Later, Session
 from .work import Item
 
 __all__ = ["AUTHENTICATION_S", "GRACE_S", "READ_BYTES", "WRITE_BYTES", "Connection", "ConnectionHost"]
@@ -233,7 +233,7 @@ class Connection(asyncio.BufferedProtocol):
         replies: list[bytes] = []
         self._look_at_store()
         add, ways, large, done, takes_long = replies.append, self._fast_paths, 0, 0, False
-        waits: Run | Later | None = None
+        waits: Execute | Later | None = None
         for arguments in commands:
             done += 1
             if self._is_cautious and self._is_one_too_many():
@@ -332,7 +332,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- waiting -----------------------------------------------------------------------------------
 
-    def _wait_for(self, answer: Run | Later, following: list[list[bytes]]) -> list[list[bytes]]:
+    def _wait_for(self, answer: Execute | Later, following: list[list[bytes]]) -> list[list[bytes]]:
         """Have something done elsewhere, and with it what follows it, as far as it can; return the rest."""
         self._is_waiting = True
         if isinstance(answer, Later):

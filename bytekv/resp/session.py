@@ -26,8 +26,8 @@ __all__ = [
     "REDIS_VERSION",
     "Answer",
     "AtOnceError",
+    "Execute",
     "Later",
-    "Run",
     "ServerState",
     "Session",
     "SessionCommand",
@@ -89,7 +89,7 @@ def digest_of(password: bytes) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Execute:
     """An item for the executor."""
 
     item: Item
@@ -104,7 +104,7 @@ class Later:
 
 
 #: What becomes of a command: bytes to send (none, if the client wants to hear nothing), or work to be done first.
-Answer = bytes | Run | Later
+Answer = bytes | Execute | Later
 
 _NOT_REDIS: Final = frozenset((b"post", b"host:"))
 
@@ -195,10 +195,10 @@ class Session:
             return self._enqueue(arguments)
         if isinstance(found, SessionCommand):
             reply = found.handler(self, arguments)
-            return reply if isinstance(reply, (Run, Later)) else encode(reply, self.resp3)
+            return reply if isinstance(reply, (Execute, Later)) else encode(reply, self.resp3)
         if not found.may_pass:  # UNWATCH, which is a command of its own within a block, too
             self.watched.clear()
-        return Run(arguments, found.kind == "write")
+        return Execute(arguments, found.kind == "write")
 
     def _enqueue(self, arguments: list[bytes]) -> bytes:
         assert self.queue is not None
@@ -297,5 +297,5 @@ class Subcommand:
 class SessionCommand(Command):
     """A command on the connection or the server; ``subcommands`` by their names in lower case."""
 
-    handler: Callable[[Session, list[bytes]], Reply | Later | Run]
+    handler: Callable[[Session, list[bytes]], Reply | Later | Execute]
     subcommands: Mapping[bytes, Subcommand] = field(default_factory=dict)

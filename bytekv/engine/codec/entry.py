@@ -57,7 +57,7 @@ FIXED_SIZE: Final = bytes(
 )
 
 
-class Entry(NamedTuple):
+class StoredEntry(NamedTuple):
     """One entry as written, decoded and checked."""
 
     flags: int
@@ -85,7 +85,7 @@ def encode_entry(
     return [head, value, CRC.pack(checksum(value, checksum(head, seed)))]
 
 
-def decode_entry(raw: bytes, seed: int, path: str, offset: int) -> Entry:
+def decode_entry(raw: bytes, seed: int, path: str, offset: int) -> StoredEntry:
     """Decode one whole entry; raise ``CorruptionError`` naming ``path`` and ``offset`` if a check fails."""
     if len(raw) < MIN_ENTRY_SIZE:
         raise CorruptionError(path, offset, f"entry cut short at {len(raw)} bytes")
@@ -97,7 +97,7 @@ def decode_entry(raw: bytes, seed: int, path: str, offset: int) -> Entry:
         raise CorruptionError(path, offset, f"entry has flags {flags:#04x} and lengths that do not fit")
     expires_ms = ENTRY_EXPIRES.unpack_from(raw, ENTRY_SIZE)[0] if flags & EXPIRES else 0
     end = fixed + key_size
-    return Entry(flags, raw[fixed:end], raw[end:-CRC_SIZE], seq, modified_ms, expires_ms)
+    return StoredEntry(flags, raw[fixed:end], raw[end:-CRC_SIZE], seq, modified_ms, expires_ms)
 
 
 class Head(NamedTuple):

@@ -14,7 +14,7 @@ import weakref
 from ..._lean import TYPE_CHECKING
 from ...errors import BytekvError, StoreIOError, StoreNotFoundError
 from ..codec.checksum import seed_of
-from ..codec.entry import Entry, decode_entry, measure_entry, unpack_location
+from ..codec.entry import StoredEntry, decode_entry, measure_entry, unpack_location
 from ..codec.manifest import SegmentRow
 from .directory import Directory
 from .files import Files
@@ -169,7 +169,7 @@ class OpenSegments:
             size = measure_entry(file[offset : offset + 7])
         return file[offset : offset + size], seed, segment_id, offset
 
-    def read(self, location: int) -> Entry:
+    def read(self, location: int) -> StoredEntry:
         """Return the entry at a location, checked; KeyError if its segment was reaped meanwhile."""
         raw, seed, segment_id, offset = self.raw(location)
         return decode_entry(raw, seed, self._directory.segment_path(segment_id), offset)

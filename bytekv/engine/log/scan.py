@@ -42,7 +42,7 @@ from .directory import Directory
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["Read", "Scan", "Scanned", "header_of", "is_whole", "open_segment", "scan_segment", "size_of"]
+__all__ = ["Read", "Scan", "Scanned", "file_size_of", "header_of", "is_whole", "open_segment", "scan_segment"]
 
 _WINDOW: Final = 1024 * 1024  # what a scan reads at once
 _FEW: Final = 64  # entries, checked one by one in 40 µs
@@ -272,7 +272,7 @@ def header_of(directory: Directory, row: SegmentRow, uuid: bytes, *, for_writing
     return descriptor, header
 
 
-def size_of(directory: Directory, descriptor: int, row: SegmentRow) -> int:
+def file_size_of(directory: Directory, descriptor: int, row: SegmentRow) -> int:
     """Return the length of a listed segment's file, checked against what the manifest says."""
     path = directory.segment_path(row.segment_id)
     size = directory.files.size(descriptor, path)

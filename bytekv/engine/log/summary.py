@@ -19,7 +19,17 @@ from .scan import Scan, Scanned, header_of, scan_segment
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["Found", "build_hint", "from_file", "hint_of", "is_worth_a_hint", "load_hint", "of", "save_hint", "scanned"]
+__all__ = [
+    "SegmentHints",
+    "build_hint",
+    "from_file",
+    "hint_of",
+    "is_worth_a_hint",
+    "load_hint",
+    "of",
+    "save_hint",
+    "scanned",
+]
 
 #: Bytes; a smaller segment is scanned as fast as its hint is read.
 HINT_FROM: Final = 64 * 1024
@@ -93,7 +103,7 @@ def hint_of(scan: Scan, pause: Callable[[], None] | None = None, entries: Iterab
 # --- the way to it -----------------------------------------------------------------------------
 
 
-class Found(NamedTuple):
+class SegmentHints(NamedTuple):
     """What a segment says, in the order of its log."""
 
     hints: list[Hint]
@@ -101,7 +111,9 @@ class Found(NamedTuple):
     scanned: int  # bytes that were scanned
 
 
-def of(directory: Directory, descriptor: int, header: SegmentHeader, row: SegmentRow, *, in_one: bool = False) -> Found:
+def of(
+    directory: Directory, descriptor: int, header: SegmentHeader, row: SegmentRow, *, in_one: bool = False
+) -> SegmentHints:
     """Return what the listed bytes of a segment say: by its hint file as far as that goes, then by a scan.
 
     ``in_one``: as one hint, so that a hint file which speaks for the beginning only is of no use.
@@ -110,12 +122,12 @@ def of(directory: Directory, descriptor: int, header: SegmentHeader, row: Segmen
     hint = from_file(directory, header, row)
     if hint is None or (in_one and hint.length < row.length):
         whole = scanned(directory, descriptor, header, SEGMENT_HEADER_SIZE, row.length, header.previous_seq)
-        return Found([whole], 0, row.length - SEGMENT_HEADER_SIZE)
+        return SegmentHints([whole], 0, row.length - SEGMENT_HEADER_SIZE)
     rest = row.length - hint.length
     if not rest:
-        return Found([hint], hint.length, 0)
+        return SegmentHints([hint], hint.length, 0)
     later = scanned(directory, descriptor, header, hint.length, row.length, hint.last_seq)
-    return Found([hint, later], hint.length, rest)
+    return SegmentHints([hint, later], hint.length, rest)
 
 
 def from_file(directory: Directory, header: SegmentHeader, row: SegmentRow) -> Hint | None:

@@ -96,7 +96,7 @@ def back_up(
         done = 0
         there = {row.segment_id: row for row in old.segments}
         for row in moment.rows:
-            if there.get(row.segment_id) == row and _is_whole(target, row, moment.store_uuid):
+            if there.get(row.segment_id) == row and _holds_segment(target, row, moment.store_uuid):
                 kept += 1
             elif row.segment_id in moment.sealed and _link(source, target, row):
                 linked += 1
@@ -150,7 +150,7 @@ def _check_target(target: Directory, old: Manifest, moment: Moment) -> None:
         )
 
 
-def _is_whole(target: Directory, row: SegmentRow, uuid: bytes) -> bool:
+def _holds_segment(target: Directory, row: SegmentRow, uuid: bytes) -> bool:
     try:
         descriptor, _ = header_of(target, row, uuid, for_writing=False)
     except CorruptionError:

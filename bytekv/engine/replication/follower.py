@@ -30,7 +30,7 @@ from ..codec.hint import Hint
 from ..codec.manifest import LOG, OUTPUT, SEALED, SEGMENT_HEADER_SIZE, Manifest, SegmentHeader, SegmentRow
 from ..log import summary
 from ..log.open_segments import SegmentFile, reaches
-from ..log.scan import header_of, scan_segment, size_of
+from ..log.scan import file_size_of, header_of, scan_segment
 from ..state import State
 from ..write.change import apply_foreign
 
@@ -206,7 +206,7 @@ class Follower:
             raise self._stale(_LOST)
         descriptor, header = header_of(directory, row, plan.manifest.store_uuid, for_writing=False)
         try:
-            size = size_of(directory, descriptor, row)
+            size = file_size_of(directory, descriptor, row)
             if mine is not None:
                 start, seq = mine.length, mine.last_seq
                 news = _News(row, self._keydir.usage.tombstone_bytes(row.segment_id))

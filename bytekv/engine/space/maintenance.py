@@ -306,7 +306,7 @@ class Maintenance:
         with self._state.lock, self._state:
             self._is_due = is_due
             if not is_due:
-                self._committer.throttle.release(self._state)
+                self._committer.throttle.lift(self._state)
 
     def _look_for_work(self) -> bool:
         """Tell a writer whether a compaction is due or under way, and have it begin. Under the lock, in its change."""

@@ -25,7 +25,7 @@ from .turn import WriteTurn
 if TYPE_CHECKING:
     from typing import Final
 
-    from ..codec.entry import Entry
+    from ..codec.entry import StoredEntry
 
     Bounds = tuple[bytes | None, bytes | None, bool, bool]
     Decision = Sequence[Operation] | Bulk | DeleteRun
@@ -74,7 +74,7 @@ class Committer:
         self.change(decide)
         return not existed
 
-    def expire(self, key: bytes, ttl_ms: int, read: Callable[[bytes, int], Entry]) -> bool:
+    def expire(self, key: bytes, ttl_ms: int, read: Callable[[bytes, int], StoredEntry]) -> bool:
         """Append the key's value once more, so that it expires, if the key exists; tell whether it does.
 
         ``read`` returns the entry of a key at a location.

@@ -203,7 +203,7 @@ class Durability:
             state.wants_worker = False
             if not self._wake():
                 state.throttles = False  # nobody compacts
-                self._throttle.release(state)
+                self._throttle.lift(state)
         if self._throttle.due_s:
             state.files.pause(self._throttle.take())
         if state.always:

@@ -69,7 +69,7 @@ class Throttle:
         writer.fast_end = min(writer.fast_end, self.next_look)
         self._tell(state, before)
 
-    def release(self, state: State) -> None:
+    def lift(self, state: State) -> None:
         """Let writers go at full speed: there is no compaction that they would wait for. Under the lock."""
         before = self.why
         self.forgive()

@@ -7,7 +7,7 @@ from typing import Final
 
 from ..arguments import integer_of, syntax_error, word
 from ..protocol import OK, Reply, ReplyError, Simple, integer
-from ..session import REDIS_VERSION, AtOnceError, Run, Session
+from ..session import REDIS_VERSION, AtOnceError, Execute, Session
 from ..work import UnitOfWork
 from .command import wrong_arity
 
@@ -109,13 +109,13 @@ def multi(session: Session, arguments: list[bytes]) -> Reply:
     return OK
 
 
-def exec_(session: Session, arguments: list[bytes]) -> Reply | Run:
+def exec_(session: Session, arguments: list[bytes]) -> Reply | Execute:
     if session.queue is None:
         raise ReplyError(b"ERR EXEC without MULTI")
     is_spoiled, block = session.is_spoiled, session.end_queue()
     if is_spoiled:
         raise ReplyError(b"EXECABORT Transaction discarded because of previous errors.")
-    return Run(block, writes=True)
+    return Execute(block, writes=True)
 
 
 def discard(session: Session, arguments: list[bytes]) -> Reply:

@@ -11,7 +11,7 @@ from typing import Final
 
 from ... import Store
 from ..protocol import Reply
-from ..session import Later, Run, Session, SessionCommand, Subcommand
+from ..session import Execute, Later, Session, SessionCommand, Subcommand
 from ..work import UnitOfWork
 from . import connection, keys, server, strings
 from .command import ALL, NONE, ONE, PAIRS, TWO, CommandTable, DataCommand, KeyPositions
@@ -19,7 +19,7 @@ from .command import ALL, NONE, ONE, PAIRS, TWO, CommandTable, DataCommand, KeyP
 __all__ = ["COMMANDS", "REFUSED"]
 
 _DataHandler = Callable[[UnitOfWork, list[bytes]], Reply]
-_SessionHandler = Callable[[Session, list[bytes]], "Reply | Later | Run"]
+_SessionHandler = Callable[[Session, list[bytes]], "Reply | Later | Execute"]
 
 
 def _read(
