@@ -221,12 +221,12 @@ def test_what_is_written_beside_keys_that_expire(path: Path, how: str) -> None:
     """It expires no more, and a view that is open shows what was there before."""
     with harness.open_store(path, files=QuickFiles(), sync="os") as db:
         db.put("beside", "v", ttl=10**5)
-        db["old"] = "v"
+        db[b"old"] = b"v"
         db.put("k", "v", ttl=10**5)
         with db.snapshot() as snapshot:
-            db["old"] = "new"
+            db[b"old"] = b"new"
             assert snapshot["old"] == b"v"
-        db["old"] = "newer"
+        db[b"old"] = b"newer"
         if how == "delete":
             assert db.delete("k")
         elif how == "put":
