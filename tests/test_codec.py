@@ -21,7 +21,7 @@ from bytekv.engine.codec.entry import (
     PUT,
     SYNC_MARK,
     TOMBSTONE,
-    Entry,
+    StoredEntry,
     decode_entry,
     encode_entry,
     entry_size,
@@ -109,7 +109,7 @@ def test_entries_come_back(flags, key, value, seq, modified_ms, expires_ms, salt
     seed = seed_of(salt)
     raw = b"".join(encode_entry(flags, key, value, seq, modified_ms, expires_ms, seed))
     stored_flags = flags | EXPIRES if expires_ms else flags
-    assert decode_entry(raw, seed, "p", 0) == Entry(stored_flags, key, value, seq, modified_ms, expires_ms)
+    assert decode_entry(raw, seed, "p", 0) == StoredEntry(stored_flags, key, value, seq, modified_ms, expires_ms)
     assert len(raw) == entry_size(len(key), len(value), expires_ms) == measure_entry(raw[:7]) == measure_entry(raw)
     assert checksum(raw, seed) == RESIDUE
 
