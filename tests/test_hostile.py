@@ -494,8 +494,9 @@ def test_names_that_the_system_does_not_take(path: Path) -> None:
             bytekv.open(os.path.join(path, "x" * 300), flag)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="null"):
             bytekv.open(f"{path}\0", flag)  # type: ignore[arg-type]
-        with pytest.raises(BytekvError):
-            bytekv.open(path / "a" / "b", flag)  # type: ignore[arg-type]
+        if flag in "rw":  # the others make missing parents
+            with pytest.raises(BytekvError):
+                bytekv.open(path / "a" / "b", flag)  # type: ignore[arg-type]
     assert not path.exists()
 
 

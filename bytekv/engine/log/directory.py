@@ -133,8 +133,15 @@ class Directory:
         try:
             is_made = self.files.make_directory(self.path)
         except StoreNotFoundError:
-            self._make_parents()
-            is_made = self.files.make_directory(self.path)
+            made: list[str] = []
+            try:
+                self._make_parents(made)
+                is_made = self.files.make_directory(self.path)
+            except BaseException:
+                for parent in reversed(made):  # a name that is too long, a disk that is full: nothing has changed
+                    with suppress(BytekvError):
+                        self.files.remove_directory(parent)
+                raise
         if is_made:
             self._sync_parent()
         names = set(self.files.list(self.folder))
@@ -146,16 +153,17 @@ class Directory:
             )
         return True
 
-    def _make_parents(self) -> None:
-        """Create the missing parents of the directory, and make the name of each durable."""
+    def _make_parents(self, made: list[str]) -> None:
+        """Create the missing parents of the directory, which join ``made``, and make the name of each durable."""
         missing = []
         path = os.path.dirname(self.path)
         while not self.files.exists(path) and os.path.dirname(path) != path:
             missing.append(path)
             path = os.path.dirname(path)
-        for made in reversed(missing):
-            self.files.make_directory(made)  # perhaps another process has meanwhile, and not synced it yet
-            self.files.sync_directory(os.path.dirname(made))
+        for path in reversed(missing):
+            if self.files.make_directory(path):  # else another process has meanwhile, and perhaps not synced it yet
+                made.append(path)
+            self.files.sync_directory(os.path.dirname(path))
 
     def make_for_backup(self) -> None:
         """Check that a backup may be written here, before anything is made but the directory."""
