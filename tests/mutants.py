@@ -739,16 +739,25 @@ MUTANTS = [
     _mutant(
         "the names of parents that were made are not durable",
         "engine/log/directory",
-        "            self.files.sync_directory(os.path.dirname(made))",
+        "            self.files.sync_directory(os.path.dirname(path))",
         "            pass",
         _VERBS,
     ),
     _mutant(
         "a store is not made because its parent is missing",
         "engine/log/directory",
-        "            self._make_parents()",
-        "            pass",
+        "                self._make_parents(made)",
+        "                pass",
         _VERBS,
+    ),
+    _mutant(
+        "parents that were made stay where the store cannot be made",
+        "engine/log/directory",
+        "                        self.files.remove_directory(parent)",
+        "                        pass",
+        "tests/test_hostile.py",
+        "-k",
+        "names_that_the_system",
     ),
     _mutant(
         "delete stops at the first key that is missing",
