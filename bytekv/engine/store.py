@@ -14,6 +14,7 @@ from functools import partial
 from operator import itemgetter
 
 from .._lean import TYPE_CHECKING, log, suppress
+from ..contract.batch import Batch
 from ..contract.convert import (
     NEVER,
     Bytes,
@@ -629,9 +630,6 @@ class Store(AbstractStore):
     def batch(self) -> Batch:
         """Return a batch: writes that become visible and durable together. See `Batch`."""
         self._check_writable()
-        with translated("bytekv.contract.batch"):
-            from ..contract.batch import Batch
-
         return Batch(self._commit_batch)
 
     def _commit_batch(self, writes: Writes, gate_owner: object = None) -> int | None:
