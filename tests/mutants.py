@@ -521,8 +521,8 @@ MUTANTS = [
     _mutant(
         "the tombstones of a batch in bulk are not counted",
         "engine/write/change",
-        "segment_id, self.tombstones)\n        state.keydir.write_all",
-        "segment_id, 0)\n        state.keydir.write_all",
+        "segment_id, self.tombstones)\n        self._apply",
+        "segment_id, 0)\n        self._apply",
         "tests/test_fast_paths.py",
     ),
     _mutant(
@@ -825,7 +825,7 @@ MUTANTS = [
     _mutant(
         "half of a deleted range may be seen",
         "engine/write/change",
-        "state.readers_must_wait, True  # nobody may see half of it\n",
+        "state.readers_must_wait, True  # nobody may see half of a batch\n",
         "state.readers_must_wait, state.readers_must_wait\n",
         _VERBS,
     ),

@@ -2,12 +2,12 @@
 
 Where a key's entry lies is one look-up, the entry one slice of a mapping; in between a compaction may have removed the
 segment, then the key is looked up again, for it has been moved before. A follower's segment may have been compacted
-away by the writer; then that is said, for a follower moves only when it is told. Whoever meets what has expired takes
-it out of the keydir, and some more.
+away by the writer; then that is said, for a follower moves only when it is told. A read that meets an expired key takes
+it out of the keydir, and some others with it.
 
 One moment is a view of the keydir. It is walked through in chunks, under the lock only for as long as it takes to
-select their keys. Nothing refers to the store from here, lest it could not be dropped; an open view does, so that
-whoever iterates keeps it open.
+select their keys. Nothing here refers to the store, which could not be dropped otherwise; an open view does, so an
+iterator keeps the store open.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from .codec.entry import (
     decode_head,
     unpack_location,
 )
+from .codec.runs import Pairs
 from .fast import read_many
 from .index.order import Ordered
 from .index.read_view import ReadView
@@ -102,6 +103,12 @@ class Reader:
     def check_open(self) -> None:
         """Raise what `shut` was given, if it was."""
         self._locations.get(b"")
+
+    def _get_ready(self) -> None:
+        """Check that the store is open, and have shown first what an interrupted call left."""
+        self.check_open()
+        if self._state.readers_must_wait:
+            self._durability.redo_for_reader()
 
     # --- the newest ----------------------------------------------------------------------------
 
@@ -215,9 +222,7 @@ class Reader:
 
     def _after_purge(self, ask: Callable[[], T]) -> T:
         """Ask under the lock, with nothing in the keydir that has expired and with the order made before."""
-        self.check_open()
-        if self._state.readers_must_wait:
-            self._durability.redo_for_reader()
+        self._get_ready()
         self._state.check_reentry()
         pacer = Pacer(self._segments.directory.files)
         while True:
@@ -236,9 +241,7 @@ class Reader:
 
     def count(self) -> int:
         """Return how many keys there are, expired ones not counted."""
-        self.check_open()
-        if self._state.readers_must_wait:
-            self._durability.redo_for_reader()
+        self._get_ready()
         if self._keydir.is_due(self._now_ms()) and not self._state.is_entered:
             pacer = Pacer(self._segments.directory.files)
             while True:
@@ -252,9 +255,7 @@ class Reader:
 
     def open_view(self, owner: object) -> ReadView:
         """Return the keydir as it is now; it keeps ``owner``."""
-        self.check_open()
-        if self._state.readers_must_wait:
-            self._durability.redo_for_reader()
+        self._get_ready()
         self._state.check_reentry()
         if self._keydir.is_due(self._now_ms()):
             self.purge()  # not all of it: a view need not be rid of what has expired
@@ -303,18 +304,9 @@ class Reader:
 
     def values_in(self, view: ReadView, keys: list[bytes]) -> dict[bytes, bytes]:
         """Return the values of those keys that existed."""
-        self.check_open()
-        if self._state.readers_must_wait:
-            self._durability.redo_for_reader()
+        self._get_ready()
         found: dict[bytes, bytes] = {}
-        done = 0
-        for stop, pairs in read_many(
-            keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting
-        ):
-            # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
-            if view.undo and not view.undo.keys().isdisjoint(keys[done:stop]):
-                pairs = self._pairs_at(view, keys[done:stop])
-            done = stop
+        for pairs in self._read_at(view, keys):
             found.update(pairs)
         view.check_open()
         return found
@@ -418,18 +410,9 @@ class Reader:
             while not range_.is_empty and limit != 0:
                 # More than is wanted, once all there was had expired: so may many of those that follow.
                 count = min(chunk if limit is None else max(limit, chunk), _LAST_CHUNK)
-                self.check_open()
-                if self._state.readers_must_wait:
-                    self._durability.redo_for_reader()
+                self._get_ready()
                 keys = self._select(view, range_, count)
-                done = 0
-                for stop, pairs in read_many(
-                    keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting
-                ):
-                    # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
-                    if view.undo and not view.undo.keys().isdisjoint(keys[done:stop]):
-                        pairs = self._pairs_at(view, keys[done:stop])
-                    done = stop
+                for pairs in self._read_at(view, keys):
                     if limit is not None:
                         pairs = pairs[:limit]
                         limit -= len(pairs)
@@ -458,11 +441,23 @@ class Reader:
                 expires = {key: expires_ms / 1000 for key, expires_ms in times if expires_ms}
             yield pairs, expires
 
+    def _read_at(self, view: ReadView, keys: list[bytes]) -> Iterator[Pairs]:
+        """Yield the pairs of keys at the moment of a view, some at a time."""
+        done = 0
+        for stop, pairs in read_many(
+            keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting
+        ):
+            # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
+            if view.undo and not view.undo.keys().isdisjoint(some := keys[done:stop]):
+                pairs = self._pairs_at(view, some)
+            done = stop
+            yield pairs
+
     def _is_whole(self, segment: int) -> bool:
         # In this order: what is counted by now counts for all that was changed before the view was opened.
         return not self._state.is_uncounted and self._keydir.usage.is_whole(segment)
 
-    def _pairs_at(self, view: ReadView, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
+    def _pairs_at(self, view: ReadView, keys: list[bytes]) -> Pairs:
         found = ((key, self.value_in(view, key)) for key in keys)
         return [(key, value) for key, value in found if value is not None]
 
@@ -475,14 +470,9 @@ class Reader:
             return self._keydir.end_key(reverse=reverse)
 
     def _prepare_to_select(self) -> None:
-        self.check_open()
-        state = self._state
-        if state.readers_must_wait:
-            self._durability.redo_for_reader()
-        state.check_reentry()
-        if self._keydir.is_order_due:
-            with self.ordering:  # others need the same order
-                state.order(self._keydir)
+        self._get_ready()
+        self._state.check_reentry()
+        self._order(self._keydir)
 
     def first(self, range_: Range, get: Callable[[bytes], bytes | None]) -> Iterator[tuple[bytes, bytes]] | None:
         """Return what a walk gives that ends after the first pair of a range; None if that takes more than a look.

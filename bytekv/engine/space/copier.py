@@ -296,7 +296,7 @@ class Copier:
     def _copy_deletions(self) -> None:
         """Copy what hides older entries. Last, for only now it is known which is a key's newest.
 
-        A key that was copied needs no tombstone, though it be deleted meanwhile: the copy hides as much, and so a
+        A key that was copied needs no tombstone, even if it is deleted meanwhile: the copy hides as much, and so a
         key has one entry here.
         """
         if self._run.is_oldest:
