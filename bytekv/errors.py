@@ -159,7 +159,7 @@ class ConflictError(BytekvError):
 class ChangesLostError(BytekvError):
     """Raised when changes that were asked for have been compacted away.
 
-    ``first_seq`` is the smallest ``since_seq`` for which there still is a feed. Whoever needs more begins with a
+    ``first_seq`` is the smallest ``since_seq`` for which there is still a feed. To go back further, begin with a
     snapshot, whose ``seq`` is where the feed goes on.
     """
 

@@ -1,6 +1,6 @@
 """A sync fails, and the disk says so only once (D7).
 
-Whoever waits for the sync is told. Nothing is tried again: the kernel has marked the pages clean, so a second sync
+Each caller that waits for it is told. Nothing is tried again: the kernel has marked the pages clean, so a second sync
 would succeed without them. Reads go on; the next write, ``sync()`` and ``close()`` raise; what the failed calls wrote
 is decided when the store is opened again, and opening asks the medium, not the page cache.
 """

@@ -775,7 +775,7 @@ def test_damage_to_what_is_durable_is_said(path: Path, end: str) -> None:
 
 
 def test_a_hint_of_a_segment_that_was_continued_is_half_the_truth(path: Path) -> None:
-    """Closing writes a hint; whoever opens the store next appends to the same segment, and no hint follows soon."""
+    """Closing writes a hint; the next writer appends to the same segment, and no hint follows soon."""
     open_store(path).close()
     reader = open_store(path, "r")
     with open_store(path) as writer:

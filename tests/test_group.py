@@ -73,7 +73,7 @@ def test_nobody_waits_for_one_who_has_left(given_waiters: list[tuple[bool, str]]
 
 
 def test_who_has_lost_patience_leads_and_the_others_wait_for_him() -> None:
-    """A leader may be interrupted before it could begin; whoever then syncs unasked is joined like any other."""
+    """A leader may be interrupted before it could begin; a thread that then syncs unasked is joined like any other."""
     group = GroupCommit()
     assert group.join(1) is None
     group.release(0, failed=False)

@@ -182,7 +182,7 @@ def _with_hint(path: Path) -> Path:
 
 @pytest.mark.parametrize("bit", range(44, 64))
 def test_a_place_that_names_another_segment_is_no_place(bit: int, path: Path) -> None:
-    """A hint whose CRC fits could point at a segment that does not exist; whoever read the key never came back."""
+    """A hint whose CRC fits could point at a segment that does not exist; a read of the key never came back."""
     hint = _with_hint(path)
     raw = bytearray(hint.read_bytes())
     place = forge.Field("place", 92, 8)

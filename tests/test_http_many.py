@@ -592,7 +592,7 @@ def test_only_one_creates_and_only_one_deletes(door, open_store, sync):
 
 
 def test_nobody_comes_between_a_delete_and_its_condition(open_store):
-    """Whoever stores a newer value meanwhile has to wait: else the delete would take what it was not meant for."""
+    """A writer of a newer value has to wait meanwhile: else the delete would take what it was not meant for."""
     db = open_store()
     seq = db.put("k", "1")
     other = threading.Thread(target=db.put, args=(b"k", b"2"))

@@ -179,7 +179,7 @@ class InterruptAt:
     if sys.version_info < (3, 12):
 
         def _watch(self) -> None:
-            self._tracer = sys.gettrace()  # that of whoever measures which branches are taken
+            self._tracer = sys.gettrace()  # that of a coverage measurement
             sys.settrace(self._trace)
 
         def _look_away(self) -> None:

@@ -48,7 +48,7 @@ def feed_of(db: Store) -> Iterator[Change]:
 
 
 def change(db: Store, rest: random.Random) -> None:
-    """Overwrite a few keys and compact, so that whoever is looking needs files that nobody else does."""
+    """Overwrite a few keys and compact, so that a reader needs files that nobody else does."""
     for _ in range(10):
         db[b"k%03d" % rest.randrange(100)] = rest.randbytes(40)
     victims = [row.segment_id for row in db._segments.sealed()][-4:]

@@ -1,4 +1,4 @@
-"""D10: calls of many threads on one key happen one after the other; whoever looks at many keys sees one moment.
+"""D10: calls of many threads on one key happen one after the other; a read of many keys sees one moment.
 
 Threads record what they call and what comes back, with compactions all the time and switches at nearly every line;
 then `tests/linearizability.py` looks for an order that explains it. What spans several keys is compared with the

@@ -804,7 +804,7 @@ def test_what_is_saved_after_bytekvs_own_exit_handler(path: Path, sync: str) -> 
 
 
 def test_what_is_saved_once_a_daemon_thread_was_stopped_inside_the_store(path: Path) -> None:
-    """Its lock is never given back: whoever waited for it would keep the process from ending."""
+    """Its lock is never given back: a thread that waited for it would keep the process from ending."""
     source = """
         import threading
 

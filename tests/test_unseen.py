@@ -81,7 +81,7 @@ def test_a_clear_hides_all_that_is_not_newer() -> None:
     queue.remove_first()
     assert queue.find(b"a") == GONE, "the clear still waits"
     queue.remove_first()
-    assert queue.find(b"a") == NOT_HERE, "readers see the clear, and so does whoever looks where they look"
+    assert queue.find(b"a") == NOT_HERE, "readers see the clear, and so do writers that look where readers look"
     assert queue.find(b"b") == (True, place_of(newer))
 
 

@@ -1,6 +1,6 @@
 """A writer and the background worker in lockstep, on a clock that only work moves.
 
-One interpreter serves both, as in CPython: whoever computes keeps it. The writer (the test's thread) gives it up when
+One interpreter serves both, as in CPython: a busy thread keeps it. The writer (the test's thread) gives it up when
 it sleeps, or, as long as it is busy, when the worker has waited for `SWITCH_S`; the worker gives it up when it sleeps.
 Computing costs what was measured: a put `PUT_S`, a byte that a compaction reads `READ_S`. So the same writes meet the
 same compactions at the same bytes in every run, however slow the machine is.

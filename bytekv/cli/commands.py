@@ -62,7 +62,7 @@ def _waiting(arguments: Namespace, attempt: Callable[[], T]) -> T:
                 deadline = now + getattr(arguments, "wait", 0.0)
             if error.pid == os.getpid() or now >= deadline:
                 raise
-            # Some milliseconds, each time others, lest those who wait together come together again.
+            # A different pause each time, so that processes that wait together do not all try again together.
             time.sleep(min(random.uniform(0.002, 0.03), deadline - now))
 
 

@@ -104,7 +104,7 @@ class DataSet:
         return (self._random.randint(1, GROUP) for _ in range(count))
 
     def sorted_keys(self) -> list[bytes]:
-        """Return all keys in order; a list to be kept up by whoever adds keys."""
+        """Return all keys in order; the caller that adds keys keeps it up."""
         if self._sorted is None:
             self._sorted = sorted(self.keys)
         return self._sorted
