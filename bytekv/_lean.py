@@ -1,11 +1,12 @@
 """Lean import: keep `import bytekv` short by cheap stand-ins and late imports.
 
 `import bytekv`, and a command for one key, are over in a few milliseconds, so what they import is chosen with care.
-Processor time of Python 3.11 and 3.13, which start in 11 and 13 ms: `typing` takes 10 and 6 more, `dataclasses` 16 and
-19, `logging` 15 and 16. None of them is needed before somebody uses it, so nothing here imports them by itself.
+Processor time of Python 3.11 and 3.13, which start in 11 and 13 ms: `typing` takes 10 and 6 more, `dataclasses` 16
+and 19, `logging` 15 and 16. None of them is needed before somebody uses it, so nothing here imports them by itself.
 Annotations are never evaluated, and their names are imported under `TYPE_CHECKING`, which checkers take for true.
 `NamedTuple`, `dataclass` and `suppress` are those of the standard library for checkers, and make what they make for
-readers. `log` asks for `logging` when there is something to say. tests/test_imports.py says what may come along.
+readers. `log` asks for `logging` when there is something to say. tests/project/test_imports.py says what may come
+along.
 
 A module of our own is a third of a million instructions, an empty one, too; Python itself starts in 40 million. So what
 a store that is opened, read and written by one key does not need is imported by the method that needs it: reports,

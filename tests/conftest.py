@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from bytekv.engine.store import Store
-from tests import harness
+from tests.support import harness
 
 settings.register_profile(
     "default", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -82,7 +82,7 @@ def open_store(path: Path) -> Iterator[Callable[..., Store]]:
 def door(open_store: Callable[..., Store]) -> Iterator[Callable[..., Any]]:
     """Make the HTTP application of a store, the test's one if none is given, and return a client of it."""
     from bytekv.http import Application
-    from tests.http_client import Client
+    from tests.support.http_client import Client
 
     made = []
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.harness import WRONG, Case
+from tests.support.harness import WRONG, Case
 
 PAGE = Path(__file__).parent.parent / "docs/explanation/durability.md"
 BEGIN, END = "<!-- deep: begin -->\n", "<!-- deep: end -->\n"
@@ -40,21 +40,21 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "crash_images": Method(20, "test_crash_images:crash_images"),
-    "kills": Method(12, "kills:kills"),
-    "flips_and_cuts": Method(12, "test_sweeps:flips_and_cuts"),
-    "system_calls": Method(12, "test_faults:failed_calls"),
-    "failed_syncs": Method(3, "test_failed_sync:failed_syncs"),
-    "interrupts": Method(10, "test_interrupts:count_interrupts"),
-    "signals": Method(10, "test_handlers:count_signals"),
-    "finalisers": Method(6, "test_handlers:count_finalisers"),
-    "memory_errors": Method(6, "test_memory_errors:count_memory_errors"),
-    "lives": Method(6, "test_state_machine:lives"),
-    "short_stories": Method(3, "test_second_crash:short_stories"),
-    "expiry_stories": Method(3, "test_expiry:expiry_stories"),
-    "repairs": Method(6, "test_repair_model:repairs"),
-    "hostile": Method(4, "hostile:hostile_directories"),
-    "fuzz": Method(3, "test_fuzz:fuzz_cases"),
+    "crash_images": Method(20, "crash.test_crash_images:crash_images"),
+    "kills": Method(12, "support.kills:kills"),
+    "flips_and_cuts": Method(12, "engine.integrity.test_sweeps:flips_and_cuts"),
+    "system_calls": Method(12, "crash.test_faults:failed_calls"),
+    "failed_syncs": Method(3, "crash.test_failed_sync:failed_syncs"),
+    "interrupts": Method(10, "crash.test_interrupts:count_interrupts"),
+    "signals": Method(10, "crash.test_handlers:count_signals"),
+    "finalisers": Method(6, "crash.test_handlers:count_finalisers"),
+    "memory_errors": Method(6, "crash.test_memory_errors:count_memory_errors"),
+    "lives": Method(6, "model.test_state_machine:lives"),
+    "short_stories": Method(3, "crash.test_second_crash:short_stories"),
+    "expiry_stories": Method(3, "engine.test_expiry:expiry_stories"),
+    "repairs": Method(6, "engine.integrity.test_repair_model:repairs"),
+    "hostile": Method(4, "support.hostile:hostile_directories"),
+    "fuzz": Method(3, "model.test_fuzz:fuzz_cases"),
     "mutants": Method(12, "mutants:mutants_caught"),
 }
 #: These take a budget and a seed, and return (cases, violations, seed) at their end; no cases if they cannot be made.

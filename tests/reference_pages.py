@@ -1,6 +1,6 @@
 """What the pages say of options, errors, limits, modules and of who may do what, made from the code.
 
-``python -m tests.reference_pages`` writes it into the pages; tests/test_reference_pages.py compares.
+``python -m tests.reference_pages`` writes it into the pages; tests/project/test_reference_pages.py compares.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bytekv.http.access import SCOPES, STEP_SCOPES
 from bytekv.http.routes import ROUTES
 from bytekv.options import Options
 from bytekv.resp.commands.table import COMMANDS
-from tests.test_layers import ARROWS, PACKAGE, inner_imports, nearest, sources_of
+from tests.project.test_layers import ARROWS, PACKAGE, inner_imports, nearest, sources_of
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 DESIGN = REFERENCE.parent / "explanation" / "design.md"

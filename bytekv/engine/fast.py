@@ -17,7 +17,7 @@ here                        the plain one                what it costs
 The first five were measured in one run (values of 100 bytes, processor time).
 
 Knows how an entry looks, where it goes and where readers find it. Whatever is not the common case is left to the plain
-way. tests/test_fast_paths.py shows that both leave the same bytes and the same keydir, and read the same values.
+way. tests/engine/test_fast_paths.py shows that both leave the same bytes and the same keydir, and read the same values.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ CASES = ("put", "get", "get of a missing key", "scan", "delete", "batch")
 def _measured(size: int, path: str) -> None:
     """Run the cases, each between two calls of getppid, at which callgrind writes down what it has counted."""
     import bytekv
-    from tests.harness import NO_WORKER, patched
+    from tests.support.harness import NO_WORKER, patched
 
     chance = random.Random(1)
     keys = [b"%016x" % chance.getrandbits(64) for _ in range(size)]

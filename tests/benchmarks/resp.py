@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.resp_harness import redis_server
-from tests.resp_process import Process
+from tests.support.resp_harness import redis_server
+from tests.support.resp_process import Process
 
 GOALS = {1: 0.6, 16: 0.25}
 OPERATIONS = {1: 100_000, 16: 400_000}

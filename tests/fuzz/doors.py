@@ -19,9 +19,9 @@ from bytekv.http import Application
 from bytekv.resp import Server
 from bytekv.resp.commands import strings
 from bytekv.resp.connection import READ_BYTES, Connection
-from tests import harness
-from tests.harness import QuickFiles
-from tests.resp_harness import Argument, Commands, request
+from tests.support import harness
+from tests.support.harness import QuickFiles
+from tests.support.resp_harness import Argument, Commands, request
 
 SECONDS = 5.0  # that no input may take
 

@@ -38,12 +38,12 @@ from bytekv.engine.log.summary import hint_of
 from bytekv.errors import BytekvError, LimitError
 from bytekv.transfer.foreign import SourceError, read_source
 from bytekv.transfer.json_lines import LineError, encode_line, read_lines
-from tests import harness
-from tests.forge import with_crc
 from tests.fuzz import doors
 from tests.fuzz.doors import http, resp
-from tests.harness import QuickFiles
-from tests.independent_reader import read_store
+from tests.support import harness
+from tests.support.forge import with_crc
+from tests.support.harness import QuickFiles
+from tests.support.independent_reader import read_store
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SALT = 0xA7A6A5A4A3A2A1A0

@@ -25,7 +25,7 @@ from typing import Any
 
 from bytekv.engine.codec.entry import CONTINUES, ENTRY_SIZE, PUT, encode_entry
 from bytekv.engine.codec.manifest import SEGMENT_HEADER_SIZE
-from tests.harness import FakeFiles, crash, damage, open_store, segment_files
+from tests.support.harness import FakeFiles, crash, damage, open_store, segment_files
 
 HERE = Path(__file__).parent / "v1"
 Y2100_MS = 4_102_444_800_000

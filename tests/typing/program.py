@@ -1,5 +1,5 @@
 # pyright: strict
-"""A user's program that touches everything public: mypy --strict and pyright read it, tests/test_exports.py runs it.
+"""A user's program that touches everything public: mypy --strict and pyright read it, test_exports.py runs it.
 
 `assert_type` says what a checker must find; where a checker would find less, a user's editor would, too.
 """
