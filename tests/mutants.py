@@ -1164,10 +1164,24 @@ MUTANTS = [
     _mutant(
         "add finds what has expired",
         "engine/fast",
-        "                        if only_new and keydir.locate(key, now_ms) is not None:",
-        "                        if only_new and key in keydir.locations:",
+        "                        if over != _ANYTHING and keydir.locate(key, now_ms) != over:",
+        "                        if over != _ANYTHING and keydir.locations.get(key) != over:",
         _FAST_PATHS,
         _EXPIRY,
+    ),
+    _mutant(
+        "a put with a seq does not look whether the entry is still the newest",
+        "engine/fast",
+        "                        if over != _ANYTHING and keydir.locate(key, now_ms) != over:",
+        "                        if over is None and keydir.locate(key, now_ms) is not None:",
+        _FAST_PATHS,
+    ),
+    _mutant(
+        "a put with a seq takes any entry for the one that it asks for",
+        "engine/store",
+        '        return location if int.from_bytes(reader[0][at : at + 8], "little") == seq else None',
+        "        return location",
+        _FAST_PATHS,
     ),
     _mutant(
         "a key with a ttl is there for a millisecond too long",

@@ -8,6 +8,7 @@ here                        the plain one                what it costs
 `FastCommitter.add`         `Committer.add`              2.3 µs instead of 11
 `FastCommitter.expire`      `Committer.expire`           4.4 µs instead of 19
 `FastCommitter.delete`      `Committer.delete`           1.8 µs instead of 12
+`FastCommitter.put_over`    `Store.put` with ``if_seq``  2.8 µs instead of 18
 `DurableCommitter.put`      `Committer.put`              without its sync 11 µs instead of 17
 `DurablePut.apply`          `Change.apply`               0.5 µs instead of 2
 `read_many`                 `Reader.find` of each key    0.2 to 0.7 µs an entry instead of 3
@@ -64,6 +65,7 @@ _HELD: Final = 1 << 20  # bytes of values in memory at once, or one value
 _AT_ONCE: Final = 1024  # keys that are looked up together, if they are not in one run
 _FEWEST: Final = 8  # keys for which it pays to look whether their entries are alike
 _NOT_OPEN: Final = (b"", 0)
+_ANYTHING: Final = -1  # no location
 
 _pack_entry = ENTRY.pack
 _pack_mortal = Struct(ENTRY.format + "Q").pack  # with ENTRY_EXPIRES
@@ -174,20 +176,25 @@ class FastCommitter(Committer):
 
     def add(self, key: bytes, value: bytes, ttl_ms: int) -> bool:
         """Append one put if the key does not exist, and tell whether it did not."""
-        seq = self.put_for(key, value, ttl_ms, only_new=True)
+        seq = self.put_over(key, value, ttl_ms, None)
         return seq > 0 if seq >= 0 else super().add(key, value, ttl_ms)
+
+    def put_over(self, key: bytes, value: bytes, ttl_ms: int, over: int | None) -> int:
+        """Append one put if the key's entry is where it should be; return its seq, 0 if it is not, -1 unless fast."""
+        return self.put_for(key, value, ttl_ms, over=over)
 
     def expire(self, key: bytes, ttl_ms: int, read: Callable[[bytes, int], StoredEntry]) -> bool:
         """Append the key's value once more, so that it expires, if the key exists; tell whether it does."""
         return self.put_for(key, None, ttl_ms) > 0 or super().expire(key, ttl_ms, read)
 
-    def put_for(self, key: bytes, value: bytes | None, ttl_ms: int, *, only_new: bool = False) -> int:
+    def put_for(self, key: bytes, value: bytes | None, ttl_ms: int, *, over: int | None = _ANYTHING) -> int:
         """Append one put that expires and show it; return its seq; as `put` does.
 
-        For `add` and `expire`: 0 if the key exists although ``only_new``; without a value the one that it has; it does
-        not expire if ``ttl_ms`` is 0. What is not the common case is left to them: -1.
+        For `put_over` and `expire`: 0 if the key's entry does not lie at ``over`` (None: there is none); without a
+        value the one that it has; it does not expire if ``ttl_ms`` is 0. What is not the common case is left to
+        them: -1.
         """
-        is_asked = only_new or value is None
+        is_asked = over != _ANYTHING or value is None
         state = self.state
         if state.intent is not None:
             state.redo_interrupted()
@@ -206,7 +213,7 @@ class FastCommitter(Committer):
                     offset = writer.end
                     end = offset + size
                     if end <= writer.fast_end and size <= 8191:
-                        if only_new and keydir.locate(key, now_ms) is not None:
+                        if over != _ANYTHING and keydir.locate(key, now_ms) != over:
                             state.intent = None
                             return 0
                         seq = state.seq + 1

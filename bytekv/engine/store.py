@@ -42,7 +42,20 @@ from ..errors import (
 )
 from ..options import Options
 from .codec.checksum import RESIDUE, checksum
-from .codec.entry import CLEAR, ENTRY_EXPIRES, OVERHEAD, PREFIX, PUT, SIZE_MASK, TOMBSTONE, StoredEntry
+from .codec.entry import (
+    CLEAR,
+    ENTRY_EXPIRES,
+    OFFSET_MASK,
+    OFFSET_SHIFT,
+    OVERHEAD,
+    PREFIX,
+    PUT,
+    SEGMENT_SHIFT,
+    SEQ_OFFSET,
+    SIZE_MASK,
+    TOMBSTONE,
+    StoredEntry,
+)
 from .exit_and_fork import register, unregister
 from .listener import tell
 from .log.directory import Directory
@@ -427,10 +440,17 @@ class Store(AbstractStore):
         ...
         bytekv.errors.ConflictError: key b'page': expected seq 1, found 2
         """
-        if if_seq is None and expires is None and type(key) is bytes and type(value) is bytes:
-            if ttl is None:
-                return self._commit.put(key, value)
-            return self._commit.put_for(key, value, ttl_to_ms(ttl))
+        if expires is None and type(key) is bytes and type(value) is bytes:
+            if if_seq is None:
+                if ttl is None:
+                    return self._commit.put(key, value)
+                return self._commit.put_for(key, value, ttl_to_ms(ttl))
+            # No two entries ever have one location: if the entry of this seq is still where it was, it is the newest.
+            location = self._location_of(key, if_seq) if type(if_seq) is int else None
+            if location is not None or (if_seq == 0 and type(if_seq) is int):
+                seq = self._commit.put_over(key, value, 0 if ttl is None else ttl_to_ms(ttl), location)
+                if seq > 0:
+                    return seq
         (key, value), expiry = pair_of(key, value), expiry_of(ttl, expires)
         if if_seq is not None and (isinstance(if_seq, bool) or not isinstance(if_seq, int)):
             raise TypeError(f"if_seq must be an int, not {type(if_seq).__name__}")
@@ -520,6 +540,15 @@ class Store(AbstractStore):
         if default is _MISSING:
             raise KeyError(key)
         return default
+
+    def _location_of(self, key: bytes, seq: int) -> int | None:
+        """Return where the entry of a key lies if it says that it has this seq; None says nothing."""
+        location: int | None = self._locations.get(key)
+        reader = None if location is None else self._readers.get(location >> SEGMENT_SHIFT)
+        if location is None or reader is None or self._state.readers_must_wait:
+            return None
+        at = (location >> OFFSET_SHIFT & OFFSET_MASK) + SEQ_OFFSET
+        return location if int.from_bytes(reader[0][at : at + 8], "little") == seq else None
 
     def _end_key(self, *, reverse: bool) -> bytes | None:
         return self._reader.end_key(reverse=reverse)

@@ -223,8 +223,10 @@ class Request:
             if len(body) + len(piece) > limit:
                 raise Problem("too-large", f"a body may have {limit} bytes")
             self.take(budget, len(piece))
-            body += piece
             more = message.get("more_body", False)
+            if not (body or more):
+                return bytes(piece)  # all of it at once, as a small one comes
+            body += piece
         return bytes(body)
 
     def done(self) -> None:

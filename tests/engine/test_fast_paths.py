@@ -20,6 +20,7 @@ from bytekv.engine.log.segment import Writer
 from bytekv.engine.store import Store
 from bytekv.engine.write.change import Bulk, Change, PutRun
 from bytekv.engine.write.commit import Committer
+from bytekv.errors import ConflictError
 from tests.support.harness import FakeFiles, open_store, patched, segment_files
 
 KEYS = [b"", b"a", b"b" * 20, b"c" * 300, b"d" * 9000, *(b"%d" % number for number in range(6))]
@@ -40,6 +41,7 @@ steps = st.lists(
         st.tuples(st.just("expire"), keys, ttls),
         st.tuples(st.just("put for"), keys, values, ttls),
         st.tuples(st.just("add"), keys, values, st.none() | ttls),
+        st.tuples(st.just("compare"), keys, values, st.none() | ttls, st.sampled_from(["right", "wrong", "new"])),
         st.tuples(st.just("persist"), keys),
         st.tuples(st.just("read"), keys),
         st.tuples(st.just("wait"), st.sampled_from([0.001, 0.999, 1.0, 30.0, 2000.0, -5.0])),
@@ -133,6 +135,13 @@ def live(path: Path, story: list[tuple[Any, ...]], *, sync: str = "os", **option
             said.append(db.put(*given_[:2], ttl=given_[2]))
         elif what == "add":
             said.append(db.add(*given_[:2], ttl=given_[2]))
+        elif what == "compare":
+            key, value, ttl, guess = given_
+            seq = db.entry(key).seq if guess == "right" and key in db else int(guess == "wrong")
+            try:
+                said.append(db.put(key, value, ttl=ttl, if_seq=seq))
+            except ConflictError as error:
+                said.append(error.seq)
         elif what == "persist":
             said.append(db.persist(*given_))
         elif what == "read":
@@ -179,6 +188,25 @@ def test_writes_leave_the_same_bytes(story: list[tuple[Any, ...]], io: str, sync
         assert fast == plain
     finally:
         shutil.rmtree(parent)
+
+
+def test_a_put_with_a_seq_loses_to_one_that_comes_in_between(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seq is looked at without the lock. That it is still the newest is seen under it, by its place."""
+    find = Store._location_of
+
+    def overtaken(db: Store, key: bytes, seq: int) -> int | None:
+        location = find(db, key, seq)
+        assert (location is None) is (seq == 0)
+        db.put(key, b"theirs")
+        return location
+
+    with open_store(path) as db:
+        seq = db.put(b"k", b"mine")
+        monkeypatch.setattr(Store, "_location_of", overtaken)
+        for key, wanted in ((b"k", seq), (b"new", 0)):
+            with pytest.raises(ConflictError) as caught:
+                db.put(key, b"mine", if_seq=wanted)
+            assert (caught.value.seq, db[key]) == (db.last_seq, b"theirs")
 
 
 def test_the_plain_way_is_plain(path: Path) -> None:

@@ -42,6 +42,7 @@ ENTRY_EXPIRES: Final = Struct("<Q")
 PREFIX: Final = Struct("<BH")  # flags and key length, for the check at every read
 
 ENTRY_SIZE: Final = ENTRY.size  # 1 + 2 + 4 + 8 + 8 = 23
+SEQ_OFFSET: Final = 7  # in an entry
 EXPIRING_ENTRY_SIZE: Final = ENTRY_SIZE + ENTRY_EXPIRES.size  # 23 + 8 = 31
 OVERHEAD: Final = ENTRY_SIZE + CRC_SIZE  # 27 bytes beside key and value; 35 with an expiry
 MIN_ENTRY_SIZE: Final = OVERHEAD

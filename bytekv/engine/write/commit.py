@@ -74,6 +74,13 @@ class Committer:
         self.change(decide)
         return not existed
 
+    def put_over(self, key: bytes, value: bytes, ttl_ms: int, over: int | None) -> int:
+        """Append one put if the key's entry lies at ``over`` (None: there is none); return its seq, 0 if it does not.
+
+        -1: there is no short way for it, and nothing has happened.
+        """
+        return -1
+
     def expire(self, key: bytes, ttl_ms: int, read: Callable[[bytes, int], StoredEntry]) -> bool:
         """Append the key's value once more, so that it expires, if the key exists; tell whether it does.
 
