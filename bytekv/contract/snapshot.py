@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Pieces = Iterator[tuple[list[tuple[bytes, bytes]], dict[bytes, float]]]
 
-    class Reader(Protocol):
+    class MomentReader(Protocol):
         """What a snapshot needs of its store; a view is one moment, whatever the store uses for that, with its seq."""
 
         def entry_in(self, view: Any, key: bytes, /) -> Entry | None: ...
@@ -66,7 +66,7 @@ class Snapshot(OrderedMapping):
 
     _instead = "threads may share the object itself, dict(snapshot) holds the same"
 
-    def __init__(self, reader: Reader, view: Any) -> None:
+    def __init__(self, reader: MomentReader, view: Any) -> None:
         self._reader = reader
         self._view = view  # None once closed
         #: The sequence number of the newest operation that this snapshot shows.

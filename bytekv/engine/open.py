@@ -22,6 +22,7 @@ from .log.files import Files
 from .log.segment_manager import SegmentManager
 from .recovery import Kept, Recovery
 from .state import State
+from .tuning import Tuning
 from .write.commit import Committer
 
 if TYPE_CHECKING:
@@ -38,9 +39,11 @@ class Opened(NamedTuple):
     recovery: Recovery
 
 
-def open_directory(path: str, flag: Flag, options: Options, files: Files, wake: Callable[[], bool]) -> Opened:
+def open_directory(
+    path: str, flag: Flag, options: Options, files: Files, tuning: Tuning, wake: Callable[[], bool]
+) -> Opened:
     """Open the store in a directory; ``wake`` is for its committer. An error leaves everything as it was."""
-    directory = Directory(path, files)
+    directory = Directory(path, files, tuning=tuning)
     try:
         if flag in ("r", "w"):
             directory.find(lost_manifest_allowed=flag == "w" and options.recover == "salvage")
@@ -51,7 +54,7 @@ def open_directory(path: str, flag: Flag, options: Options, files: Files, wake: 
                 from .replication.follower import try_again
 
             tries = _Tries(directory, options, wake)
-            return try_again(tries.attempt, files.yield_cpu, tries.generation)
+            return try_again(tries.attempt, files.yield_cpu, tries.generation, tuning.tries)
         directory.acquire()
         if flag == "n" or (flag == "c" and directory.find_or_make(lost_manifest_allowed=True)):
             directory.create(_fresh_manifest(directory))
@@ -109,7 +112,7 @@ def _recover(
     files = directory.files
     manifest = directory.load(for_writing=not readonly)
     mapped = options.io == "mmap" or (options.io == "auto" and files.maps_safely(directory.folder))
-    keydir = Keydir(round(options.expiry_grace_s * 1000), files.now_ms)
+    keydir = Keydir(round(options.expiry_grace_s * 1000), files.now_ms, directory.tuning)
     segments = SegmentManager(directory, manifest, options, mapped=mapped, readonly=readonly)
     try:
         report = recovery.recover(segments, keydir, readonly=readonly, kept=kept)

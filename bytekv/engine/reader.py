@@ -13,7 +13,7 @@ iterator keeps the store open.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import chain, islice
 
 from .._lean import TYPE_CHECKING
@@ -41,16 +41,13 @@ from .state import State
 from .write.durability import Durability
 
 if TYPE_CHECKING:
-    from typing import Any, Final, NoReturn, TypeVar
+    from typing import Any, NoReturn, TypeVar
 
     T = TypeVar("T")
+    E = TypeVar("E")
     F = TypeVar("F", StoredEntry, Head)
 
 __all__ = ["Reader", "entry_of", "stat_of"]
-
-_FIRST_CHUNK: Final = 128
-_LAST_CHUNK: Final = 1024
-_FEW_NOTED: Final = 10_000  # changed keys that are looked at under the lock, in some 5 ms
 
 
 def entry_of(stored: StoredEntry) -> Entry:
@@ -88,6 +85,7 @@ class Reader:
         self._state, self._durability = state, durability
         self._segments = state.segments
         self._keydir = state.keydir
+        self._tuning = state.tuning
         self._now_ms = state.keydir.now_ms
         self.ordering: Any = threading.RLock()  # taken before the store's lock, never inside of it
         self._trusting = not options.verify_reads
@@ -328,7 +326,7 @@ class Reader:
     def count_in(self, view: ReadView, range_: Range | None = None) -> int:
         """Return how many keys there were at the moment of a view, those not counted that expired since."""
         if range_ is not None and range_ != EVERYTHING:
-            if view.noted_count > _FEW_NOTED:
+            if view.noted_count > self._tuning.few_noted:
                 return sum(map(len, self._keys_in(view, range_, None)))
             return self._after_purge(lambda: view.count_in(range_))
         self.count()  # takes out what has expired
@@ -353,30 +351,37 @@ class Reader:
 
     def _keys_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[list[bytes]]:
         scan = object()
-        count = _FIRST_CHUNK if limit is None else min(limit, _FIRST_CHUNK)
+        count = self._tuning.first_chunk if limit is None else min(limit, self._tuning.first_chunk)
         try:
             while not range_.is_empty and limit != 0:
                 self.check_open()
-                selected, mortal = self._select_mortal(view, range_, count)
-                is_last = len(selected) < count
-                range_ = range_ if is_last else range_.after(selected[-1])
-                for some in self._there(view, selected, mortal):
-                    keys = some if limit is None else some[:limit]
-                    if limit is not None:
-                        limit -= len(keys)
-                    view.read_ahead(scan, keys)
-                    self.check_open()  # after that: who closes does it the other way round
-                    yield keys
-                    self.check_open()
-                    if not keys:
-                        view.check_open()
-                    if limit == 0:
-                        return
-                if is_last:
+                keys, mortal = self._select_mortal(view, range_, count)
+                limit = yield from self._give(view, scan, self._there(view, keys, mortal), limit)
+                if len(keys) < count:
                     return
-                count = min(2 * count, _LAST_CHUNK)  # with a limit, too: many of those that follow may have expired
+                range_ = range_.after(keys[-1])
+                # With a limit, too: many of those that follow may have expired.
+                count = min(2 * count, self._tuning.last_chunk)
         finally:
             view.end_read_ahead(scan)
+
+    def _give(
+        self, view: ReadView, scan: object, pieces: Iterator[list[E]], limit: int | None
+    ) -> Generator[list[E], None, int | None]:
+        """Yield pieces of what a scan has found, up to the limit; return what is left of that."""
+        for piece in pieces:
+            if limit is not None:
+                piece = piece[:limit]
+                limit -= len(piece)
+            view.read_ahead(scan, piece)
+            self.check_open()  # in this order, the reverse of that in which a store is closed
+            yield piece
+            self.check_open()
+            if not piece:
+                view.check_open()
+            if limit == 0:
+                break
+        return limit
 
     def _there(self, view: ReadView, selected: list[bytes], mortal: set[bytes]) -> Iterator[list[bytes]]:
         """Yield those of the selected keys that were there at the moment of a view, in pieces that cannot expire."""
@@ -405,25 +410,14 @@ class Reader:
 
     def _chunks_in(self, view: ReadView, range_: Range, limit: int | None) -> Iterator[list[tuple[bytes, bytes]]]:
         scan = object()
-        chunk = _FIRST_CHUNK if limit is None else 1
+        chunk = self._tuning.first_chunk if limit is None else 1
         try:
             while not range_.is_empty and limit != 0:
                 # More than is wanted, once all there was had expired: so may many of those that follow.
-                count = min(chunk if limit is None else max(limit, chunk), _LAST_CHUNK)
+                count = min(chunk if limit is None else max(limit, chunk), self._tuning.last_chunk)
                 self._get_ready()
                 keys = self._select(view, range_, count)
-                for pairs in self._read_at(view, keys):
-                    if limit is not None:
-                        pairs = pairs[:limit]
-                        limit -= len(pairs)
-                    view.read_ahead(scan, pairs)
-                    self.check_open()  # after that: who closes does it the other way round
-                    yield pairs
-                    self.check_open()
-                    if not pairs:
-                        view.check_open()
-                    if limit == 0:
-                        return
+                limit = yield from self._give(view, scan, self._read_at(view, keys), limit)
                 if len(keys) < count:
                     return
                 range_ = range_.after(keys[-1])

@@ -203,7 +203,7 @@ def _read_segment(
     found = summary.of(directory, descriptor, header, row)
     report.hints_used += found.by_file > 0
     report.bytes_scanned += found.scanned
-    report.hints_missing += found.scanned > 0 and summary.is_worth_a_hint(found.scanned)
+    report.hints_missing += found.scanned >= max(1, directory.tuning.hint_from)
     seq = found.hints[-1].last_seq
     if header.kind == LOG and seq != row.last_seq:
         raise CorruptionError(path, row.length, f"ends at seq {seq}, the manifest says {row.last_seq}")

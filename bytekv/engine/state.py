@@ -94,6 +94,7 @@ class State:
         "sync_lock_is_owned",
         "synced_seq",
         "throttles",
+        "tuning",
         "wants_next",
         "wants_worker",
     )
@@ -107,6 +108,7 @@ class State:
 
         # --- set once
         self.files = segments.directory.files
+        self.tuning = segments.directory.tuning
         self.options = options
         self.mode = options.sync
         self.always = options.sync == "always"  # or False where nothing is written
@@ -337,7 +339,7 @@ class State:
         Complexity: O(number of segments).
         """
         dead = self.keydir.usage.total_gone()
-        self.segments.resize(sizes_of(sum(self.segments.lengths().values()) - dead, self.options))
+        self.segments.resize(sizes_of(sum(self.segments.lengths().values()) - dead, self.options, self.tuning))
         return dead
 
     # --- time and order ------------------------------------------------------------------------
@@ -372,7 +374,7 @@ class State:
             new = kept.begin_order()
         if new is not None:
             order, keys = new
-            index = ordered(keys)
+            index = ordered(keys, self.tuning.sorted_keys)
             with self.lock, self:
                 kept.end_order(order, index)
         for _ in range(_MOST_SLICES):

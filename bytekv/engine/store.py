@@ -3,7 +3,7 @@
 What this module adds to the layers below is what a user sees: conversions of keys and values, what each method decides
 on the entry that it finds, and one moment of truth for `close`. What follows from that is written in the contract's
 store. How a change gets onto the disk is `Committer`'s business, how an entry is read `Reader`'s, what happens without
-being asked `Maintenance`'s. Only `get` is written out here once more.
+being asked `Maintenance`'s. The short way of `get` is in `fast`.
 """
 
 from __future__ import annotations
@@ -41,14 +41,12 @@ from ..errors import (
     translated,
 )
 from ..options import Options
-from .codec.checksum import RESIDUE, checksum
+from . import fast
 from .codec.entry import (
     CLEAR,
-    ENTRY_EXPIRES,
     OFFSET_MASK,
     OFFSET_SHIFT,
     OVERHEAD,
-    PREFIX,
     PUT,
     SEGMENT_SHIFT,
     SEQ_OFFSET,
@@ -65,6 +63,7 @@ from .reader import Reader, entry_of, stat_of
 from .recovery import Recovery
 from .space.maintenance import Maintenance
 from .space.worker import LastLock, Worker
+from .tuning import TUNING, Tuning
 from .write.change import Bulk, DeleteRun, Operation
 from .write.commit import Committer
 
@@ -78,7 +77,6 @@ if TYPE_CHECKING:
     from ..events import Listener
     from ..options import Flag, OpenOptions
     from .replication.feed import ChangeFeed
-    from .tuning import Tuning
     from .write.commit import Bounds
 
     T = TypeVar("T")
@@ -86,8 +84,6 @@ if TYPE_CHECKING:
 __all__ = ["Entry", "EntryStat", "Store", "open", "repair"]
 
 _first, _second = itemgetter(0), itemgetter(1)
-_prefix_of = PREFIX.unpack_from
-_expiry_of = ENTRY_EXPIRES.unpack_from
 
 _MISSING: Final = object()
 _TRIES: Final = 8  # to delete a range as it was found, before other writers are kept out
@@ -142,7 +138,7 @@ class Store(AbstractStore):
 
     _instead = "threads may share the object itself, another process opens the path with flag 'r'; see also backup()"
 
-    def __init__(self, path: str, flag: Flag, options: Options, files: Files, tuning: Tuning | None = None) -> None:
+    def __init__(self, path: str, flag: Flag, options: Options, files: Files, tuning: Tuning = TUNING) -> None:
         self._path = path
         self._options = options
         self._files = files
@@ -150,8 +146,9 @@ class Store(AbstractStore):
         self._trusting = not options.verify_reads
         self._pid = os.getpid()
         self._is_shut = self._is_closed = False
-        self._worker = Worker(self._work, self._work_failed, f"bytekv {os.path.basename(path)}")
-        opened = open_directory(path, flag, options, files, self._worker.wake)
+        name = f"bytekv {os.path.basename(path)}"
+        self._worker = Worker(self._work, self._work_failed, name, tuning.retry_s)
+        opened = open_directory(path, flag, options, files, tuning, self._worker.wake)
         try:
             commit = opened.committer
             self._state = state = commit.state
@@ -169,7 +166,7 @@ class Store(AbstractStore):
                     from .replication.follower import Follower
 
                 follower = Follower(state)
-            self._maintenance = Maintenance(commit, options, self._worker, tuning, follower)
+            self._maintenance = Maintenance(commit, options, self._worker, follower)
             self._reader = Reader(state, commit.durability, options)
             self._commit = commit  # from now on there is something to close
             register(self)
@@ -218,58 +215,17 @@ class Store(AbstractStore):
         @overload
         def get(self, key: Bytes, default: T) -> bytes | T: ...
 
+    @fast.shortened(fast.get)
     def get(self, key: Bytes, default: object = None) -> object:
         """Return the value of ``key``, ``default`` if there is none.
 
         Complexity: O(1), no system call where the store is mapped.
         """
-        # This is `Reader.find` flattened for the common case: an open segment, an entry of less than 8 KiB that has
-        # not expired. 0.5 µs from the processor's cache instead of 3; a test compares the two. Only what is not found
-        # is asked for its type: no str equals a key.
-        try:
-            location = self._locations.get(key)
-        except TypeError:  # a bytearray
-            location = None
-        if self._state.readers_must_wait or (location is None and type(key) is not bytes):
-            key = to_bytes("key", key)
-            if self._state.readers_must_wait:
-                self._durability.redo_for_reader()
-            location = self._locations.get(key)
-        if location is None:
-            return default
-        reader = self._readers.get(location >> 44)
-        if reader is not None:
-            view, seed = reader
-            offset = location >> 13 & 0x7FFFFFFF
-            raw = view[offset : offset + (location & 8191)]
-            if raw and (len(raw) == location & 8191 if self._trusting else checksum(raw, seed) == RESIDUE):
-                flags, size = _prefix_of(raw)
-                end = 23 + size
-                if flags & 0xDF == PUT and raw[23:end] == key:
-                    return raw[end:-4]
-                if (
-                    flags & 0xDF == 0x11  # EXPIRES
-                    and raw[31 : end + 8] == key
-                    and _expiry_of(raw, 23)[0] > self._files.clock_ns() // 1000000
-                ):
-                    return raw[end + 8 : -4]
         found = self._reader.find(to_bytes("key", key))
         return default if found is None else found.value
 
+    @fast.shortened(fast.getitem)
     def __getitem__(self, key: Bytes) -> bytes:
-        # The same for what does not expire: a call of `get` would be a tenth of it.
-        if type(key) is bytes and not self._state.readers_must_wait:
-            location = self._locations.get(key)
-            reader = None if location is None else self._readers.get(location >> 44)
-            if reader is not None:
-                view, seed = reader
-                offset = location >> 13 & 0x7FFFFFFF
-                raw = view[offset : offset + (location & 8191)]
-                if raw and (len(raw) == location & 8191 if self._trusting else checksum(raw, seed) == RESIDUE):
-                    flags, size = _prefix_of(raw)
-                    end = 23 + size
-                    if flags & 0xDF == PUT and raw[23:end] == key:
-                        return raw[end:-4]  # type: ignore[no-any-return]
         return super().__getitem__(key)
 
     def __contains__(self, key: object) -> bool:
@@ -793,7 +749,7 @@ class Store(AbstractStore):
 
         while True:
             self._check_open()
-            target = Directory(path, self._files)
+            target = Directory(path, self._files, tuning=self._directory.tuning)
             pin, moment = moment_of(
                 self._state, self._durability, self._reader.remove_obsolete, readonly=self._readonly
             )
@@ -1023,10 +979,15 @@ def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], objec
     >>> bytekv.repair(path).ok
     True
     """
+    return repair_path(path, progress, TUNING)
+
+
+def repair_path(path: str | os.PathLike[str], progress: Callable[[Progress], object] | None, tuning: Tuning) -> Report:
+    """Do what `repair` does, with other constants."""
     with translated("bytekv.engine.integrity.repair"):
         from .integrity.repair import repair_directory
 
-    directory = Directory(os.path.abspath(os.fsdecode(path)), Files())
+    directory = Directory(os.path.abspath(os.fsdecode(path)), Files(), tuning=tuning)
     try:
         directory.find(lost_manifest_allowed=True)
         directory.acquire()

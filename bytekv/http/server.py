@@ -179,7 +179,7 @@ async def _sweep(server: Any) -> None:
             connection.check(clock())
 
 
-class _Log:
+class _SeldomLog:
     """What uvicorn is given as its logger: of each kind of warning a line a second."""
 
     level = logging.INFO
@@ -259,7 +259,7 @@ def _protocol(head_timeout_s: float, send_timeout_s: float, places: Places, seld
 
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
-            self.logger = _Log(seldom)
+            self.logger = _SeldomLog(seldom)
             self.app_state = {**self.app_state, KNOWN: self._note_known}  # the application finds it in the scope
 
         def _note_known(self) -> None:

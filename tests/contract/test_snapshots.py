@@ -16,7 +16,6 @@ import bytekv
 from bytekv.engine.codec.entry import SEGMENT_SHIFT
 from bytekv.engine.space import undo_copier
 from bytekv.engine.space.compactor import Compactor
-from bytekv.engine.tuning import Tuning
 from bytekv.errors import DiskFullError
 from tests.support import harness
 from tests.support.harness import FakeFiles, segment_files
@@ -190,7 +189,7 @@ def test_a_snapshot_whose_segment_goes_between_the_look_and_the_read(open_store,
 def test_a_snapshot_that_is_closed_while_it_is_read_says_so(open_store, monkeypatch, read):
     """In another thread, say: nobody notes for it any more, so what it would show is no moment; and a key whose file is
     gone is not looked for for ever."""
-    monkeypatch.setattr("bytekv.engine.reader._FIRST_CHUNK", 2)
+    harness.tune(monkeypatch, first_chunk=2)
     db = open_store()
     db.update({f"{number}": "old" for number in range(9)})
     snap = db.snapshot()
@@ -357,7 +356,7 @@ def test_readers_never_see_half_a_batch(open_store):
 def test_a_clear_in_the_middle_of_a_compaction_leaves_a_snapshot_its_files(open_store, monkeypatch, moved):
     """A clear does not ask a million keys where they are. So what it keeps for a view are all files into which a key
     may point: the victims of a compaction as well that has not moved all of their keys yet."""
-    monkeypatch.setattr("tests.support.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
+    harness.tune(monkeypatch, copied_entries=1, moved_keys=1)
     db = open_store(sync="os")
     db.update({f"{number}": b"v" * number for number in range(10)})
     db.update({f"{number}": b"w" * number for number in range(5)})

@@ -24,7 +24,7 @@ from bytekv.engine.log.files import Files
 from bytekv.engine.store import Store
 from bytekv.errors import StoreFailedError, StoreIOError, from_os_error, is_interrupt
 from tests.support.fault_files import SystemCalls
-from tests.support.harness import NO_WORKER, hints_from, open_store, patched
+from tests.support.harness import NO_WORKER, open_store, patched, tuned
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs alarms")
 
@@ -147,7 +147,7 @@ def test_at_every_system_call_what_a_handler_raises_comes_out_and_nothing_is_bro
     raised = alarm(RAISED[kind])
     number = 1 + 5 * list(RAISED).index(kind) % step
     path.mkdir()
-    with patched(NO_WORKER | hints_from(100)):
+    with patched(NO_WORKER | tuned(hint_from=100)):
         while True:
             place = path / str(number)
             place.mkdir()

@@ -63,11 +63,7 @@ def place(path: Path) -> Path:
 #: What is rare with large segments is common with small ones.
 OFTEN = {
     **harness.NO_WORKER,
-    **harness.hints_from(120),
-    **harness.tuned(copied_entries=1, moved_keys=1),
-    "bytekv.engine.log.builder._FLUSH": 200,
-    "bytekv.engine.log.segment._FIRST_STEP": 256,
-    "bytekv.engine.log.segment.RESERVE": 64,
+    **harness.tuned(copied_entries=1, moved_keys=1, hint_from=120, flushed_bytes=200, first_step=256, reserve=64),
 }
 
 
@@ -174,7 +170,7 @@ def test_the_id_of_a_file_that_was_swept_is_not_used_again(place: Path) -> None:
 
 def repair(path: Path, files: Files) -> Report:
     """Do what `bytekv.repair` does, on these files and with small segments."""
-    directory = Directory(str(path), files)
+    directory = Directory(str(path), files, tuning=harness.TUNING)
     directory.acquire()
     try:
         return repair_directory(directory, SHAPES[0][2])

@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 import bytekv
-from bytekv.engine.log.segment import RESERVE
 from bytekv.engine.store import Store
+from bytekv.engine.tuning import TUNING
 from bytekv.errors import DiskFullError
 from tests.support.harness import FakeFiles, crash, open_store, segment_files
 
@@ -186,7 +186,7 @@ def test_what_a_kill_tore_is_set_aside_on_a_full_disk(path: Path, free: int):
 def test_a_put_that_does_not_fit_has_no_effect(tenant: Any, io: str, segment_size_bytes: int) -> None:
     t = tenant(512 * KIB, io=io, segment_size_bytes=segment_size_bytes)
     t.fill()
-    assert t.disk.free_bytes("") < 2 * RESERVE + 64 * KIB, "refused though there was room"
+    assert t.disk.free_bytes("") < 2 * TUNING.reserve + 64 * KIB, "refused though there was room"
     t.expect_refused(lambda: t.store.put(b"new", b"n" * 500))
     t.expect_refused(lambda: t.store.__setitem__(b"fill-000001", b"n" * 500))
     t.expect_refused(lambda: t.store.put(b"new", b"n" * 500, ttl=60))
@@ -256,7 +256,7 @@ def test_deleting_and_compacting_makes_room(tenant: Any, io: str, segment_size_b
                 free = t.disk.free_bytes("")
                 with suppress(DiskFullError):  # no room for the whole, but for a part
                     t.store.compact()
-                assert t.disk.free_bytes("") > free + RESERVE
+                assert t.disk.free_bytes("") > free + TUNING.reserve
         t.store.compact()
         t.expect()
         assert t.disk.used < 256 * KIB

@@ -18,7 +18,6 @@ import pytest
 from bytekv import CorruptionError
 from bytekv.engine.log.scan import header_of, scan_segment
 from bytekv.engine.store import Store
-from bytekv.engine.tuning import Tuning
 from tests.support import harness
 from tests.support.harness import WRONG, Case, FakeFiles, QuickFiles, crash, expect_no_violation
 
@@ -521,7 +520,7 @@ def test_what_is_written_during_a_compaction_wins(
     path: Path, monkeypatch: pytest.MonkeyPatch, name: str, oldest: bool, sync: str
 ) -> None:
     """At every pause between reading, copying, publishing and moving; then a crash, and a second compaction."""
-    monkeypatch.setattr("tests.support.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
+    harness.tune(monkeypatch, copied_entries=1, moved_keys=1)
     files = FakeFiles()
 
     def build() -> Store:
@@ -575,7 +574,7 @@ def test_a_compaction_killed_at_any_pause_has_changed_nothing(
     path: Path, monkeypatch: pytest.MonkeyPatch, oldest: bool
 ) -> None:
     """Killed, then opened; or interrupted, then continued by the next one."""
-    monkeypatch.setattr("tests.support.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
+    harness.tune(monkeypatch, copied_entries=1, moved_keys=1)
 
     def build() -> Store:
         db = harness.open_store(path, "n", segment_size_bytes=400)
@@ -623,7 +622,7 @@ def test_dead_bytes_are_counted_right_after_an_interruption(
     open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What has expired is not dead while its grace lasts: counting anew has to know, as counting on does."""
-    monkeypatch.setattr("tests.support.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
+    harness.tune(monkeypatch, copied_entries=1, moved_keys=1)
     files = FakeFiles()
     db = open_store(files=files, segment_size_bytes=400, expiry_grace_s=1000.0)
     for number in range(12):

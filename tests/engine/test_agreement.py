@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from bytekv.contract.snapshot import Snapshot
 from bytekv.engine.codec.entry import PUT
 from bytekv.engine.store import Store
-from bytekv.engine.tuning import Tuning
 from bytekv.engine.write.change import Operation
 from tests.support import harness
 from tests.support.harness import open_store
@@ -238,9 +237,7 @@ def test_a_scan_while_keys_are_pointed_at_their_copies(
 ) -> None:
     """A run's first and last key are at their copies; one between was overwritten before the scan began, when it had
     been copied, and its copy lies there all the same and has not been counted as dead yet."""
-    monkeypatch.setattr(
-        "tests.support.harness.TUNING", Tuning(copied_entries=len(KEYS) // 2, moved_keys=len(KEYS) // 2)
-    )
+    harness.tune(monkeypatch, copied_entries=len(KEYS) // 2, moved_keys=len(KEYS) // 2)
     with open_store(path, "n") as db:
         db.update(dict.fromkeys(KEYS, b"old"))
         db._commit.seal()

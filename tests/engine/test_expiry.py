@@ -21,7 +21,6 @@ from bytekv.engine.codec.entry import EXPIRES, KIND, PUT, TOMBSTONE
 from bytekv.engine.index.deadlines import Deadlines
 from bytekv.engine.log.scan import header_of, scan_segment
 from bytekv.engine.store import Store
-from bytekv.engine.tuning import Tuning
 from bytekv.errors import ChangesLostError
 from tests.support import harness
 from tests.support.harness import NO_WORKER, WRONG, Case, FakeFiles, QuickFiles, crash, expect_no_violation, patched
@@ -398,7 +397,7 @@ def test_a_key_that_expires_while_it_is_compacted_in_order(
 ) -> None:
     """Copied among the others first and among the expired at last, it had two copies, and `verify` spoke of damage in
     a sound store. And one that is forgotten before its turn comes would not be copied at all."""
-    monkeypatch.setattr("tests.support.harness.TUNING", Tuning(copied_entries=1, copied_keys=1, moved_keys=1))
+    harness.tune(monkeypatch, copied_entries=1, copied_keys=1, moved_keys=1)
     files = FakeFiles()
     db = harness.open_store(path, files=files, expiry_grace_s=grace_s)
     keys = [b"%d" % number for number in range(4)]

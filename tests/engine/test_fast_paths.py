@@ -18,7 +18,7 @@ from bytekv.engine.fast import DurableCommitter, FastCommitter
 from bytekv.engine.index.keydir import Keydir
 from bytekv.engine.log.segment import Writer
 from bytekv.engine.store import Store
-from bytekv.engine.write.change import Bulk, Change, PutRun
+from bytekv.engine.write.change import AtomicChange, Bulk, PutRun
 from bytekv.engine.write.commit import Committer
 from bytekv.errors import ConflictError
 from tests.support.harness import FakeFiles, open_store, patched, segment_files
@@ -70,8 +70,8 @@ def plain_ways_only() -> Iterator[None]:
     def without_fast_end(self: Writer, *, fast: bool) -> None:
         open_room(self, fast=False)
 
-    def one_by_one(self: Committer, bulk: Bulk) -> Change:
-        return Change.of(bulk.operations())
+    def one_by_one(self: Committer, bulk: Bulk) -> AtomicChange:
+        return AtomicChange.of(bulk.operations())
 
     def asked_one_by_one(self: Committer, bulk: Bulk, now_ms: int) -> Bulk:
         given = zip(bulk.keys, bulk.values, bulk.expires or [0] * len(bulk.keys), strict=True)
@@ -235,7 +235,7 @@ def test_a_batch_is_encoded_in_parts(path: Path, part_size: int) -> None:
         assert writer is not None
         large = bytes(2 * part_size)
         bulk = Bulk([b"k%d" % n for n in range(20)], [*[b"v", None, b"", large] * 5], [*[0, 0, 5000, 6000] * 5])
-        plain = Change.of(bulk.operations())
+        plain = AtomicChange.of(bulk.operations())
         plain.place(writer, 7, 1000, 50)
         found = PutRun(bulk)
         with patched({"bytekv.engine.write.change._PART_SIZE": part_size}):

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from bytekv.engine.store import Store
-from bytekv.engine.tuning import Tuning
 from bytekv.errors import ChangesLostError, ConflictError
+from tests.support import harness
 from tests.support.harness import QuickFiles, open_store
 from tests.support.linearizability import Call, explain
 
@@ -754,7 +754,7 @@ def half_moved(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[St
 
     One segment is open at a time.
     """
-    monkeypatch.setattr("tests.support.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
+    harness.tune(monkeypatch, copied_entries=1, moved_keys=1)
     files = MeanwhileFiles()
     with open_store(path, files=files, segment_size_bytes=400, max_open_segments=1) as db:
         for number in range(30):

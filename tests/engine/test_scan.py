@@ -47,8 +47,7 @@ def expected(
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a scan look for its next keys after every two, then four: what 128 and 1,024 hide shows at once."""
-    monkeypatch.setattr("bytekv.engine.reader._FIRST_CHUNK", 2)
-    monkeypatch.setattr("bytekv.engine.reader._LAST_CHUNK", 4)
+    harness.tune(monkeypatch, first_chunk=2, last_chunk=4)
 
 
 # --- which keys ----------------------------------------------------------------------------------
@@ -58,7 +57,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_combination_of_bounds(
     open_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr("bytekv.engine.reader._FIRST_CHUNK", chunk)
+    harness.tune(monkeypatch, first_chunk=chunk)
     db = open_store()
     content = {word: b"value of " + word for word in WORDS}
     db.update(content)
@@ -391,18 +390,17 @@ def test_writers_come_in_while_keys_are_sorted(open_store, monkeypatch):
     """The first ordered use of two million keys sorted them in one call, under the lock: nobody else got in for 3 s."""
     from bytekv.engine import state
 
-    monkeypatch.setattr("bytekv.engine.index.order._SLICE", 10)
-    monkeypatch.setattr("bytekv.engine.index.order.FEW_CHANGES", 5)
+    harness.tune(monkeypatch, sorted_keys=10, few_changes=5)
     db = open_store(sync="os")
     db.update({f"{number * 37 % 200:03}": "" for number in range(200)})
     ordered, threads = state.ordered, []
 
-    def ordered_beside_a_writer(keys):
+    def ordered_beside_a_writer(keys, count):
         writer = threading.Thread(target=lambda: (db.put("new", "1"), db.delete("050"), db.put("000", "2")))
         writer.start()
         writer.join(20)
         threads.append(writer)
-        return ordered(keys)
+        return ordered(keys, count)
 
     monkeypatch.setattr(state, "ordered", ordered_beside_a_writer)
     with db.snapshot() as snap:
@@ -419,20 +417,19 @@ def test_writers_come_in_while_what_a_snapshot_has_noted_is_sorted(open_store, m
     """The first scan of a snapshot under which 300,000 keys had been overwritten held the lock for 1.6 s."""
     from bytekv.engine import state
 
-    monkeypatch.setattr("bytekv.engine.index.order._SLICE", 10)
-    monkeypatch.setattr("bytekv.engine.index.order.FEW_CHANGES", 5)
+    harness.tune(monkeypatch, sorted_keys=10, few_changes=5)
     db = open_store(sync="os")
     names = [f"{number * 37 % 200:03}" for number in range(200)]
     db.update(dict.fromkeys(names, ""))
     assert len(list(db)) == 200
     ordered, threads = state.ordered, []
 
-    def ordered_beside_a_writer(keys):
+    def ordered_beside_a_writer(keys, count):
         writer = threading.Thread(target=lambda: (db.put("new", "1"), db.delete("150"), db.put("151", "2")))
         writer.start()
         writer.join(20)
         threads.append(writer)
-        return ordered(keys)
+        return ordered(keys, count)
 
     monkeypatch.setattr(state, "ordered", ordered_beside_a_writer)
     with db.snapshot() as snap:
@@ -450,18 +447,18 @@ def test_writers_come_in_while_a_compaction_sorts_keys(open_store, monkeypatch):
     """It lays values in the order of keys, and sorted a million of them under the lock to begin with: half a second."""
     from bytekv.engine import state
 
-    monkeypatch.setattr("bytekv.engine.index.order._SLICE", 10)
+    harness.tune(monkeypatch, sorted_keys=10)
     db = open_store(sync="os")
     for value in ("old", "new"):
         db.update({f"{number * 37 % 200:03}": value for number in range(200)})
     ordered, threads = state.ordered, []
 
-    def ordered_beside_a_writer(keys):
+    def ordered_beside_a_writer(keys, count):
         writer = threading.Thread(target=lambda: db.put("beside", ""))
         writer.start()
         writer.join(20)
         threads.append(writer)
-        return ordered(keys)
+        return ordered(keys, count)
 
     monkeypatch.setattr(state, "ordered", ordered_beside_a_writer)
     db.compact()

@@ -12,7 +12,6 @@ import pytest
 
 from bytekv import ConflictError, CorruptionError, LimitError, StoreClosedError
 from bytekv.engine.store import Store
-from bytekv.engine.tuning import Tuning
 from tests.support import harness
 from tests.support.harness import FakeFiles, crash
 
@@ -20,7 +19,7 @@ from tests.support.harness import FakeFiles, crash
 @pytest.fixture
 def hints_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every segment, however small, get a hint file, and nobody at work in the background."""
-    monkeypatch.setattr("bytekv.engine.log.summary.HINT_FROM", 1)
+    harness.tune(monkeypatch, hint_from=1)
     monkeypatch.setattr("bytekv.engine.space.worker.Worker.wake", lambda self: True)
 
 
@@ -53,7 +52,7 @@ def test_a_segment_retired_while_it_waits_for_its_hint(
     """The worker went through a list of sealed segments, building hints; a `compact()` meanwhile took the rest of
     them away. The file that was not found ended the worker, and with it every further write: a failed worker
     poisons the store."""
-    monkeypatch.setattr("tests.support.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
+    harness.tune(monkeypatch, copied_entries=1, moved_keys=1)
     files = PausingFiles()
     db = open_store(files=files, segment_size_bytes=400)
     for number in range(40):
@@ -131,7 +130,7 @@ def test_compact_finishes_what_was_interrupted(
 ) -> None:
     """Interrupted after it was published, a compaction goes on with the next one. `compact()` found nothing worth
     compacting, so there was no next one: the old files stayed, with all that had been deleted."""
-    monkeypatch.setattr("tests.support.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
+    harness.tune(monkeypatch, copied_entries=1, moved_keys=1)
     db = open_store(segment_size_bytes=400)
     for key in (b"a", b"b", b"b", b"c"):
         db[key] = b""
@@ -187,7 +186,7 @@ def test_a_key_deleted_after_its_put_was_copied(
 ) -> None:
     """Deleted, put again, copied, deleted again: behind the copy of the put stood the tombstone from before it, and
     the output's hint file spoke of both. Opening by the hint counted the bytes of what they replace twice."""
-    monkeypatch.setattr("tests.support.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
+    harness.tune(monkeypatch, copied_entries=1, moved_keys=1)
     db = open_store()
     db[b"k"] = b"1"
     crash(db)

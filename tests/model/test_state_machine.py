@@ -659,9 +659,7 @@ class StoreMachine(RuleBasedStateMachine):
 #: What is rare with large segments is common with small ones.
 ALONE = {
     **harness.NO_WORKER,
-    **harness.hints_from(120),
-    **harness.tuned(copied_entries=1, moved_keys=1),
-    "bytekv.engine.log.builder._FLUSH": 200,
+    **harness.tuned(copied_entries=1, moved_keys=1, hint_from=120, flushed_bytes=200),
 }
 
 

@@ -12,8 +12,9 @@ from unittest import mock
 
 import pytest
 
+from bytekv.contract.reports import Report
 from bytekv.engine.log.files import Files
-from bytekv.engine.store import Store
+from bytekv.engine.store import Store, repair_path
 from bytekv.engine.tuning import Tuning
 from bytekv.options import Options
 
@@ -67,14 +68,15 @@ NO_WORKER: dict[str, object] = {"bytekv.engine.space.worker.Worker.wake": _stays
 TUNING = Tuning()
 
 
-def tuned(**values: int) -> dict[str, object]:
-    """Return what gives stores that are opened here other constants; see `patched`."""
-    return {"tests.support.harness.TUNING": Tuning(**values)}
+def tuned(**values: float) -> dict[str, object]:
+    """Return what gives stores that are opened here other constants, for `patched`; the others are those of now."""
+    return {"tests.support.harness.TUNING": TUNING._replace(**values)}
 
 
-def hints_from(size: int) -> dict[str, object]:
-    """Return what gives segments of so many bytes a hint file."""
-    return {"bytekv.engine.log.summary.HINT_FROM": size}
+def tune(monkeypatch: pytest.MonkeyPatch, **values: float) -> None:
+    """Give stores that are opened here other constants until the test ends; the others are those of now."""
+    for name, value in tuned(**values).items():
+        monkeypatch.setattr(name, value)
 
 
 class FakeFiles(Files):
@@ -100,6 +102,11 @@ def open_store(path: str | os.PathLike[str], flag: Any = "c", *, files: Files | 
     """Open a store on the given files; no background compaction unless asked for, so that tests decide."""
     options.setdefault("auto_compact", False)
     return Store(os.path.abspath(os.fsdecode(path)), flag, Options(**options), files or Files(), TUNING)
+
+
+def repair(path: str | os.PathLike[str]) -> Report:
+    """Do what `bytekv.repair` does, with the constants that stores are handed here."""
+    return repair_path(path, None, TUNING)
 
 
 def crash(store: Store) -> None:

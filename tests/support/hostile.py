@@ -27,7 +27,6 @@ from types import FrameType
 from typing import Any, NamedTuple
 from unittest import mock
 
-import bytekv
 from bytekv.engine.codec.entry import CLEAR, CONTINUES, EXPIRES, PUT, SYNC_MARK, TOMBSTONE
 from bytekv.engine.codec.manifest import ACTIVE
 from bytekv.engine.store import Store
@@ -36,7 +35,7 @@ from tests.engine.integrity.test_sweeps import STORIES, Story
 from tests.support import forge, harness
 from tests.support.fault_files import SystemCalls
 from tests.support.forge import OUTPUT, Entry, Segment
-from tests.support.harness import WRONG, Case, QuickFiles
+from tests.support.harness import WRONG, Case, QuickFiles, patched, repair, tuned
 from tests.support.independent_reader import read_store
 
 MEMORY_BYTES = 24 << 20
@@ -121,7 +120,7 @@ OPERATIONS: dict[str, Callable[[Arena, str], object]] = {
     "w": lambda arena, io: _open(arena.path, "w", io),
     "r": lambda arena, io: _open(arena.path, "r", io),
     "c": lambda arena, io: _open(arena.path, "c", io),
-    "repair": lambda arena, io: bytekv.repair(arena.path),
+    "repair": lambda arena, io: repair(arena.path),
     "n": lambda arena, io: _open(arena.path, "n", io),
     "salvage": lambda arena, io: _open(arena.path, "w", io, recover="salvage"),
     "refresh": lambda arena, io: _refresh(arena.reader),
@@ -576,9 +575,8 @@ def all_crafts(stories: dict[str, Story]) -> list[Craft]:
 def small_things_count() -> Iterator[None]:
     """Have hint files for the smallest segments, no thread, and few tries beside a writer that is not there."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch("bytekv.engine.log.summary.HINT_FROM", 1))
         stack.enter_context(mock.patch("bytekv.engine.space.worker.Worker.wake", return_value=True))
-        stack.enter_context(mock.patch("bytekv.engine.replication.follower._TRIES", 2))
+        stack.enter_context(patched(tuned(hint_from=1, tries=2)))
         yield
 
 

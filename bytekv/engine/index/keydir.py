@@ -22,8 +22,9 @@ from operator import indexOf, rshift
 from ..._lean import TYPE_CHECKING
 from ..codec.entry import OVERHEAD, SEGMENT_SHIFT, SIZE_MASK
 from ..codec.hint import Hint
+from ..tuning import TUNING, Tuning
 from .deadlines import BITS, Deadlines
-from .order import FEW_CHANGES, Ordered
+from .order import Ordered
 from .read_view import ReadView, ReadViews
 from .usage import SizeOf, Usage
 
@@ -49,8 +50,9 @@ _EVERY: Final = _Every()
 class Keydir(Ordered):
     """Map keys to locations, in key order, and keep count of dead bytes per segment."""
 
-    def __init__(self, grace_ms: int = 0, now_ms: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, grace_ms: int = 0, now_ms: Callable[[], int] = lambda: 0, tuning: Tuning = TUNING) -> None:
         self.now_ms = now_ms
+        self.tuning = tuning
         self.locations: dict[bytes, int] = {}
         self.usage = Usage()
         self._views = ReadViews()
@@ -463,8 +465,8 @@ class Keydir(Ordered):
         else:
             segments = set(map(rshift, self.locations.values(), itertools.repeat(SEGMENT_SHIFT)))
         # The index is of no use any more here. Views that cannot have it sort what they need when they are read.
-        is_right = self._changed is not None and self._index is not None and len(self._changed) < FEW_CHANGES
-        index = self.index() if is_right else None
+        changed = None if self._index is None else self._changed
+        index = self.index() if changed is not None and len(changed) < self.tuning.few_changes else None
         self._drop_index()  # first: it has one owner, and a call that is repeated must not hand it on once more
         for view in self._views.alive():
             view.remember_all(self.locations, self.expires, segments, index)

@@ -16,25 +16,24 @@ from ..._lean import TYPE_CHECKING
 from ...contract.ordered import sorted_list
 
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any
+
+    from ..tuning import Tuning
 
 
-__all__ = ["FEW_CHANGES", "Ordered", "ordered"]
+__all__ = ["Ordered", "ordered"]
 
 #: Above this share of changed keys a fresh sort (timsort finds the sorted runs) beats single insertions.
 _RESORT = 0.1
 
-FEW_CHANGES: Final = 1000  # that an index is brought up to date with at once
-_SLICE: Final = 10_000  # keys that are sorted at once while others wait
 
-
-def _sorted_in_slices(keys: list[bytes]) -> Iterator[list[bytes]]:
+def _sorted_in_slices(keys: list[bytes], count: int) -> Iterator[list[bytes]]:
     """Yield keys in order, in pieces, without a call of C that keeps other threads out for longer than some 5 ms.
 
     Slices are sorted, then cut at the same keys, and what lies between two cuts is sorted once more, from runs.
     """
-    runs = [sorted(keys[at : at + _SLICE]) for at in range(0, len(keys), _SLICE)]
-    sample = sorted(key for run in runs for key in run[:: max(1, _SLICE // 32)])
+    runs = [sorted(keys[at : at + count]) for at in range(0, len(keys), count)]
+    sample = sorted(key for run in runs for key in run[:: max(1, count // 32)])
     cuts: list[bytes | None] = [*sample[:: max(1, len(sample) // len(runs))][1:], None] if runs else []
     begins = [0] * len(runs)
     for cut in cuts:
@@ -47,11 +46,11 @@ def _sorted_in_slices(keys: list[bytes]) -> Iterator[list[bytes]]:
         yield piece
 
 
-def ordered(keys: list[bytes]) -> Any:
-    """Return keys in order. Without the lock, and other threads are let in between."""
+def ordered(keys: list[bytes], count: int) -> Any:
+    """Return keys in order, sorted ``count`` at a time. Without the lock, and other threads are let in between."""
     index = sorted_list()
     add = index.add  # `update` would sort all of them again, in one call
-    for piece in _sorted_in_slices(keys):
+    for piece in _sorted_in_slices(keys, count):
         for key in piece:
             add(key)
     return index
@@ -60,11 +59,12 @@ def ordered(keys: list[bytes]) -> Any:
 class Ordered:
     """The keys of a dict that come and go, sorted when somebody asks for that. Under the lock unless said otherwise."""
 
-    __slots__ = ("_changed", "_index", "_sorting")
+    __slots__ = ("_changed", "_index", "_sorting", "tuning")
 
     _changed: set[bytes] | None  # None: there is no index yet
     _index: Any  # None beside changed: it is being made
     _sorting: object  # who makes it
+    tuning: Tuning
 
     @abstractmethod
     def _members(self) -> dict[bytes, Any]:
@@ -103,8 +103,8 @@ class Ordered:
         """Tell whether `index` would keep others waiting, so that the order is to be made before. Without the lock."""
         changed, index = self._changed, self._index
         if changed is None or index is None:
-            return len(self._members()) > _SLICE
-        return len(changed) > FEW_CHANGES
+            return len(self._members()) > self.tuning.sorted_keys
+        return len(changed) > self.tuning.few_changes
 
     def begin_order(self) -> tuple[object, list[bytes]] | None:
         """Return what `ordered` makes a new index of, None if the old one is worth keeping up. Under the lock.
@@ -128,7 +128,7 @@ class Ordered:
     def order_some(self) -> None:
         """Bring the index up to date as far as some of the changed keys are concerned. Under the lock."""
         if self._changed and self._index is not None:
-            self._apply(set(islice(self._changed, FEW_CHANGES)))
+            self._apply(set(islice(self._changed, self.tuning.few_changes)))
 
     def check(self) -> list[str]:
         """Return what is wrong with the index, in words. Under the lock. For tests. Complexity: O(n)."""

@@ -21,8 +21,12 @@ from .order import Ordered
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn, Protocol
 
+    from ..tuning import Tuning
+
     class Newest(Protocol):
         """What a view asks of the keydir that it shows a moment of."""
+
+        tuning: Tuning
 
         def now_ms(self) -> int: ...
         def __len__(self) -> int: ...
@@ -83,6 +87,7 @@ class ReadView(Ordered):
 
     def __init__(self, keydir: Newest, number: int, seq: int, owner: object) -> None:
         self._keydir = keydir
+        self.tuning = keydir.tuning
         self.owner = owner  # lives as long as this does
         self.number = number
         self.seq = seq

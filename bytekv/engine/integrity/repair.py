@@ -134,7 +134,8 @@ class _Replacements:
         One at least: a log that begins later follows on what was written, though nothing of it be left.
         """
         files, rows = self.directory.files, list[SegmentRow]()
-        limit = segment_size(max(self._listed_bytes, sum(place.size for place in places)), self._limit)
+        live = max(self._listed_bytes, sum(place.size for place in places))
+        limit = segment_size(live, self._limit, self.directory.tuning)
         output: SegmentBuilder | None = None
         source, descriptor, path = 0, -1, ""
         try:

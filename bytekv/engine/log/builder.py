@@ -18,14 +18,12 @@ from ..codec.manifest import OUTPUT, SEALED, SEGMENT_HEADER_SIZE, SegmentRow, en
 from ..codec.runs import locate_run
 from .directory import Directory
 from .segment import header_for
-from .summary import is_worth_a_hint, save_hint
+from .summary import save_hint
 
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any
 
 __all__ = ["Copied", "SegmentBuilder"]
-
-_FLUSH: Final = 1 << 16  # what is done to so much at once takes 200 µs
 
 _pack_crc = CRC.pack
 
@@ -72,6 +70,7 @@ class SegmentBuilder:
     def __init__(self, directory: Directory, uuid: bytes, segment_id: int, previous: tuple[int, int]) -> None:
         self._directory = directory
         self._files = directory.files
+        self._tuning = directory.tuning
         self.header = header = header_for(directory, uuid, segment_id, OUTPUT, previous)
         self.path = self._directory.segment_path(header.segment_id)
         self._descriptor: int | None = self._files.open_new(self.path)
@@ -113,7 +112,7 @@ class SegmentBuilder:
         self._expires.update(expires)
         self._parts += parts
         self.end = ends[-1]
-        if self.end - self._flushed >= _FLUSH:
+        if self.end - self._flushed >= self._tuning.flushed_bytes:
             self._flush()
 
     def append(self, flags: int, key: bytes, expires_ms: int, raw: bytes) -> None:
@@ -133,7 +132,7 @@ class SegmentBuilder:
         self._parts.append(body)
         self._parts.append(_pack_crc(checksum(body, self.seed)))
         self.end += len(raw)
-        if self.end - self._flushed >= _FLUSH:
+        if self.end - self._flushed >= self._tuning.flushed_bytes:
             self._flush()
 
     def _flush(self) -> None:
@@ -157,7 +156,7 @@ class SegmentBuilder:
         assert self._descriptor is not None
         self._files.sync(self._descriptor, self.path)
         self.close()
-        if is_worth_a_hint(self.end):
+        if self.end >= self._tuning.hint_from:
             hint = Hint(
                 self.end,
                 last_seq,

@@ -38,6 +38,7 @@ from ...errors import (
 )
 from ..codec.entry import is_zero
 from ..codec.manifest import MAX_NUMBER, Manifest, decode_manifest, encode_manifest
+from ..tuning import TUNING, Tuning
 from .files import Files, Folder
 from .lock import LOCK, Lock
 
@@ -74,9 +75,10 @@ def parse_name(name: str) -> tuple[int, str] | None:
 class Directory:
     """Own the names of one store."""
 
-    def __init__(self, path: str, files: Files, folder: Folder | None = None) -> None:
+    def __init__(self, path: str, files: Files, folder: Folder | None = None, tuning: Tuning = TUNING) -> None:
         self.path = path
         self.files = files
+        self.tuning = tuning  # what was handed to the store, for all that is made of it
         self.folder = folder = files.folder(path) if folder is None else folder
         self._lock = Lock(path, files, folder)
 
@@ -106,7 +108,7 @@ class Directory:
 
     def share(self) -> Directory:
         """Return the same directory for a reader that goes on after the store was closed; to be released by itself."""
-        return Directory(self.path, self.files, self.folder.share())
+        return Directory(self.path, self.files, self.folder.share(), self.tuning)
 
     def check_there(self) -> None:
         """Raise what says so if it is the store that has gone, and not one file of it."""

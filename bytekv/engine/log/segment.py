@@ -38,14 +38,8 @@ from .scan import open_segment
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["MANIFEST_ROOM", "RESERVE", "Writer", "header_for"]
+__all__ = ["Writer", "header_for"]
 
-#: Bytes kept back in the active segment so that a full disk can be emptied (D11). Deletes may use all but
-#: the last: (48 - 16) KiB / (27 + 16) = 762 deletes of 16-byte keys. Those are for the next manifest, of up
-#: to 400 segments: sealing gives them back to the disk, and without a manifest nothing can be freed.
-RESERVE: Final = 48 * 1024
-MANIFEST_ROOM: Final = 16 * 1024
-_FIRST_STEP: Final = 64 * 1024  # a store killed while tiny stays tiny
 _LAST_STEP: Final = 32 * 1024 * 1024
 _POPULATE: Final = 1024 * 1024
 
@@ -67,6 +61,7 @@ class Writer:
         "_populated",
         "_reserves",
         "_sync_failed",
+        "_tuning",
         "base",
         "dirty",
         "end",
@@ -91,6 +86,7 @@ class Writer:
         reserves: bool = False,
     ) -> None:
         self._files = directory.files
+        self._tuning = directory.tuning
         self._descriptor: int | None = descriptor
         self.limit = limit
         self._mapped = mapped
@@ -167,7 +163,8 @@ class Writer:
         if not self._reserves:
             return
         stop = self.end + size
-        if stop + (MANIFEST_ROOM if use_reserve else RESERVE) > self._allocated:
+        kept_back = self._tuning.manifest_room if use_reserve else self._tuning.reserve
+        if stop + kept_back > self._allocated:
             self._grow(stop, use_reserve=use_reserve)
         if self.map is None:
             return
@@ -179,12 +176,12 @@ class Writer:
     def open_room(self, *, fast: bool) -> None:
         """Say how far may be written from now on without asking, on the hot path, too, if ``fast``."""
         if self.map is not None:
-            self.room_end = min(self._populated, self.limit, self._allocated - RESERVE)
+            self.room_end = min(self._populated, self.limit, self._allocated - self._tuning.reserve)
             self.fast_end = self.room_end if fast else 0
 
     def reserve_holds(self, size: int) -> bool:
         """Tell whether ``size`` bytes fit into what is kept back for deletes."""
-        return not self._reserves or self.end + size + MANIFEST_ROOM <= self._allocated
+        return not self._reserves or self.end + size + self._tuning.manifest_room <= self._allocated
 
     def _grow(self, stop: int, *, use_reserve: bool) -> None:
         """Allocate generously; where the disk is nearly full, less, down to what is needed."""
@@ -200,22 +197,24 @@ class Writer:
                     self._files.truncate(self._descriptor, self._allocated, self.path)
                 if not isinstance(error, DiskFullError) or not targets:
                     raise
-                self._largest_step = max(_FIRST_STEP, (target - self._allocated) // 2)  # a refusal costs a millisecond
+                # Half of it, for each refusal costs a millisecond.
+                self._largest_step = max(self._tuning.first_step, (target - self._allocated) // 2)
         if self._mapped:
             self.map = self._files.map(self._descriptor, target, self.path, write=True)
         self._allocated = target
         self._populated = min(self._populated, self.end)
 
     def _targets(self, stop: int, *, use_reserve: bool) -> Iterator[int]:
-        whole = max(self.limit, stop) + RESERVE
-        at_most = max(_FIRST_STEP, min(self._largest_step, self.limit // 8))  # what is allocated ahead takes space, too
-        step = min(max(_FIRST_STEP, self._allocated), at_most)
-        while step >= _FIRST_STEP:
-            yield min(max(self._allocated + step, stop + RESERVE), whole)
+        reserve, first_step = self._tuning.reserve, self._tuning.first_step
+        whole = max(self.limit, stop) + reserve
+        at_most = max(first_step, min(self._largest_step, self.limit // 8))  # what is allocated ahead takes space, too
+        step = min(max(first_step, self._allocated), at_most)
+        while step >= first_step:
+            yield min(max(self._allocated + step, stop + reserve), whole)
             step //= 2
-        yield stop + RESERVE
+        yield stop + reserve
         if use_reserve:
-            yield stop + MANIFEST_ROOM
+            yield stop + self._tuning.manifest_room
 
     # --- bytes ---------------------------------------------------------------------------------
 

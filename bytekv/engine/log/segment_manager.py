@@ -39,7 +39,7 @@ from .obsolete import Obsolete, Pin
 from .open_segments import OpenSegments, SegmentFile, reaches
 from .segment import Writer, header_for
 from .sizes import Sizes, sizes_of
-from .summary import build_hint, is_worth_a_hint
+from .summary import build_hint
 
 __all__ = ["SegmentManager"]
 
@@ -61,7 +61,7 @@ class SegmentManager:
         self.hinted: dict[int, int] = {}  # segment -> how many of its bytes a hint file speaks for, or was tried to
         self.publishing: Manifest | None = None  # set while a manifest is being replaced
         self.changing: tuple[Writer | None, Writer | None] | None = None  # (old, new) likewise
-        self.sizes = sizes_of(0, options)  # until the committer has measured
+        self.sizes = sizes_of(0, options, directory.tuning)  # until the committer has measured
         self.open = OpenSegments(directory, self, mapped=mapped, most=options.max_open_segments)
 
     # --- what there is -------------------------------------------------------------------------
@@ -98,7 +98,8 @@ class SegmentManager:
 
     def needs_hint(self, row: SegmentRow) -> bool:
         """Tell whether a hint would save the next open much of a scan: it lacks more than a quarter."""
-        return is_worth_a_hint(row.length) and self.hinted.get(row.segment_id, 0) < row.length * 3 // 4
+        is_large = row.length >= self.directory.tuning.hint_from
+        return is_large and self.hinted.get(row.segment_id, 0) < row.length * 3 // 4
 
     def build_hint(self, row: SegmentRow, pause: Callable[[], None]) -> None:
         """Write the hint file of a segment, tried once; ``pause`` is called now and then. Without the lock."""

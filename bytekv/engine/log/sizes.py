@@ -15,15 +15,14 @@ from __future__ import annotations
 
 from ..._lean import TYPE_CHECKING, NamedTuple
 from ...options import Options
+from ..tuning import TUNING, Tuning
 
 if TYPE_CHECKING:
     from typing import Final
 
 __all__ = ["Sizes", "segment_size", "sizes_of"]
 
-_SMALLEST: Final = 4 * 1024 * 1024
 _SEGMENTS: Final = 16  # of live bytes; fewer make the slack more than a quarter of what lives, more are only files
-_KEPT: Final = 8 * 1024 * 1024  # of the log, for readers of `changes()`, unless the options say otherwise
 _LEAST_SLACK: Final = 256 * 1024  # for less nobody need wait, however small the segments are
 _MOST_DEAD_PER_LIVE: Final = 100.0  # however lazy the options are
 
@@ -39,6 +38,7 @@ class Sizes(NamedTuple):
     ratio: float  # ...and their share of it
     kept: int  # at the end of the log, where compaction in the background does not go
     dead_per_live: float  # at rest, at most
+    usually_kept: int  # of the log
 
     @property
     def free_dead(self) -> float:
@@ -59,25 +59,25 @@ class Sizes(NamedTuple):
         What is kept of the log beyond the usual cannot be given back, so it comes on top.
         """
         copies = min(2 * self.segment, self.live // 3)
-        return max(5 * self.segment // 2 - copies, self.segment, _LEAST_SLACK) + max(0, self.kept - _KEPT)
+        return max(5 * self.segment // 2 - copies, self.segment, _LEAST_SLACK) + max(0, self.kept - self.usually_kept)
 
 
-def segment_size(live: int, limit: int) -> int:
+def segment_size(live: int, limit: int, tuning: Tuning = TUNING) -> int:
     """Return the current segment size of a store with this many live bytes; ``limit`` is what the options allow."""
-    return min(limit, max(_SMALLEST, live // _SEGMENTS))
+    return min(limit, max(tuning.smallest_segment, live // _SEGMENTS))
 
 
-def sizes_of(live: int, options: Options) -> Sizes:
+def sizes_of(live: int, options: Options, tuning: Tuning = TUNING) -> Sizes:
     """Return the sizes of a store with this many live bytes.
 
     >>> [sizes_of(mib << 20, Options()).segment >> 20 for mib in (0, 64, 500, 1024, 100_000)]
     [4, 4, 31, 64, 64]
     """
     limit = options.segment_size_bytes
-    segment = segment_size(live, limit)
+    segment = segment_size(live, limit, tuning)
     kept = options.keep_changes_bytes
     if kept is None:
-        kept = _KEPT if limit >= _SMALLEST else 0
+        kept = tuning.kept_changes if limit >= tuning.smallest_segment else 0
     ratio = options.compact_dead_ratio
     dead_per_live = min(ratio / (1 - ratio), _MOST_DEAD_PER_LIVE) if ratio < 1 else _MOST_DEAD_PER_LIVE
     return Sizes(
@@ -89,4 +89,5 @@ def sizes_of(live: int, options: Options) -> Sizes:
         ratio,
         kept,
         dead_per_live,
+        tuning.kept_changes,
     )

@@ -24,15 +24,12 @@ __all__ = [
     "build_hint",
     "from_file",
     "hint_of",
-    "is_worth_a_hint",
     "load_hint",
     "of",
     "save_hint",
     "scanned",
 ]
 
-#: Bytes; a smaller segment is scanned as fast as its hint is read.
-HINT_FROM: Final = 64 * 1024
 _SPARE: Final = 1024 * 1024
 
 
@@ -146,11 +143,6 @@ def scanned(directory: Directory, descriptor: int, header: SegmentHeader, start:
 
 
 # --- hint files --------------------------------------------------------------------------------
-
-
-def is_worth_a_hint(size: int) -> bool:
-    """Tell whether this many bytes take longer to scan than their hint takes to read."""
-    return size >= HINT_FROM
 
 
 def build_hint(directory: Directory, uuid: bytes, row: SegmentRow, pause: Callable[[], None]) -> None:

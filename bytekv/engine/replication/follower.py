@@ -43,16 +43,15 @@ __all__ = ["Follower", "try_again"]
 
 _END: Final = 32  # bytes, the CRC of the last entry among them, by which the end of a log is known again
 _LOST: Final = "operations that were seen here did not survive on disk"
-_TRIES: Final = 50  # a writer that seals every few milliseconds may take the ground away several times in a row
 
 
-def try_again(attempt: Callable[[], T], pause: Callable[[], None], generation: Callable[[], int]) -> T:
+def try_again(attempt: Callable[[], T], pause: Callable[[], None], generation: Callable[[], int], tries: int) -> T:
     """Call ``attempt`` until it meets neither a file that has vanished nor an entry that is being written.
 
     Both look like damage at first sight; real damage is still there after the last try, and is raised. What was met
     beside a manifest whose ``generation`` went on meanwhile need not be any: that is `StoreIOError` (EAGAIN).
     """
-    for _ in range(_TRIES - 1):
+    for _ in range(tries - 1):
         try:
             return attempt()
         except CorruptionError:
@@ -70,7 +69,7 @@ def try_again(attempt: Callable[[], T], pause: Callable[[], None], generation: C
         if generation() != before:
             raise StoreIOError(
                 errno.EAGAIN,
-                f"the writer replaced its files faster than they could be read, {_TRIES} times; try again ({error})",
+                f"the writer replaced its files faster than they could be read, {tries} times; try again ({error})",
             ) from error
         raise
 
@@ -141,8 +140,9 @@ class Follower:
         seen here did not survive a power cut or a failed sync of the writer; `CorruptionError` if what is
         new is damaged. Nothing has changed then.
         """
-        directory = self._directory
-        return try_again(self._refresh, directory.files.yield_cpu, lambda: directory.load(for_writing=False).generation)
+        directory, tries = self._directory, self._state.tuning.tries
+        pause = directory.files.yield_cpu
+        return try_again(self._refresh, pause, lambda: directory.load(for_writing=False).generation, tries)
 
     def _refresh(self) -> bool:
         state = self._state

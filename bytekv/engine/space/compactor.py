@@ -21,7 +21,6 @@ from ..codec.manifest import SEGMENT_HEADER_SIZE
 from ..listener import tell
 from ..log.builder import SegmentBuilder
 from ..state import State
-from ..tuning import Tuning
 from ..write.durability import Durability
 from .copier import Copier, Pause, Run
 from .undo_copier import copy_undo
@@ -48,8 +47,8 @@ class _Job:
 class Compactor:
     """Carry out compactions of one store, one at a time; the caller sees to that."""
 
-    def __init__(self, state: State, durability: Durability, listener: Listener | None, tuning: Tuning) -> None:
-        self._tuning = tuning
+    def __init__(self, state: State, durability: Durability, listener: Listener | None) -> None:
+        self._tuning = state.tuning
         self._state, self._durability = state, durability
         self._segments = state.segments
         self._keydir = state.keydir
@@ -115,7 +114,7 @@ class Compactor:
             run = self._run_of(victims)
             if state.queue.changes:  # a seal was interrupted before it showed them: what is not shown looks dead
                 state.became_durable(run.rows[-1].last_seq)
-            copier = Copier(state, run, pause, advance, self._tuning)
+            copier = Copier(state, run, pause, advance)
         self._check_room(run)
         outputs = copier.outputs
         try:

@@ -45,7 +45,6 @@ from ..codec.runs import copy_run
 from ..log.builder import SegmentBuilder
 from ..log.scan import Scan, header_of, scan_segment
 from ..state import State
-from ..tuning import Tuning
 
 if TYPE_CHECKING:
     from typing import Final
@@ -106,8 +105,8 @@ class _Deletions:
 class Copier:
     """Copy one run. ``pause`` is called between slices, ``advance`` is told the bytes of each segment that was read."""
 
-    def __init__(self, state: State, run: Run, pause: Pause, advance: Callable[[int], None], tuning: Tuning) -> None:
-        self._tuning = tuning
+    def __init__(self, state: State, run: Run, pause: Pause, advance: Callable[[int], None]) -> None:
+        self._tuning = state.tuning
         self._state = state
         self._segments = state.segments
         self._keydir = state.keydir

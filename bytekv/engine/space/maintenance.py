@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from ...contract.reports import Compaction, Progress
     from ..replication.follower import Follower
-    from ..tuning import Tuning
     from .compactor import Compactor
     from .picker import SegmentUsage
 
@@ -73,9 +72,7 @@ def _has_work(maintenance: weakref.ref[Maintenance]) -> bool:
 class Maintenance:
     """See to one store's durability and space."""
 
-    def __init__(
-        self, committer: Committer, options: Options, worker: Worker, tuning: Tuning | None, follower: Follower | None
-    ) -> None:
+    def __init__(self, committer: Committer, options: Options, worker: Worker, follower: Follower | None) -> None:
         self._state, self._committer = committer.state, committer
         self._segments = self._state.segments
         self._keydir = self._state.keydir
@@ -88,7 +85,6 @@ class Maintenance:
         self._paced_bytes = 0
         self._waiting: weakref.WeakSet[_Waiter] = weakref.WeakSet()
         self.refusal: Callable[[], BytekvError] | None = None  # closed, forked
-        self._tuning = tuning
         self._compactor: Compactor | None = None
         self.compactions = 0
         self.background_error: str | None = None
@@ -104,11 +100,9 @@ class Maintenance:
         """Return what carries out compactions; a command for one key needs none."""
         if self._compactor is None:
             with translated("bytekv.engine.space.compactor"):
-                from ..tuning import TUNING
                 from .compactor import Compactor
 
-            tuning = self._tuning or TUNING
-            self._compactor = Compactor(self._state, self._committer.durability, self._options.listener, tuning)
+            self._compactor = Compactor(self._state, self._committer.durability, self._options.listener)
         return self._compactor
 
     def _let_throttle(self) -> None:

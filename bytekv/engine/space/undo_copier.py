@@ -28,14 +28,11 @@ from ..index.read_view import ReadView
 from ..state import State
 
 if TYPE_CHECKING:
-    from typing import Any, Final, TypeVar
+    from typing import Any, TypeVar
 
     T = TypeVar("T")
 
 __all__ = ["copy_undo"]
-
-_SLICE: Final = 1000  # keys that are looked at, or pointed elsewhere, at once: less than half a millisecond
-_FLUSH: Final = 1 << 16  # bytes that are copied at once
 
 Pause = Callable[[], None]
 Undo = list[tuple[ReadView, dict[bytes, int | None]]]
@@ -63,6 +60,7 @@ class _Turn:
     def __init__(self, state: State, rows: list[SegmentRow], undo: Undo, pause: Pause) -> None:
         self._state, self._segments, self._pause = state, state.segments, pause
         self._rows, self._undo = rows, undo
+        self._tuning = state.tuning
         self._copies: dict[int, int] = {}  # where an entry was -> where it is
 
     def run(self) -> bool:
@@ -89,7 +87,7 @@ class _Turn:
         """Return the locations that the views remember, by segment."""
         wanted: dict[int, set[int]] = {row.segment_id: set() for row in self._rows}
         for _, undo in self._undo:
-            for some in _slices(undo.values()):
+            for some in _slices(undo.values(), self._tuning.undo_keys):
                 for location in some:
                     if location is not None and location >> SEGMENT_SHIFT in wanted:
                         wanted[location >> SEGMENT_SHIFT].add(location)
@@ -136,7 +134,7 @@ class _Turn:
         descriptor = files.open_new(path)
         try:
             try:
-                for some in _pieces(locations, self._size_of):
+                for some in _pieces(locations, self._size_of, self._tuning.flushed_bytes):
                     parts: list[bytes] = []
                     at = end
                     for location in some:
@@ -166,7 +164,7 @@ class _Turn:
         with state.lock, state:
             self._add(row)
         for view, undo in self._undo:
-            for some in _slices(undo.items()):
+            for some in _slices(undo.items(), self._tuning.undo_keys):
                 moved = [(key, old, copies[old]) for key, old in some if old in copies]
                 if moved:
                     with state.lock, state:
@@ -185,19 +183,19 @@ class _Turn:
             view.segments -= gathered
 
 
-def _slices(items: Any) -> Iterator[list[Any]]:
+def _slices(items: Any, count: int) -> Iterator[list[Any]]:
     iterator = iter(items)
-    while some := list(islice(iterator, _SLICE)):
+    while some := list(islice(iterator, count)):
         yield some
 
 
-def _pieces(locations: list[int], size_of: Callable[[int], int]) -> Iterator[list[int]]:
+def _pieces(locations: list[int], size_of: Callable[[int], int], enough: int) -> Iterator[list[int]]:
     some: list[int] = []
     size = 0
     for location in locations:
         some.append(location)
         size += size_of(location)
-        if size >= _FLUSH:
+        if size >= enough:
             yield some
             some, size = [], 0
     if some:

@@ -15,14 +15,12 @@ from collections.abc import Callable
 
 from ..._lean import TYPE_CHECKING, suppress
 from ...errors import StoreClosedError
+from ..tuning import TUNING
 
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any
 
 __all__ = ["LastLock", "StopWork", "Worker", "start_no_more"]
-
-
-_BREATH_S: Final = 1.0  # before work that went wrong is tried again
 
 _at_exit = False
 
@@ -65,9 +63,10 @@ class _Life:
     of `threading.Event` or of a thread that starts, which are written in Python, leaves a lock held for ever.
     """
 
-    __slots__ = ("done", "ended", "idents", "taken", "wanted")
+    __slots__ = ("done", "ended", "idents", "retry_s", "taken", "wanted")
 
-    def __init__(self) -> None:
+    def __init__(self, retry_s: float) -> None:
+        self.retry_s = retry_s  # before work that went wrong is tried again
         self.wanted = threading.Lock()  # free: the method is to be called
         self.wanted.acquire()
         self.taken = threading.Lock()  # held: a thread does the work
@@ -85,8 +84,14 @@ class Worker:
     If not, the thread ends.
     """
 
-    def __init__(self, method: Callable[[], float | None], failed: Callable[[BaseException], bool], name: str) -> None:
-        self._life = _Life()
+    def __init__(
+        self,
+        method: Callable[[], float | None],
+        failed: Callable[[BaseException], bool],
+        name: str,
+        retry_s: float = TUNING.retry_s,
+    ) -> None:
+        self._life = _Life(retry_s)
         self._starting = threading.RLock()  # a handler that wakes it, too, may interrupt its start
         self._started = False
         self._stopped = False
@@ -158,7 +163,7 @@ def _work(method: Any, failed: Any, worker_of: Callable[[], Worker | None], life
                 return
             delay = call()
         except BaseException as error:
-            delay = _BREATH_S
+            delay = life.retry_s
             try:
                 call = failed()
                 if call is None or not call(error):

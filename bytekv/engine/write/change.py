@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     Effect = tuple[bytes | None, int | None, int]  # key (None: every), location (None: gone), expires_ms
 
-__all__ = ["Bulk", "Change", "DeleteRun", "ForeignChange", "Operation", "PutRun", "apply_foreign", "write_bytes"]
+__all__ = ["AtomicChange", "Bulk", "DeleteRun", "ForeignChange", "Operation", "PutRun", "apply_foreign", "write_bytes"]
 
 _JOIN_BELOW: Final = 64 * 1024
 _PREPARED: Final = 16_384  # tombstones that are encoded together
@@ -82,7 +82,7 @@ class Bulk(NamedTuple):
         return set(map(type, self.values))  # three times as fast as to look for None
 
 
-def write_bytes(change: Change | _Run, state: State) -> None:
+def write_bytes(change: AtomicChange | _Run, state: State) -> None:
     """Write a change's bytes, or know that they are not there; whose error it was says nothing.
 
     `StoreFailedError` if neither is known: the next open decides, and until then nothing may be written after them.
@@ -109,7 +109,7 @@ def write_bytes(change: Change | _Run, state: State) -> None:
     state.seq = change.seq
 
 
-class Change:
+class AtomicChange:
     """Operations as one atomic change. Made by `of`, then `place` finds out the facts."""
 
     __slots__ = (
@@ -140,7 +140,7 @@ class Change:
         self.size = sum(sizes)  # bytes in a segment
 
     @classmethod
-    def of(cls, operations: Sequence[Operation]) -> Change:
+    def of(cls, operations: Sequence[Operation]) -> AtomicChange:
         """Return a change that has no place yet."""
         return cls(
             operations, [entry_size(len(key), len(value), expires_ms) for _, key, value, expires_ms in operations]
@@ -245,7 +245,7 @@ class _Run:
 class PutRun(_Run):
     """Many puts and deletes as one atomic change, where nothing waits for a sync.
 
-    What `Change` does, by calls of C for the whole list: 0.5 µs an entry instead of 1.9.
+    What `AtomicChange` does, by calls of C for the whole list: 0.5 µs an entry instead of 1.9.
     """
 
     __slots__ = ("_bulk", "expires", "has_deletes", "keys", "locations", "now_ms", "only_deletes")
@@ -266,7 +266,7 @@ class PutRun(_Run):
             self.size += ENTRY_EXPIRES.size * (len(expires) - expires.count(0))
 
     def place(self, writer: Writer, seq: int, now_ms: int, tombstones: int | None) -> None:
-        """Put the entries at the end of a segment that has room for them, as `Change.place` does.
+        """Put the entries at the end of a segment that has room for them, as `AtomicChange.place` does.
 
         Encoded in parts, so that what is made on the way takes little memory beside the entries themselves.
         """
@@ -337,7 +337,7 @@ class DeleteRun(_Run):
         ]
 
     def place(self, writer: Writer, seq: int, now_ms: int, tombstones: int | None) -> None:
-        """Put the entries at the end of a segment that has room for them, as `Change.place` does."""
+        """Put the entries at the end of a segment that has room for them, as `AtomicChange.place` does."""
         assert tombstones is not None
         self.parts = []
         for prepared in self._prepared:

@@ -17,7 +17,7 @@ from ...errors import BytekvError, LimitError, ReentryError, StoreFailedError
 from ..codec.entry import PUT, TOMBSTONE
 from ..log.segment import Writer
 from ..state import ENTERED, REENTRY, State
-from .change import Bulk, Change, DeleteRun, Operation, PutRun
+from .change import AtomicChange, Bulk, DeleteRun, Operation, PutRun
 from .durability import Durability
 from .throttle import Throttle
 from .turn import WriteTurn
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["PURGED_BY_A_PUT", "Committer"]
 
 PURGED_BY_A_PUT: Final = 2  # expired keys, 4 µs
-_PREPARE_FROM: Final = 1024 * 1024  # bytes of a segment that is worth preparing the next for
 
 
 class Committer:
@@ -44,7 +43,7 @@ class Committer:
     def __init__(self, state: State, wake: Callable[[], bool]) -> None:
         self.state = state
         self._files = state.files
-        self.throttle = Throttle()
+        self.throttle = Throttle(state.tuning)
         self.durability = Durability(state, self.throttle, wake)
         self.turn = WriteTurn(state, self.durability)
         self._asked_for = 0  # the base of the segment whose next was asked for; once, for it may be refused
@@ -147,7 +146,7 @@ class Committer:
                     elif isinstance(operations, DeleteRun):
                         seq = self._append(operations, now_ms)
                     elif operations:
-                        seq = self._append(Change.of(operations), now_ms)
+                        seq = self._append(AtomicChange.of(operations), now_ms)
                 finally:
                     if state.intent is ENTERED:  # `State.__exit__`
                         state.intent = None
@@ -163,17 +162,17 @@ class Committer:
             refusal = None  # else the error and this frame would keep each other alive
         return seq
 
-    def _bulk_change(self, bulk: Bulk) -> Change | PutRun:
+    def _bulk_change(self, bulk: Bulk) -> AtomicChange | PutRun:
         state = self.state
         if state.always:
-            return Change.of(bulk.operations())
+            return AtomicChange.of(bulk.operations())
         return PutRun(bulk)
 
     def append(self, operations: Sequence[Operation]) -> int:
         """Append operations as one atomic change; return the last one's seq. Under the lock, after `State.ready`."""
-        return self._append(Change.of(operations), self._files.now_ms())
+        return self._append(AtomicChange.of(operations), self._files.now_ms())
 
-    def _append(self, change: Change | DeleteRun | PutRun, now_ms: int) -> int:
+    def _append(self, change: AtomicChange | DeleteRun | PutRun, now_ms: int) -> int:
         """Write a change; `LimitError` and `DiskFullError` change nothing."""
         state = self.state
         writer = self._room_for(change)
@@ -266,13 +265,14 @@ class Committer:
 
     # --- room ----------------------------------------------------------------------------------
 
-    def _room_for(self, change: Change | DeleteRun | PutRun) -> Writer:
+    def _room_for(self, change: AtomicChange | DeleteRun | PutRun) -> Writer:
         size = change.size
         if size > MAX_BATCH_SIZE:
             raise LimitError(f"a batch of {size} bytes; the limit is {MAX_BATCH_SIZE}")
         state = self.state
         writer = state.segments.room_for(size, self._roll, only_deletes=change.only_deletes, fast=not state.always)
-        if writer.end >= writer.limit * 5 // 8 and writer.base != self._asked_for and writer.limit >= _PREPARE_FROM:
+        is_soon_full = writer.end >= writer.limit * 5 // 8 and writer.base != self._asked_for
+        if is_soon_full and writer.limit >= state.tuning.prepare_from:
             self._asked_for = writer.base
             state.wants_next = state.wants_worker = True
         if state.throttles and not state.always:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CommitQueue", "Durability", "GroupCommit", "Waiter"]
 
-_PATIENCE_S: Final = 0.1  # after this long a waiter looks whether there still is a leader, then less and less often
 _LONGEST_PATIENCE_S: Final = 1.0
 _SLOW_SYNC_S: Final = 1.0  # an operator wants to know
 
@@ -250,7 +249,7 @@ class Durability:
 
     def is_left_alone(self, waiter: Waiter) -> bool:
         """Return once ``waiter`` was woken or has nothing left to wait for; True: nobody leads, and somebody has to."""
-        patience_s = _PATIENCE_S
+        patience_s = self.state.tuning.patience_s
         try:
             while not waiter.wait(patience_s):
                 is_durable = self.state.durable_seq >= waiter.seq

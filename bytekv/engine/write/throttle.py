@@ -16,6 +16,7 @@ from ..._lean import TYPE_CHECKING
 from ..log.segment import Writer
 from ..log.sizes import Sizes
 from ..state import State
+from ..tuning import TUNING, Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Throttle"]
 
-_LOOK_SELDOM: Final = 1024 * 1024  # bytes between two looks at what is dead, less where a segment is small
-_PAY: Final = 32 * 1024  # bytes between two payments, less where a segment is small
-_DELAY_S: Final = 0.001  # for `_PAY` bytes at the bound; half, a quarter of the way there a 16th of it, a 256th
+_DELAY_S: Final = 0.001  # for `Tuning.paid` bytes at the bound; half, a quarter of the way there a 16th of it, a 256th
 _SHORTEST_DELAY_S: Final = 0.0006  # a writer that lets the worker in waits for a slice of its work
 _LONGEST_DELAY_S: Final = 0.1
 
@@ -39,6 +38,7 @@ class Throttle:
         "_next_count",
         "_owed_s",
         "_price_s",
+        "_tuning",
         "due_s",
         "is_due",
         "next_look",
@@ -46,10 +46,11 @@ class Throttle:
         "why",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, tuning: Tuning = TUNING) -> None:
+        self._tuning = tuning
         self._least_dead = 1 << 63  # bytes, at any look so far
         self._owed_s = 0.0
-        self._price_s = 0.0  # of `_PAY` bytes
+        self._price_s = 0.0  # of `Tuning.paid` bytes
         self._end = self._next_count = 0  # offsets in the active segment: of the last payment, of the next count
         self.next_look = 0  # offset in the active segment
         #: Tells whether a compaction is under way or due that gives something back; set by Maintenance.
@@ -93,11 +94,11 @@ class Throttle:
 
     def is_to_look(self, end: int) -> bool:
         """Tell whether there is something to do now that the active segment has ``end`` bytes."""
-        return not end < self.next_look <= end + _LOOK_SELDOM  # in a new segment it is too far away
+        return not end < self.next_look <= end + self._tuning.seldom_looked  # in a new segment it is too far away
 
     def is_to_count(self, end: int) -> bool:
         """Tell whether it is time to count the dead bytes."""
-        return not end < self._next_count <= end + _LOOK_SELDOM or end < self._end
+        return not end < self._next_count <= end + self._tuning.seldom_looked or end < self._end
 
     def look(self, end: int, dead: int, sizes: Sizes, is_due: Callable[[], bool]) -> None:
         """Set the price for ``dead`` bytes, owe for what was written, and say when to look again.
@@ -108,25 +109,25 @@ class Throttle:
         free = max(sizes.free_dead, self._least_dead + sizes.slack)
         debt = (dead - free) / (sizes.dear_dead - sizes.free_dead)
         if debt < 0 or not is_due():
-            self._next_count = self.next_look = end + min(_LOOK_SELDOM, sizes.segment // 4)
+            self._next_count = self.next_look = end + min(self._tuning.seldom_looked, sizes.segment // 4)
             self._end, self._owed_s, self._price_s, self.why = end, 0.0, 0.0, None
             return
         self._charge(end, sizes)  # at the price that was right until now
         self._price_s = min(_DELAY_S * debt**4, _LONGEST_DELAY_S)
         self.why = dead, sizes.live, round(free)
-        piece = _piece(sizes)
+        piece = self._piece(sizes)
         self._next_count = end + max(piece, sizes.segment // 128)
         self.next_look = end + piece
 
     def pay(self, end: int, sizes: Sizes) -> None:
         """Owe for what was written since the last look, at the price that was right then."""
         self._charge(end, sizes)
-        self.next_look = min(end + _piece(sizes), self._next_count)
+        self.next_look = min(end + self._piece(sizes), self._next_count)
 
     def _charge(self, end: int, sizes: Sizes) -> None:
         written = end - self._end if end >= self._end else end
         self._end = end
-        self._owed_s += self._price_s * written / _piece(sizes)
+        self._owed_s += self._price_s * written / self._piece(sizes)
         if self._owed_s >= _SHORTEST_DELAY_S:
             self.due_s, self._owed_s = min(self._owed_s, _LONGEST_DELAY_S), 0.0
 
@@ -141,6 +142,5 @@ class Throttle:
         self._owed_s = self._price_s = self.due_s = 0.0
         self.why = None
 
-
-def _piece(sizes: Sizes) -> int:
-    return max(1, min(_PAY, sizes.segment // 32))
+    def _piece(self, sizes: Sizes) -> int:
+        return max(1, min(self._tuning.paid, sizes.segment // 32))

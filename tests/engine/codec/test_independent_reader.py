@@ -10,6 +10,7 @@ from crc32c import crc32c
 
 from bytekv.errors import CorruptionError, UnsupportedFormatError
 from tests.golden import make_v1
+from tests.support import harness
 from tests.support.harness import crash, open_store, segment_files
 from tests.support.independent_reader import read_store
 
@@ -86,7 +87,7 @@ def test_both_read_the_same_from_a_store_that_has_lived(open_store, path):
 @pytest.mark.parametrize("name", ["crashed", "compacted"])
 def test_both_say_the_same_of_every_flipped_byte(name, path, monkeypatch):
     """The rules of the page for damage and for torn tails are those of the engine."""
-    monkeypatch.setattr("bytekv.engine.replication.follower._TRIES", 1)  # there is no writer to wait for
+    harness.tune(monkeypatch, tries=1)  # there is no writer to wait for
     shutil.copytree(make_v1.HERE / name / "store", path)
     whole = read_store(path)
     answers = set()
@@ -112,7 +113,7 @@ def test_both_say_the_same_of_every_flipped_byte(name, path, monkeypatch):
 
 def test_what_was_there_at_the_last_clean_close_is_never_a_torn_tail(path, monkeypatch):
     """No sync mark follows, only the length in the manifest vouches for it."""
-    monkeypatch.setattr("bytekv.engine.replication.follower._TRIES", 1)
+    harness.tune(monkeypatch, tries=1)
     with open_store(path, sync="os", io="pread") as db:
         db.update({"a": "1", "b": "2"})
     (file,) = segment_files(path)

@@ -21,9 +21,9 @@ from bytekv.engine.codec.hint import Hint
 from bytekv.engine.index import order
 from bytekv.engine.index.keydir import Keydir
 from bytekv.engine.index.read_view import ReadView
+from bytekv.engine.tuning import TUNING, Tuning
 from bytekv.errors import StoreClosedError, StoreIOError
 from tests.crash.test_interrupts import InterruptAt
-from tests.support.harness import patched
 
 bounded = settings(derandomize=True, max_examples=150)
 
@@ -854,57 +854,54 @@ def test_a_view_whose_order_was_interrupted_is_sorted_anew(act: str) -> None:
 
 @given(st.lists(st.binary(max_size=2), unique=True, max_size=60), st.integers(1, 20))
 def test_sorting_in_slices_is_sorting(names: list[bytes], size: int) -> None:
-    with patched({"bytekv.engine.index.order._SLICE": size}):
-        assert [*itertools.chain.from_iterable(order._sorted_in_slices(names))] == sorted(names)
-        assert [*order.ordered(names)] == sorted(names)
+    assert [*itertools.chain.from_iterable(order._sorted_in_slices(names, size))] == sorted(names)
+    assert [*order.ordered(names, size)] == sorted(names)
 
 
-def _keydir_of(names: list[bytes]) -> Keydir:
-    keydir = Keydir()
+def _keydir_of(names: list[bytes], tuning: Tuning = TUNING) -> Keydir:
+    keydir = Keydir(tuning=tuning)
     for number, name in enumerate(names):
         keydir.put(name, 1 << SEGMENT_SHIFT | number << 13 | 50, 0, lambda _: 0)
     return keydir
 
 
 def test_what_changes_while_an_index_is_made_is_in_it() -> None:
-    keydir = _keydir_of([b"%03d" % (number * 37 % 100) for number in range(100)])
-    with patched({"bytekv.engine.index.order._SLICE": 10, "bytekv.engine.index.order.FEW_CHANGES": 2}):
-        assert keydir.is_order_due
-        new = keydir.begin_order()
-        assert new is not None
-        keydir.put(b"new", 2 << SEGMENT_SHIFT, 0, lambda _: 0)
-        keydir.put(b"0", 2 << SEGMENT_SHIFT | 1, 0, lambda _: 0)
-        keydir.remove(b"050", lambda _: 50)
-        assert keydir.is_order_due
-        keydir.end_order(new[0], order.ordered(new[1]))
-        assert keydir.is_order_due, "three changes are more than two"
-        keydir.order_some()
-        assert not keydir.is_order_due
-        assert keydir._changed is not None
-        assert len(keydir._changed) == 1
-        assert [*keydir.index()] == sorted(keydir.locations)
+    keydir = _keydir_of([b"%03d" % (number * 37 % 100) for number in range(100)], Tuning(sorted_keys=10, few_changes=2))
+    assert keydir.is_order_due
+    new = keydir.begin_order()
+    assert new is not None
+    keydir.put(b"new", 2 << SEGMENT_SHIFT, 0, lambda _: 0)
+    keydir.put(b"0", 2 << SEGMENT_SHIFT | 1, 0, lambda _: 0)
+    keydir.remove(b"050", lambda _: 50)
+    assert keydir.is_order_due
+    keydir.end_order(new[0], order.ordered(new[1], 10))
+    assert keydir.is_order_due, "three changes are more than two"
+    keydir.order_some()
+    assert not keydir.is_order_due
+    assert keydir._changed is not None
+    assert len(keydir._changed) == 1
+    assert [*keydir.index()] == sorted(keydir.locations)
 
 
 @pytest.mark.parametrize("meanwhile", ["index", "clear", "another"])
 def test_an_index_that_comes_too_late_is_not_taken(meanwhile: str) -> None:
-    keydir = _keydir_of([b"%03d" % number for number in range(100)])
-    with patched({"bytekv.engine.index.order._SLICE": 10}):
-        new = keydir.begin_order()
-        assert new is not None
-        keydir.put(b"early", 2 << SEGMENT_SHIFT | 2, 0, lambda _: 0)  # in what overtakes, not in what comes too late
-        if meanwhile == "index":
-            keydir.index()
-        elif meanwhile == "clear":
-            keydir.clear()
-        else:
-            assert keydir.begin_order() is not None
-        keydir.remove(b"050", lambda _: 50)
-        keydir.put(b"050", 2 << SEGMENT_SHIFT, 0, lambda _: 0)
-        keydir.put(b"x", 2 << SEGMENT_SHIFT | 1, 0, lambda _: 0)
-        keydir.end_order(new[0], order.ordered(new[1]))
-        keydir.remove(b"x", lambda _: 0)
-        assert [*keydir.index()] == sorted(keydir.locations)
-        assert keydir.begin_order() is None
+    keydir = _keydir_of([b"%03d" % number for number in range(100)], Tuning(sorted_keys=10))
+    new = keydir.begin_order()
+    assert new is not None
+    keydir.put(b"early", 2 << SEGMENT_SHIFT | 2, 0, lambda _: 0)  # in what overtakes, not in what comes too late
+    if meanwhile == "index":
+        keydir.index()
+    elif meanwhile == "clear":
+        keydir.clear()
+    else:
+        assert keydir.begin_order() is not None
+    keydir.remove(b"050", lambda _: 50)
+    keydir.put(b"050", 2 << SEGMENT_SHIFT, 0, lambda _: 0)
+    keydir.put(b"x", 2 << SEGMENT_SHIFT | 1, 0, lambda _: 0)
+    keydir.end_order(new[0], order.ordered(new[1], 10))
+    keydir.remove(b"x", lambda _: 0)
+    assert [*keydir.index()] == sorted(keydir.locations)
+    assert keydir.begin_order() is None
 
 
 @pytest.mark.parametrize("meanwhile", ["nothing", "select", "clear", "another", "some"])
@@ -912,42 +909,41 @@ def test_an_index_that_comes_too_late_is_not_taken(meanwhile: str) -> None:
 def test_what_a_view_notes_while_its_keys_are_sorted_is_in_its_scans(meanwhile: str, is_indexed: bool) -> None:
     """The first scan of a snapshot after many overwrites sorted what was noted in one call, under the lock."""
     names = [b"%03d" % (number * 37 % 100) for number in range(100)]
-    keydir = _keydir_of(names)
+    keydir = _keydir_of(names, Tuning(sorted_keys=10, few_changes=5))
     if is_indexed:
         keydir.index()
     view = keydir.open_view(100)
-    with patched({"bytekv.engine.index.order._SLICE": 10, "bytekv.engine.index.order.FEW_CHANGES": 5}):
-        for number, name in enumerate(names[:60]):
-            keydir.put(name, 2 << SEGMENT_SHIFT | number << 13 | 50, 0, lambda _: 50)
-        assert view.is_order_due
-        new = view.begin_order()
-        assert new is not None
-        keydir.put(b"new", 2 << SEGMENT_SHIFT | 61 << 13 | 50, 0, lambda _: 0)
-        for name in names[60:70]:
-            keydir.remove(name, lambda _: 50)
-        if meanwhile == "select":
-            assert _selected(view)
-        elif meanwhile == "clear":
-            keydir.clear()
-        elif meanwhile == "some":
-            view.order_some()
-        elif meanwhile == "another":
-            other = view.begin_order()
-            assert other is not None
-            view.end_order(other[0], order.ordered(other[1]))
-        for name in names[70:75]:
-            keydir.remove(name, lambda _: 50)
-        view.end_order(new[0], order.ordered(new[1]))
-        keydir.remove(names[80], lambda _: 50)
-        if meanwhile == "clear":
-            assert view.is_order_due, "it has dropped what was being made"
-        else:
-            while view.is_order_due:
-                view.order_some()
-        found = _selected(view)
-        assert [name for name in found if view.locate(name, 0) is not None] == sorted(names)
-        assert len(found) == len(set(found))
+    for number, name in enumerate(names[:60]):
+        keydir.put(name, 2 << SEGMENT_SHIFT | number << 13 | 50, 0, lambda _: 50)
+    assert view.is_order_due
+    new = view.begin_order()
+    assert new is not None
+    keydir.put(b"new", 2 << SEGMENT_SHIFT | 61 << 13 | 50, 0, lambda _: 0)
+    for name in names[60:70]:
+        keydir.remove(name, lambda _: 50)
+    if meanwhile == "select":
+        assert _selected(view)
+    elif meanwhile == "clear":
+        keydir.clear()
+    elif meanwhile == "some":
         view.order_some()
-        for name in names[90:92]:
-            keydir.remove(name, lambda _: 50)
-        assert view.begin_order() is None, "a few are sorted in one by one"
+    elif meanwhile == "another":
+        other = view.begin_order()
+        assert other is not None
+        view.end_order(other[0], order.ordered(other[1], 10))
+    for name in names[70:75]:
+        keydir.remove(name, lambda _: 50)
+    view.end_order(new[0], order.ordered(new[1], 10))
+    keydir.remove(names[80], lambda _: 50)
+    if meanwhile == "clear":
+        assert view.is_order_due, "it has dropped what was being made"
+    else:
+        while view.is_order_due:
+            view.order_some()
+    found = _selected(view)
+    assert [name for name in found if view.locate(name, 0) is not None] == sorted(names)
+    assert len(found) == len(set(found))
+    view.order_some()
+    for name in names[90:92]:
+        keydir.remove(name, lambda _: 50)
+    assert view.begin_order() is None, "a few are sorted in one by one"

@@ -16,6 +16,7 @@ from bytekv.engine.integrity.repair import repair_directory
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.scan import Scan
 from bytekv.errors import StoreIOError
+from tests.support import harness
 from tests.support.forge import Entry, Segment, write_store
 from tests.support.harness import QuickFiles, crash, damage, open_store, patched, segment_files, snapshot_of
 
@@ -764,8 +765,8 @@ def test_a_repair_writes_segments_of_the_size_that_suits_the_store(path: Path, w
     damage(file, SEGMENT_HEADER_SIZE + 100)
     if not with_manifest:
         damage(path / "MANIFEST", 40)
-    with patched({"bytekv.engine.log.sizes._SMALLEST": 2000}):
-        bytekv.repair(path)
+    with patched(harness.tuned(smallest_segment=2000)):
+        harness.repair(path)
     with open_store(path, "r") as db:
         assert dict(db) == {key: value for key, value in content.items() if key != b"00"}
         assert len(db.stats().segments) > 4

@@ -46,6 +46,7 @@ from bytekv.engine.codec.manifest import ACTIVE, LOG, SEGMENT_HEADER_SIZE, decod
 from bytekv.engine.integrity.repair import repair_directory
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files
+from bytekv.engine.tuning import Tuning
 from bytekv.errors import BytekvError, DiskFullError, StoreFailedError, StoreIOError
 from tests.support import harness
 from tests.support.harness import WRONG, Case, QuickFiles, crash, expect_no_violation, open_store
@@ -527,7 +528,7 @@ def expect_report(report: Report, verdict: Verdict, kept: set[int], image: Image
 
 def repair(path: Path, files: Files, limit: int = LIMIT) -> Report:
     """Do what `bytekv.repair` does, on these files and mostly with small segments."""
-    directory = Directory(str(path), files)
+    directory = Directory(str(path), files, tuning=harness.TUNING)
     directory.find(lost_manifest_allowed=True)
     directory.acquire()
     try:
@@ -703,8 +704,7 @@ def repairs(place: Path, seed: int) -> Iterator[Case]:
         here.mkdir()
         patches = {
             **harness.NO_WORKER,
-            "bytekv.engine.write.commit._PREPARE_FROM": 1,
-            **(harness.hints_from(1) if chance.random() < 0.5 else {}),
+            **harness.tuned(prepare_from=1, hint_from=1 if chance.random() < 0.5 else Tuning().hint_from),
         }
         try:
             with harness.patched(patches):

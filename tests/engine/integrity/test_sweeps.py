@@ -277,7 +277,7 @@ def sweep(path: Path, story: str, step: int, rounds: int = 2, hints_from: int = 
     """Do every damage at each ``step``-th offset of every file of a story; a case is an opening."""
     is_small = hints_from == 1 and rounds == 2
     kind = "flips and cuts, three segments" if is_small else "flips and cuts, no hints or more segments"
-    alone = {**harness.NO_WORKER, **harness.hints_from(hints_from), "bytekv.engine.replication.follower._TRIES": 2}
+    alone = {**harness.NO_WORKER, **harness.tuned(hint_from=hints_from, tries=2)}
     with harness.patched(alone):
         build, own_options = STORIES[story]
         bench = Bench(path, build(path, rounds, **{**own_options, **options}))

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from bytekv.engine.codec.hint import Hint
 from bytekv.engine.codec.manifest import LOG, SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow
-from bytekv.engine.log import summary
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.files import Files
 from bytekv.engine.log.scan import open_segment, scan_segment
@@ -27,6 +26,7 @@ from bytekv.engine.space.worker import StopWork
 from bytekv.engine.store import Store
 from bytekv.errors import CorruptionError, DiskFullError
 from bytekv.options import Options
+from tests.support import harness
 from tests.support.harness import FakeFiles, crash, damage, open_store, segment_files
 
 bounded = settings(derandomize=True, max_examples=100)
@@ -35,7 +35,7 @@ bounded = settings(derandomize=True, max_examples=100)
 @pytest.fixture
 def hints_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have segments of every size get a hint file, not only those where it pays."""
-    monkeypatch.setattr(summary, "HINT_FROM", 0)
+    harness.tune(monkeypatch, hint_from=0)
 
 
 # --- looking -----------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ writes = steps.filter(lambda step: step[0] in ("put", "delete", "batch", "clear"
 def test_a_segment_that_was_continued_is_read_from_where_its_hint_ends(path, before, after, crashes, io):
     shutil.rmtree(path, ignore_errors=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary, "HINT_FROM", 0)
+        harness.tune(patch, hint_from=0)
         live(path, before, io=io)
     files = FakeFiles()
     db = open_store(path, files=files, io=io, sync="os")

@@ -27,7 +27,7 @@ from tests.support.crash_stories import (
     Setting,
     put,
 )
-from tests.support.harness import NO_WORKER, FakeFiles, crash, damage, open_store, patched, segment_files
+from tests.support.harness import NO_WORKER, FakeFiles, crash, damage, open_store, patched, segment_files, tuned
 
 MIB = 1024 * 1024
 
@@ -35,7 +35,7 @@ MIB = 1024 * 1024
 @pytest.fixture
 def by_hand() -> Iterator[None]:
     """Do the worker's work in the test, and prepare also for small segments."""
-    with patched(NO_WORKER | {"bytekv.engine.write.commit._PREPARE_FROM": 1}):
+    with patched(NO_WORKER | tuned(prepare_from=1)):
         yield
 
 

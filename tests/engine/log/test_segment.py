@@ -30,7 +30,7 @@ from bytekv.engine.codec.entry import (
     pack_position,
 )
 from bytekv.engine.codec.manifest import LOG, OUTPUT, SEGMENT_HEADER_SIZE, SegmentHeader, encode_segment_header
-from bytekv.engine.log import resync, segment
+from bytekv.engine.log import resync
 from bytekv.engine.log import scan as scan_module
 from bytekv.engine.log.directory import Directory
 from bytekv.engine.log.open_segments import PreadFile
@@ -38,6 +38,7 @@ from bytekv.engine.log.resync import find_sync_mark
 from bytekv.engine.log.scan import Scan, open_segment, scan_segment
 from bytekv.engine.log.segment import Writer
 from bytekv.engine.log.summary import hint_of
+from bytekv.engine.tuning import TUNING
 from bytekv.errors import BytekvError, CorruptionError, DiskFullError, StoreIOError
 from tests.support.harness import FakeFiles
 
@@ -674,15 +675,15 @@ def test_no_step_is_larger_than_an_eighth_or_goes_beyond_the_limit(writers):
         writer.end += MIB
     steps = [after - before for before, after in zip(files.reserved, files.reserved[1:], strict=False)]
     assert max(steps) == 200 * MIB // 8
-    assert files.reserved[-1] == 200 * MIB + segment.RESERVE
+    assert files.reserved[-1] == 200 * MIB + TUNING.reserve
 
 
 def test_what_is_larger_than_a_segment_gets_the_room_it_needs(writers):
     writer = writers(limit=4096)
-    assert size_of(writer) == 4096 + segment.RESERVE
+    assert size_of(writer) == 4096 + TUNING.reserve
     assert writer.fits(10 * MIB), "the first entry always fits"
     append(writer, b"x" * 100_000)
-    assert size_of(writer) == writer.end + segment.RESERVE
+    assert size_of(writer) == writer.end + TUNING.reserve
     assert not writer.fits(1)
 
 
@@ -690,10 +691,10 @@ def test_the_hot_path_stays_below_what_is_populated_the_limit_and_the_reserve(wr
     writer = writers(limit=100_000)
     assert writer.fast_end == 0, "nothing was populated yet"
     append(writer, b"")
-    assert writer.fast_end == size_of(writer) - segment.RESERVE
+    assert writer.fast_end == size_of(writer) - TUNING.reserve
     append(writer, b"x" * 60_000, b"x" * 39_000)
     assert writer.fast_end == 100_000
-    assert size_of(writer) == 100_000 + segment.RESERVE
+    assert size_of(writer) == 100_000 + TUNING.reserve
     writer.close()
     assert writer.fast_end == 0
 
@@ -741,8 +742,8 @@ def test_on_a_full_disk_only_deletes_may_use_the_reserve(writers):
         writer.write(writer.end, encode_entry(TOMBSTONE, bytes(16), b"", deletes, NOW_MS, 0, writer.seed))
         writer.end += 43
         deletes += 1
-    assert deletes >= (segment.RESERVE - segment.MANIFEST_ROOM) // 43
-    assert writer.end + segment.MANIFEST_ROOM <= size_of(writer) <= 80 + 80 * KIB
+    assert deletes >= (TUNING.reserve - TUNING.manifest_room) // 43
+    assert writer.end + TUNING.manifest_room <= size_of(writer) <= 80 + 80 * KIB
 
 
 def test_what_a_failed_pwrite_has_left_is_cut_off_again(writers):

@@ -40,11 +40,11 @@ from tests.support.harness import (
     NO_WORKER,
     FakeFiles,
     damage,
-    hints_from,
     open_store,
     patched,
     segment_files,
     snapshot_of,
+    tuned,
 )
 
 SMALL: dict[str, Any] = {"segment_size_bytes": 2000}
@@ -181,7 +181,7 @@ ACTIONS: dict[str, Callable[[Store], None]] = {
 @pytest.mark.parametrize("ending", ["close", "drop"])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_writer_that_is_left_behind_changes_nothing_there(action: str, ending: str, old: Old) -> None:
-    with patched(NO_WORKER | hints_from(100)):
+    with patched(NO_WORKER | tuned(hint_from=100)):
         db = open_store(old.path, **SMALL)
         _fill(db, OLD)
         for key in list(OLD)[:10]:
@@ -823,7 +823,7 @@ def test_the_names_are_looked_up_in_the_directory_and_nowhere_else(path: Path) -
             return call
 
     strict = Strict()
-    with patched(NO_WORKER | hints_from(100)):
+    with patched(NO_WORKER | tuned(hint_from=100)):
         with open_store(path, files=strict, **SMALL) as db:
             _fill(db, OLD)
             _fill(db, OLD)

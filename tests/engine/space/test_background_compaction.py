@@ -30,7 +30,6 @@ from bytekv.engine.pacer import Pacer
 from bytekv.engine.space.picker import SegmentUsage, pick
 from bytekv.engine.space.worker import Worker
 from bytekv.engine.store import Store
-from bytekv.engine.tuning import Tuning
 from bytekv.errors import CorruptionError, StoreFailedError
 from bytekv.options import Options
 from tests.support import harness
@@ -46,11 +45,9 @@ DEFAULTS = Options()
 @pytest.fixture
 def in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make what is counted in bytes or entries, and is no option, smaller by the scale, too."""
-    monkeypatch.setattr("tests.support.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
-    monkeypatch.setattr("bytekv.engine.write.throttle._LOOK_SELDOM", KIB * KIB // SCALE)
-    monkeypatch.setattr("bytekv.engine.write.throttle._PAY", 32 * KIB // SCALE)
-    for name, size in {"RESERVE": 48, "MANIFEST_ROOM": 16, "_FIRST_STEP": 64}.items():
-        monkeypatch.setattr(f"bytekv.engine.log.segment.{name}", size * KIB // SCALE)
+    sizes = {"seldom_looked": 1024, "paid": 32, "reserve": 48, "manifest_room": 16, "first_step": 64}
+    small = {name: size * KIB // SCALE for name, size in sizes.items()}
+    harness.tune(monkeypatch, copied_entries=1, moved_keys=1, **small)
 
 
 @pytest.fixture
@@ -582,7 +579,7 @@ def test_work_that_there_is_no_memory_for_is_tried_again_and_told(
             raise MemoryError
         return pick(*arguments)
 
-    monkeypatch.setattr("bytekv.engine.space.worker._BREATH_S", 0.0)
+    harness.tune(monkeypatch, retry_s=0.0)
     with harness.open_store(path, auto_compact=True, sync="os", segment_size_bytes=4096, compact_dead_bytes=64) as db:
         monkeypatch.setattr("bytekv.engine.space.picker.pick", pick_with_effort)
         overwrite(db, 100)
@@ -600,13 +597,13 @@ def test_work_that_there_is_no_memory_for_is_tried_again_and_told(
     assert told == [f"{path}: no memory for the work in the background; it is tried again and again"]
 
 
-def test_work_is_tried_again_even_if_there_was_no_memory_to_tell(monkeypatch) -> None:
+def test_work_is_tried_again_even_if_there_was_no_memory_to_tell() -> None:
     class Employer:
         def __init__(self) -> None:
             self.calls = [MemoryError(), ZeroDivisionError("work"), ZeroDivisionError("work")]
             self.reports = [MemoryError(), MemoryError()]
             self.told: list[BaseException] = []
-            self.worker = Worker(self.work, self.failed, "bytekv in want")
+            self.worker = Worker(self.work, self.failed, "bytekv in want", 0.0)
 
         def work(self) -> float | None:
             raise self.calls.pop(0)
@@ -617,7 +614,6 @@ def test_work_is_tried_again_even_if_there_was_no_memory_to_tell(monkeypatch) ->
             self.told.append(error)
             return False
 
-    monkeypatch.setattr("bytekv.engine.space.worker._BREATH_S", 0.0)
     employer = Employer()
     assert employer.worker.wake()
     with employer.worker._life.done:
@@ -883,8 +879,7 @@ def live_as_a_queue(examples: int, steps: int, *, derandomize: bool) -> None:
 @pytest.fixture
 def every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let others in after each entry that a compaction reads, and give every segment a hint."""
-    monkeypatch.setattr("tests.support.harness.TUNING", Tuning(copied_entries=1, moved_keys=1))
-    monkeypatch.setattr("bytekv.engine.log.summary.HINT_FROM", 120)
+    harness.tune(monkeypatch, copied_entries=1, moved_keys=1, hint_from=120)
 
 
 @pytest.mark.usefixtures("every_entry")

@@ -82,19 +82,17 @@ SCALE = 16
 def to_scale() -> Iterator[None]:
     """Make everything that is counted in bytes, and is no option, smaller by the scale."""
     smaller = {
-        "log.sizes._SMALLEST": 4 * MIB,
-        "log.sizes._KEPT": 8 * MIB,
-        "write.throttle._LOOK_SELDOM": MIB,
-        "write.throttle._PAY": 32 * KIB,
-        "log.summary.HINT_FROM": 64 * KIB,
-        "log.segment.RESERVE": 48 * KIB,
-        "log.segment.MANIFEST_ROOM": 16 * KIB,
-        "log.segment._FIRST_STEP": 64 * KIB,
+        "smallest_segment": 4 * MIB,
+        "kept_changes": 8 * MIB,
+        "seldom_looked": MIB,
+        "paid": 32 * KIB,
+        "hint_from": 64 * KIB,
+        "reserve": 48 * KIB,
+        "manifest_room": 16 * KIB,
+        "first_step": 64 * KIB,
     }
-    with patched(
-        {f"bytekv.engine.{name}": size // SCALE for name, size in smaller.items()}
-        | harness.tuned(copied_entries=2, moved_keys=2)
-    ):
+    small = {name: size // SCALE for name, size in smaller.items()}
+    with patched(harness.tuned(copied_entries=2, moved_keys=2, **small)):
         yield
 
 
@@ -129,7 +127,7 @@ def test_a_small_store_stays_small(path: Path, live_mib: int, slower: int) -> No
 def test_a_store_of_large_segments_shrinks_to_the_rule(path: Path) -> None:
     """One that an older bytekv has filled: its segments are of 64 MiB, and so are what they leave."""
     large = 64 * MIB // SCALE
-    with patched({"bytekv.engine.log.sizes._SMALLEST": large}), harness.open_store(path, auto_compact=False) as db:
+    with patched(harness.tuned(smallest_segment=large)), harness.open_store(path, auto_compact=False) as db:
         for number in range(6000):
             db[b"%d" % (number % 500)] = b"%0993d" % number
         assert max(row.length_bytes for row in db.stats().segments) > large * 9 // 10
@@ -301,9 +299,7 @@ def test_writers_are_slowed_down_only_for_a_compaction_that_is_due(
     """With small segments they slept up to 0.1 s each: dead bytes passed the throttle's bound, and no segment passed
     `compact_dead_bytes`. Over combinations of options, whenever a writer sleeps there are victims for the worker."""
     files = Patient()
-    with patched(
-        harness.NO_WORKER | {"bytekv.engine.log.sizes._SMALLEST": 8 * KIB, "bytekv.engine.log.sizes._KEPT": 16 * KIB}
-    ):
+    with patched(harness.NO_WORKER | harness.tuned(smallest_segment=8 * KIB, kept_changes=16 * KIB)):
         db = harness.open_store(fresh(path), files=files, **options)
         files.is_helped = lambda: bool(db._maintenance.pick()) and options["auto_compact"]
         with db:

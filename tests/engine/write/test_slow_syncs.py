@@ -17,9 +17,9 @@ import pytest
 from bytekv.engine.codec.entry import OVERHEAD
 from bytekv.engine.codec.manifest import SEGMENT_HEADER_SIZE
 from bytekv.engine.store import Store
-from tests.support.harness import NO_WORKER, QuickFiles, open_store, patched
+from tests.support.harness import NO_WORKER, QuickFiles, open_store, patched, tuned
 
-_NO_PATIENCE = {**NO_WORKER, "bytekv.engine.write.durability._PATIENCE_S": 1e-6}
+_NO_PATIENCE = NO_WORKER | tuned(patience_s=1e-6)
 
 
 class SlowDisk(QuickFiles):

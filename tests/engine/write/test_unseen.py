@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bytekv.engine.codec.entry import CLEAR, PUT, TOMBSTONE
-from bytekv.engine.write.change import Change, Operation
+from bytekv.engine.write.change import AtomicChange, Operation
 from bytekv.engine.write.durability import CommitQueue
 from tests.crash.test_interrupts import InterruptAt
 
@@ -27,8 +27,8 @@ class Log:
     def write(self, offset: int, parts: list[bytes]) -> None:
         """Do nothing."""
 
-    def change(self, *operations: tuple[Any, ...]) -> Change:
-        change = Change.of([Operation(*each) for each in operations])
+    def change(self, *operations: tuple[Any, ...]) -> AtomicChange:
+        change = AtomicChange.of([Operation(*each) for each in operations])
         change.place(self, self.seq, 0, 0)  # type: ignore[arg-type]
         self.end, self.seq = change.end, change.seq
         return change
@@ -46,7 +46,7 @@ def _a_state(keydir_apply: Callable[..., bool]) -> Any:
     )
 
 
-def place_of(change: Change, number: int = 0) -> int | None:
+def place_of(change: AtomicChange, number: int = 0) -> int | None:
     return change.effects[number][1]
 
 
@@ -90,7 +90,7 @@ def test_what_is_shown_is_forgotten_and_what_waits_on_is_found() -> None:
     queue, log = CommitQueue(), Log()
     shown: list[int] = []
 
-    def keydir_apply(change: Change, *_: object) -> bool:
+    def keydir_apply(change: AtomicChange, *_: object) -> bool:
         shown.append(change.seq)
         return False
 
@@ -114,7 +114,7 @@ def test_a_writer_finds_what_is_there_though_showing_it_was_interrupted() -> Non
         queue, log = CommitQueue(), Log()
         locations: dict[bytes, int] = {b"a": 1}
 
-        def keydir_apply(change: Change, *_: object, locations: dict[bytes, int] = locations) -> bool:
+        def keydir_apply(change: AtomicChange, *_: object, locations: dict[bytes, int] = locations) -> bool:
             for key, location, _ in change.effects:
                 if key is None:
                     locations.clear()
