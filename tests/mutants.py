@@ -1833,6 +1833,34 @@ MUTANTS = [
         "if is_gone and manifest.last_seq < self._state.seq:",
         _FOLLOWERS,
     ),
+    _mutant(
+        "a hint says that what was put again by a run of puts is deleted as well, or still expires",
+        "engine/log/summary",
+        "                deque(map(table.pop, keys, repeat(0)), maxlen=0)\n",
+        "                pass\n",
+        "tests/test_segment.py",
+    ),
+    _mutant(
+        "a hint of large values of one size does not know their sizes",
+        "engine/log/summary",
+        "            self.sizes.update(zip(keys, repeat(size)))\n",
+        "            pass\n",
+        "tests/test_segment.py",
+    ),
+    _mutant(
+        "a hint counts what was replaced as live",
+        "engine/log/summary",
+        "            live = sum(",
+        "            sum(",
+        "tests/test_segment.py",
+    ),
+    _mutant(
+        "a hint mixes up the positions of keys that were put again",
+        "engine/log/summary",
+        "            keys.sort(key=self.positions.__getitem__)\n",
+        "",
+        "tests/test_segment.py",
+    ),
     Mutant(
         "a follower believes a hint of half a segment",
         (

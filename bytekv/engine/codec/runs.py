@@ -42,6 +42,7 @@ __all__ = [
     "copy_run",
     "crc_of_run",
     "cut_entries",
+    "cut_keys",
     "cut_pairs",
     "locate_run",
     "pack_run",
@@ -301,8 +302,15 @@ def check_entries(window: bytes, here: int, seq: int, seed: int) -> int:
     seqs = _seqs(count).pack(*range(seq, seq + count))
     if any(window[here + _HEAD + byte : end : size] != seqs[byte::8] for byte in range(8)):
         return 0
-    raws = [window[at : at + size] for at in range(here, end, size)]
+    raws = _raws(size, count).unpack_from(window, here)
     return count if set(map(checksum, raws, repeat(seed))) == {RESIDUE} else 0
+
+
+def cut_keys(window: bytes, here: int, size: int, count: int) -> list[bytes]:
+    """Return the keys of ``count`` puts without expiry of one size, which `check_entries` has found to be alike."""
+    _, key_size = PREFIX.unpack_from(window, here)
+    cut = Struct(f"{ENTRY_SIZE}x{key_size}s{size - ENTRY_SIZE - key_size}x")
+    return [key for (key,) in cut.iter_unpack(memoryview(window)[here : here + count * size])]
 
 
 def cut_entries(
@@ -377,6 +385,11 @@ def crc_of_run(seed: int, size: int, count: int) -> int:
 @lru_cache(maxsize=256)
 def _seqs(count: int) -> Struct:
     return Struct(f"<{count}Q")
+
+
+@lru_cache(maxsize=64)
+def _raws(size: int, count: int) -> Struct:
+    return Struct(f"{size}s" * count)  # a slice for each takes six times as long
 
 
 @lru_cache(maxsize=256)

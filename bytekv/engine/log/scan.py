@@ -36,13 +36,13 @@ from ..codec.manifest import (
     SegmentRow,
     decode_segment_header,
 )
-from ..codec.runs import check_entries, cut_entries
+from ..codec.runs import check_entries, cut_entries, cut_keys
 from .directory import Directory
 
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["Read", "Scan", "Scanned", "file_size_of", "header_of", "is_whole", "open_segment", "scan_segment"]
+__all__ = ["AlikePuts", "Read", "Scan", "Scanned", "file_size_of", "header_of", "is_whole", "open_segment", "scan_segment"]
 
 _WINDOW: Final = 1024 * 1024  # what a scan reads at once
 _FEW: Final = 64  # entries, checked one by one in 40 µs
@@ -70,6 +70,23 @@ def open_segment(directory: Directory, segment_id: int, *, for_writing: bool = F
         files.close(descriptor)
         raise
     return descriptor, header
+
+
+class AlikePuts:
+    """Neighbouring puts of one size and without expiry, each checked."""
+
+    __slots__ = ("_count", "_here", "_window", "offset", "size")
+
+    def __init__(self, window: bytes, here: int, size: int, count: int, offset: int) -> None:
+        self._window, self._here, self._count = window, here, count
+        self.size, self.offset = size, offset
+
+    def __len__(self) -> int:
+        return self._count
+
+    def keys(self) -> list[bytes]:
+        """Return the key of each."""
+        return cut_keys(self._window, self._here, self.size, self._count)
 
 
 class Scan:
@@ -115,28 +132,34 @@ class Scan:
 
     def check(self) -> Iterator[int]:
         """Check what iterating yields, without handing it out: yield now and then how many entries have passed."""
+        return map(len, self.pieces())
+
+    def pieces(self) -> Iterator[Sequence[Scanned] | AlikePuts]:
+        """Yield what iterating yields, some at a time; neighbouring puts of one size uncut."""
         while self.end < self.stop:
-            yield from self._check_runs()
+            yield from self._alike_puts()
             puts = self._plain_puts()
-            while count := sum(1 for _ in islice(puts, _FEW)):
-                yield count
+            while some := list(islice(puts, _FEW)):
+                yield some
             if self.end < self.stop:
                 found = self._any_operation()
                 if found is None:
                     return
-                yield len(found)
+                yield found
 
-    def _check_runs(self) -> Iterator[int]:
+    def _alike_puts(self) -> Iterator[AlikePuts]:
         window, base = self._window, self._base
         here = self.end - base
         while here + MIN_ENTRY_SIZE <= len(window):
             count = check_entries(window, here, self.last_seq + 1, self.seed)
             if not count:
                 return
-            here += count * measure_entry(window[here : here + MIN_ENTRY_SIZE])
+            size = measure_entry(window[here : here + MIN_ENTRY_SIZE])
+            puts = AlikePuts(window, here, size, count, base + here)
+            here += count * size
             self.end, self.last_seq = base + here, self.last_seq + count
             self.entries += count
-            yield count
+            yield puts
 
     def _plain_puts(self) -> Iterator[Scanned]:
         """Yield puts as long as each is whole in the window, without expiry, alone, and the next in turn.

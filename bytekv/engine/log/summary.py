@@ -5,7 +5,10 @@ A hint file is a cache. The segment knows everything that its hint says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import repeat
 
 from ..._lean import TYPE_CHECKING, NamedTuple, suppress
 from ...errors import BytekvError, SystemErrors
@@ -14,7 +17,7 @@ from ..codec.entry import KIND, OFFSET_SHIFT, PUT, SIZE_MASK, TOMBSTONE
 from ..codec.hint import HINT_HEADER, Hint, decode_hint, encode_hint
 from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentHeader, SegmentRow
 from .directory import Directory
-from .scan import Scan, Scanned, header_of, scan_segment
+from .scan import AlikePuts, Scan, Scanned, header_of, scan_segment
 
 if TYPE_CHECKING:
     from typing import Final
@@ -33,68 +36,87 @@ __all__ = [
 _SPARE: Final = 1024 * 1024
 
 
-def _with_pauses(entries: Iterable[Scanned], pause: Callable[[], None]) -> Iterator[Scanned]:
-    for number, entry in enumerate(entries):
-        if number % 32 == 0:
-            pause()
-        yield entry
+class _Newest:
+    """Gather the newest entry of each key."""
+
+    def __init__(self) -> None:
+        self.positions: dict[bytes, int] = {}
+        self.sizes: dict[bytes, int] = {}  # only of entries too large for their position to know
+        self.tombstones: dict[bytes, int] = {}
+        self.expires: dict[bytes, int] = {}
+        self.clears = False
+        self.clear_size = self.puts = self.put_bytes = 0
+
+    def add_alike(self, puts: AlikePuts) -> None:
+        """Add neighbouring puts of one size, in bulk: 0.2 µs each instead of 0.5."""
+        size, keys = puts.size, puts.keys()
+        known = size if size <= SIZE_MASK else 0
+        self.puts += len(keys)
+        self.put_bytes += size * len(keys)
+        begin, step = puts.offset << OFFSET_SHIFT | known, size << OFFSET_SHIFT
+        self.positions.update(zip(keys, range(begin, begin + step * len(keys), step), strict=True))
+        for table in (self.sizes, self.tombstones, self.expires):
+            if table:
+                deque(map(table.pop, keys, repeat(0)), maxlen=0)
+        if not known:
+            self.sizes.update(zip(keys, repeat(size)))
+
+    def add(self, entries: Iterable[Scanned]) -> None:
+        """Add entries of any kind."""
+        positions, sizes, tombstones, expires = self.positions, self.sizes, self.tombstones, self.expires
+        for flags, key, _, expires_ms, offset, raw in entries:
+            size = len(raw)
+            kind = flags & KIND
+            if kind == PUT:
+                self.puts += 1
+                self.put_bytes += size
+                if size <= SIZE_MASK:
+                    positions[key] = offset << OFFSET_SHIFT | size
+                    if sizes:
+                        sizes.pop(key, 0)
+                else:
+                    positions[key] = offset << OFFSET_SHIFT
+                    sizes[key] = size
+                if tombstones:
+                    tombstones.pop(key, 0)
+                if expires_ms:
+                    expires[key] = expires_ms
+                elif expires:
+                    expires.pop(key, 0)
+            elif kind == TOMBSTONE:
+                for table in (positions, sizes, expires):
+                    table.pop(key, 0)
+                tombstones[key] = size
+            else:  # CLEAR
+                for table in (positions, sizes, tombstones, expires):
+                    table.clear()
+                self.clears, self.clear_size = True, size
+
+    def hint(self, length: int, last_seq: int) -> Hint:
+        """Return what was gathered, in the order of the log."""
+        keys, positions, live = list(self.positions), array("Q", self.positions.values()), self.put_bytes
+        if len(keys) != self.puts:  # not all of them live, and a key that was put again is still where it was first
+            keys.sort(key=self.positions.__getitem__)
+            positions = array("Q", sorted(positions))
+            live = sum(map(SIZE_MASK.__and__, positions)) + sum(self.sizes.values())
+        gone = self.clear_size + sum(self.tombstones.values())
+        return Hint(length, last_seq, self.clears, keys, positions, list(self.tombstones), self.expires, live, gone)
 
 
 def hint_of(scan: Scan, pause: Callable[[], None] | None = None, entries: Iterable[Scanned] | None = None) -> Hint:
-    """Exhaust a scan and return the newest entry of each key; ``pause`` is called every 32 entries.
+    """Exhaust a scan and return the newest entry of each key; ``pause`` is called now and then.
 
     ``entries``: what of an exhausted scan counts, if not everything.
     """
-    positions: dict[bytes, int] = {}
-    place_once = positions.setdefault
-    sizes: dict[bytes, int] = {}  # only of entries too large for their place to know
-    tombstones: dict[bytes, int] = {}
-    expires: dict[bytes, int] = {}
-    clears = False
-    live = clear_size = 0
-    source: Iterable[Scanned] = scan if entries is None else entries
-    if pause is not None:
-        source = _with_pauses(source, pause)
-    for flags, key, _, expires_ms, offset, raw in source:
-        size = len(raw)
-        kind = flags & KIND
-        if kind == PUT:
-            position = offset << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0)
-            old = place_once(key, position)
-            if old is not position:
-                del positions[key]  # so that it takes its place at the end
-                positions[key] = position
-                live -= old & SIZE_MASK or sizes.pop(key)
-                expires.pop(key, 0)
-            elif tombstones:
-                tombstones.pop(key, 0)
-            live += size
-            if size > SIZE_MASK:
-                sizes[key] = size
-            if expires_ms:
-                expires[key] = expires_ms
-        elif kind == TOMBSTONE:
-            if (gone := positions.pop(key, None)) is not None:
-                live -= gone & SIZE_MASK or sizes.pop(key)
-                expires.pop(key, 0)
-            tombstones[key] = size
-        else:  # CLEAR
-            positions.clear()
-            sizes.clear()
-            tombstones.clear()
-            expires.clear()
-            clears, live, clear_size = True, 0, size
-    return Hint(
-        scan.end,
-        scan.last_seq,
-        clears,
-        list(positions),
-        list(positions.values()),
-        list(tombstones),
-        expires,
-        live,
-        clear_size + sum(tombstones.values()),
-    )
+    newest = _Newest()
+    for some in scan.pieces() if entries is None else (entries,):
+        if isinstance(some, AlikePuts):
+            newest.add_alike(some)
+        else:
+            newest.add(some)
+        if pause is not None:
+            pause()
+    return newest.hint(scan.end, scan.last_seq)
 
 
 # --- the way to it -----------------------------------------------------------------------------

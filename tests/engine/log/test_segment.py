@@ -414,10 +414,17 @@ operations = st.lists(
     ),
     max_size=25,
 )
+#: Several keys in turn, all of one size: what a scan hands out together.
+alike = st.builds(
+    lambda count, size: [(PUT, b"abc"[number % 3 :][:1], size, 0) for number in range(count)],
+    st.sampled_from([8, 20, 70]),
+    st.sampled_from([0, 30, 8192 - 28]),
+)
+histories = st.lists(operations | alike, max_size=4).map(lambda some: [*itertools.chain.from_iterable(some)])
 
 
 @bounded
-@given(operations)
+@given(histories)
 def test_a_summary_says_what_replaying_the_log_says(operations):
     log = Log()
     puts: dict[bytes, tuple[int, int, int]] = {}  # key -> offset, size, expires
@@ -445,6 +452,7 @@ def test_a_summary_says_what_replaying_the_log_says(operations):
     assert dict(zip(found.keys, found.positions, strict=True)) == {
         key: pack_position(offset, size) for key, (offset, size, _) in puts.items()
     }
+    assert list(found.positions) == sorted(found.positions), "in the order of the log"
     assert set(found.tombstones) == set(tombstones)
     assert found.expires == {key: expires for key, (_, _, expires) in puts.items() if expires}
     assert found.live_bytes == sum(size for _, size, _ in puts.values())
@@ -460,7 +468,7 @@ def test_summarising_gives_way_now_and_then():
     hint_of(
         Scan(lambda size, offset: raw[offset : offset + size], START, len(raw), SEED, 0), lambda: pauses.append(None)
     )
-    assert len(pauses) == 32
+    assert len(pauses) > 1001 / 256  # the most that is done together takes 150 µs
 
 
 # --- opening -----------------------------------------------------------------------------------
