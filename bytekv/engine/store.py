@@ -665,8 +665,10 @@ class Store(AbstractStore):
         """Rewrite what lives and give everything else back to the file system, now.
 
         ``progress`` is called with a `Progress` now and then. Others may read and write meanwhile.
-        Deleted and overwritten bytes are gone from the directory afterwards. Values lie in the order of
-        their keys then, if an index of them exists or is quickly made, so that a scan takes half the time.
+        Deleted and overwritten bytes are gone from the directory afterwards. What was rewritten lies in the order of
+        its keys then, if an index of them exists or is quickly made, so that a scan takes a quarter of the time.
+        Segments without a dead byte are left as they are: they cost nothing, and a scan of what was written in another
+        order than that of the keys stays four times as slow.
 
         Raises `CorruptionError` if an entry is damaged and `DiskFullError` if there is no room for the
         copies; what had been rewritten by then stays so, the rest is unchanged. Complexity: O(bytes),

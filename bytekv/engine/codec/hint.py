@@ -10,12 +10,14 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain, pairwise
+from operator import or_
 from struct import Struct
 
 from ..._lean import TYPE_CHECKING, NamedTuple
 from ...contract.convert import MAX_KEY_SIZE
 from ...errors import CorruptionError
 from .checksum import CRC, CRC_SIZE, FORMAT_VERSION, check_file, check_version, checksum
+from .entry import SEGMENT_SHIFT
 from .manifest import SegmentHeader
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ HINT_HEADER: Final = Struct("<8sHHI16sQQQQQQIII")  # 8+2+2+4+16+8*6+4*3 = 92
 HINT_CLEARS: Final = 1
 _MIXED: Final = 0xFFFFFFFF
 _LOW_HALVES: Final = bytes(range(16))  # what a byte may be whose upper four bits lie beyond a place
+
+_LOW_FIVE_BITS: Final = bytes(range(32)) * 8  # what of the second byte of a position belongs to the size
 
 
 class Hint(NamedTuple):
@@ -48,6 +52,29 @@ class Hint(NamedTuple):
     expires: dict[bytes, int]  # ms, of those keys that expire
     live_bytes: int
     tombstone_bytes: int
+
+
+def positions_of(segment_id: int, locations: list[int]) -> array[int]:
+    """Return the positions of entries in the segment in which all of these locations lie."""
+    base = segment_id << SEGMENT_SHIFT
+    try:
+        column = array("Q", locations)
+    except OverflowError:  # in a segment beyond the millionth
+        return array("Q", map(base.__xor__, locations))
+    bases = array("Q", (base,)) * len(column)
+    size = len(column) * column.itemsize
+    # One integer of them all: 3 ns for each instead of 40.
+    changed = int.from_bytes(column.tobytes(), sys.byteorder) ^ int.from_bytes(bases.tobytes(), sys.byteorder)
+    column = array("Q")
+    column.frombytes(changed.to_bytes(size, sys.byteorder))
+    return column
+
+
+def sum_of_sizes(positions: array[int]) -> int | None:
+    """Return the bytes of all entries at some positions, None if one of them may be too large to say how large."""
+    raw = _little_endian(positions[:]).tobytes()
+    low, high = raw[::8], raw[1::8].translate(_LOW_FIVE_BITS)
+    return None if 0 in low and not all(map(or_, low, high)) else sum(low) + 256 * sum(high)
 
 
 def _little_endian(column: array[int]) -> array[int]:

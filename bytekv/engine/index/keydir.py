@@ -21,7 +21,8 @@ from operator import indexOf, rshift
 
 from ..._lean import TYPE_CHECKING
 from ..codec.entry import OVERHEAD, SEGMENT_SHIFT, SIZE_MASK
-from ..codec.hint import Hint
+from ..codec.hint import Hint, positions_of, sum_of_sizes
+from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentRow
 from ..tuning import TUNING, Tuning
 from .deadlines import BITS, Deadlines
 from .order import Ordered
@@ -597,6 +598,45 @@ class Keydir(Ordered):
         for view in self._views.alive():
             wrong += [f"view {view.number}: {what}" for what in view.check()]
         return wrong
+
+    # --- closing -------------------------------------------------------------------------------
+
+    def keys_in(self, segments: Container[int], most: int) -> dict[int, tuple[list[bytes], list[int]]]:
+        """Return keys and locations of what lies in each of some segments, of the ``most`` keys that came last.
+
+        In the order of the dict, under the lock. Complexity: 0.1 µs a key that is looked at.
+        """
+        found: dict[int, tuple[list[bytes], list[int]]] = {}
+        begin = stop = 0  # the locations in one segment, mostly the one of the next key, too
+        pairs = zip(reversed(self.locations), reversed(self.locations.values()), strict=True)
+        for key, location in itertools.islice(pairs, min(most, len(self.locations))):
+            if not begin <= location < stop:
+                segment = location >> SEGMENT_SHIFT
+                if segment not in segments:
+                    continue
+                begin, stop = segment << SEGMENT_SHIFT, segment + 1 << SEGMENT_SHIFT
+                keys, locations = found.setdefault(segment, ([], []))
+            keys.append(key)
+            locations.append(location)
+        for keys, locations in found.values():
+            keys.reverse()
+            locations.reverse()
+        return found
+
+    def hint_for(self, row: SegmentRow, keys: list[bytes], locations: list[int], sizes_of: SizeOf) -> Hint | None:
+        """Return the hint of a segment of which `Usage.tells_all`, None if these are not all keys that point there.
+
+        Complexity: 0.05 µs a key.
+        """
+        positions = positions_of(row.segment_id, locations)
+        live_bytes = sum_of_sizes(positions)
+        if live_bytes is None:
+            live_bytes = sum(location & SIZE_MASK or sizes_of(location) for location in locations)
+        if live_bytes != row.length - SEGMENT_HEADER_SIZE - self.usage.gone_bytes(row.segment_id):
+            return None
+        expires = self.expires
+        expiring = {key: expires[key] for key in filter(expires.__contains__, keys)} if expires else {}
+        return Hint(row.length, row.last_seq, False, keys, positions, [], expiring, live_bytes, 0)
 
     # --- opening -------------------------------------------------------------------------------
 

@@ -27,11 +27,12 @@ class Usage:
     Two of the tables are public for the flattened put and delete alone: a call is 3 % of what these take.
     """
 
-    __slots__ = ("_lapsed", "dead", "tombstones")
+    __slots__ = ("_lapsed", "_sealed", "dead", "tombstones")
 
     def __init__(self) -> None:
         self.dead: dict[int, int] = {}  # segment -> bytes of superseded puts; see `is_whole`
         self.tombstones: dict[int, int] = {}  # segment -> bytes of tombstones
+        self._sealed: dict[int, int] = {}  # segment -> what of it was dead when it was sealed
         self._lapsed: dict[int, int] = {}  # segment -> bytes of the tombstones that forgotten entries will become
 
     def count_dead(self, segment: int, size: int) -> None:
@@ -111,12 +112,26 @@ class Usage:
         """Count what of a segment is dead from now on: every put in it is the newest of its key, or counted already."""
         self.dead.setdefault(segment, 0)
 
+    def note_sealed(self, segment: int) -> None:
+        """Note what of a segment is dead as it is sealed; see `tells_all`."""
+        self._sealed[segment] = self.dead.get(segment, 0)
+
+    def tells_all(self, segment: int, active: int) -> bool:
+        """Tell whether the keys that point into a segment are all that a hint of it says.
+
+        What is newest in the active segment is newest in the log, and so it was in each segment when that was sealed:
+        no put in it has died since. What hides older entries, a hint has to say, and the keydir does not know it.
+        """
+        is_latest = segment == active or self._sealed.get(segment) == self.dead.get(segment, 0)
+        return is_latest and not self.hiding_bytes(segment)
+
     def drop_segments(self, segments: Iterable[int]) -> None:
         """Forget the counts of segments that a compaction has replaced, or that are gone."""
         for segment in segments:
             self.dead.pop(segment, None)
             self.tombstones.pop(segment, None)
             self._lapsed.pop(segment, None)
+            self._sealed.pop(segment, None)
 
     def recount(self, entry_bytes: dict[int, int], live: Iterable[Iterable[int]], sizes_of: SizeOf) -> None:
         """Count the dead bytes anew from the locations that are live.

@@ -42,7 +42,17 @@ from .directory import Directory
 if TYPE_CHECKING:
     from typing import Final
 
-__all__ = ["AlikePuts", "Read", "Scan", "Scanned", "file_size_of", "header_of", "is_whole", "open_segment", "scan_segment"]
+__all__ = [
+    "AlikePuts",
+    "Read",
+    "Scan",
+    "Scanned",
+    "file_size_of",
+    "header_of",
+    "is_whole",
+    "open_segment",
+    "scan_segment",
+]
 
 _WINDOW: Final = 1024 * 1024  # what a scan reads at once
 _FEW: Final = 64  # entries, checked one by one in 40 µs

@@ -23,6 +23,7 @@ from ...errors import (
     SystemErrors,
 )
 from ...options import Options
+from ..codec.hint import Hint
 from ..codec.manifest import (
     ACTIVE,
     BACKUP,
@@ -39,7 +40,7 @@ from .obsolete import Obsolete, Pin
 from .open_segments import OpenSegments, SegmentFile, reaches
 from .segment import Writer, header_for
 from .sizes import Sizes, sizes_of
-from .summary import build_hint
+from .summary import build_hint, write_hint
 
 __all__ = ["SegmentManager"]
 
@@ -104,6 +105,11 @@ class SegmentManager:
     def build_hint(self, row: SegmentRow, pause: Callable[[], None]) -> None:
         """Write the hint file of a segment, tried once; ``pause`` is called now and then. Without the lock."""
         build_hint(self.directory, self.manifest.store_uuid, row, pause)
+        self.hinted[row.segment_id] = row.length
+
+    def write_hint(self, row: SegmentRow, hint: Hint) -> None:
+        """Write the hint file of a segment from what is known of it, tried once."""
+        write_hint(self.directory, self.manifest.store_uuid, row, hint)
         self.hinted[row.segment_id] = row.length
 
     # --- reading -------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ __all__ = [
     "of",
     "save_hint",
     "scanned",
+    "write_hint",
 ]
 
 _SPARE: Final = 1024 * 1024
@@ -181,6 +182,14 @@ def build_hint(directory: Directory, uuid: bytes, row: SegmentRow, pause: Callab
     if scan.end == row.length:  # else it is damaged: reading and the next open say so, a hint must not hide it
         with suppress(*SystemErrors):  # a full disk, say; the hint only saves time
             save_hint(directory, header, hint, pause)
+
+
+def write_hint(directory: Directory, uuid: bytes, row: SegmentRow, hint: Hint) -> None:
+    """Write the hint file of a segment from a hint that is known, tried once."""
+    descriptor, header = header_of(directory, row, uuid, for_writing=False)
+    directory.files.close(descriptor)
+    with suppress(*SystemErrors):  # likewise
+        save_hint(directory, header, hint)
 
 
 def load_hint(directory: Directory, header: SegmentHeader, length: int) -> Hint | None:

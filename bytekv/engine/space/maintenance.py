@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from ...contract.reports import Compaction, Progress
+    from ..codec.manifest import SegmentRow
     from ..replication.follower import Follower
     from .compactor import Compactor
     from .picker import SegmentUsage
@@ -50,6 +51,7 @@ _NO_THREAD: Final = (
     "no thread can be started: every write with sync='interval' is a sync, nothing is compacted unless compact() is "
     "called, and a reader follows only when refresh() is called"
 )
+_KEYS_AN_ENTRY: Final = 4  # to look at so many keys takes as long as to read an entry
 _FEW_EXPIRED: Final = 32  # keys, 50 µs
 _MANY_EXPIRED: Final = 300  # 0.5 ms
 _BREAK_S: Final = 0.00005  # the shortest sleep that another thread can use
@@ -370,8 +372,36 @@ class Maintenance:
         return False
 
     def build_hints(self) -> None:
-        """Build the hint files that are missing, at the end of a store. Under all locks."""
+        """Build the hint files that are missing, at the end of a store. Under all locks.
+
+        From the keydir as far as it knows all that a hint says; else the segment is read.
+        """
         with suppress(CorruptionError, *SystemErrors):  # only hints
-            for row in self._segments.manifest.segments:
-                if self._segments.needs_hint(row):
-                    self._segments.build_hint(row, lambda: None)
+            segments = self._segments
+            missing = list(filter(segments.needs_hint, segments.manifest.segments))
+            if not missing:
+                return
+            found = self._keys_of(missing)
+            for row in missing:
+                hint = None
+                if row.segment_id in found:
+                    keys, locations = found.pop(row.segment_id)
+                    hint = self._keydir.hint_for(row, keys, locations, self._state.size_of)
+                if hint is not None:
+                    segments.write_hint(row, hint)
+                else:
+                    segments.build_hint(row, lambda: None)
+
+    def _keys_of(self, rows: list[SegmentRow]) -> dict[int, tuple[list[bytes], list[int]]]:
+        """Return keys and locations of those segments of which the keydir knows all.
+
+        A bulk load's keys are the ones that came last, so no more are looked at than it would cost to read the rest.
+        """
+        self._state.count_if_due()
+        active, usage = self._segments.active_id, self._keydir.usage
+        known = {row.segment_id for row in rows if usage.tells_all(row.segment_id, active)}
+        entries = previous = 0
+        for row in self._segments.manifest.segments:
+            entries += row.last_seq - previous if row.segment_id in known else 0
+            previous = row.last_seq
+        return self._keydir.keys_in(known, _KEYS_AN_ENTRY * entries) if known else {}

@@ -345,3 +345,5 @@ class Committer:
 
             state.tell_later(SegmentSealed(state.segments.directory.path, *where))
         state.became_durable(state.seq)
+        if not state.is_uncounted:
+            state.keydir.usage.note_sealed(old.header.segment_id)

@@ -589,6 +589,16 @@ def test_loading_asks_for_the_sizes_of_what_is_dead_only():
 # --- moments -----------------------------------------------------------------------------------
 
 
+def test_any_number_of_keys_is_looked_through_at_the_end():
+    """A store says by seqs how many entries a segment has, and they may be forged: so many that nothing counts them."""
+    keydir = Keydir()
+    one, two = 1 << SEGMENT_SHIFT | pack_position(34, 30), 2 << SEGMENT_SHIFT | pack_position(34, 30)
+    keydir.locations.update({b"a": one, b"b": two, b"c": one + (30 << 13)})
+    assert keydir.keys_in({1}, 4 << 63) == {1: ([b"a", b"c"], [one, one + (30 << 13)])}
+    assert keydir.keys_in({1, 2}, 2) == {1: ([b"c"], [one + (30 << 13)]), 2: ([b"b"], [two])}
+    assert keydir.keys_in({1}, 0) == {}
+
+
 def test_a_view_counts_out_what_expires():
     now_ms = NOW_MS
     keydir = Keydir(now_ms=lambda: now_ms)

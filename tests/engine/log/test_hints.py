@@ -231,6 +231,98 @@ def test_one_that_was_given_up_is_built_at_the_end(hints_for_all, monkeypatch: p
     assert at > 2
 
 
+# --- at the end of a store the keydir says it ---------------------------------------------------
+
+
+@pytest.fixture
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bytekv.engine.space.worker.Worker.wake", lambda self: True)
+
+
+def close_and_count_scans(db: Store, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Close a store; return how many segments had to be read for their hints."""
+    scans = 0
+
+    def counted(*arguments: Any) -> Hint:
+        nonlocal scans
+        scans += 1
+        return hint_of(*arguments)
+
+    monkeypatch.setattr("bytekv.engine.log.summary.hint_of", counted)
+    db.close()
+    monkeypatch.setattr("bytekv.engine.log.summary.hint_of", hint_of)
+    return scans
+
+
+def expect_hints_as_scanned(path: Path) -> None:
+    for directory, header, row, scanned in segments_of(path):
+        hint = load_hint(directory, header, row.length)
+        assert hint is not None
+        assert facts(hint, header) == facts(scanned, header)
+
+
+@pytest.mark.parametrize("sync", ["os", "always"])
+@pytest.mark.parametrize("value_size", [1, 300, 9000])
+def test_after_a_bulk_load_nothing_is_read_for_it(
+    hints_for_all: None, no_worker: None, monkeypatch: pytest.MonkeyPatch, path: Path, value_size: int, sync: Any
+) -> None:
+    """Closing a store of a million new keys took four seconds: each entry was read, though each was known."""
+    db = open_store(path, segment_size_bytes=20 * (value_size + 40), sync=sync, io="pread")
+    for number in range(70):
+        db[f"{number}"] = bytes(value_size)
+    db.put("69", "expires", ttl=1e9)
+    assert close_and_count_scans(db, monkeypatch) == 0
+    assert len(hint_files(path)) == len(segment_files(path)) > 2
+    expect_hints_as_scanned(path)
+
+
+@pytest.mark.parametrize("what", ["overwritten", "overwritten, large", "deleted", "cleared", "expired", "tombstone"])
+def test_what_the_keydir_does_not_know_is_read(
+    hints_for_all: None, no_worker: None, monkeypatch: pytest.MonkeyPatch, path: Path, what: str
+) -> None:
+    """A hint says what is newest in its segment, even if a later one says otherwise: that one may be of a later backup,
+    or may have been damaged and taken out by a repair."""
+    files = FakeFiles()
+    db = open_store(path, files=files, segment_size_bytes=1000, sync="os", io="pread", expiry_grace_s=1.0)
+    db.put("expires", "1", ttl=10.0)
+    for number in range(60):
+        db[f"{number}"] = bytes(9000 if number == 30 and what == "overwritten, large" else 10)
+    if what == "overwritten":
+        db["5"] = b"again"
+    elif what == "overwritten, large":
+        db["30"] = b"again"
+    elif what == "deleted":
+        db.delete("5")
+    elif what == "cleared":
+        db.clear()
+        db["5"] = b"again"
+    elif what == "expired":
+        files.sleep(100)
+        db["new"] = b"1"
+        db._maintenance._purge()
+    else:
+        db.delete("59")
+    assert close_and_count_scans(db, monkeypatch) > 0
+    expect_hints_as_scanned(path)
+
+
+def test_a_few_keys_of_many_are_not_looked_for_in_all(
+    hints_for_all: None, no_worker: None, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    """To look at a million keys for the ten that were written since takes longer than to read ten entries."""
+    with open_store(path, sync="os", io="pread", segment_size_bytes=4000) as db:
+        for number in range(200):
+            db[f"{number}"] = b"1"
+        db._commit.seal()
+    for keys, scans in ((["new 1", "new 2"], 0), (["3", "new 3"], 1)):
+        db = open_store(path, sync="os", io="pread")
+        for key in keys:
+            db[key] = b"2"
+        db._commit.seal()
+        assert close_and_count_scans(db, monkeypatch) == scans
+        expect_hints_as_scanned(path)
+
+
 # --- or it is ignored --------------------------------------------------------------------------
 
 
