@@ -2152,7 +2152,7 @@ MUTANTS = [
         _ALARMS,
     ),
     _mutant(
-        "an error with a number is the system's whoever has raised it",
+        "an error with a number is taken for the system's, though a handler has raised it",
         "errors",
         "            if value is interrupted or (",
         "            if False and (",
@@ -2397,7 +2397,7 @@ MUTANTS = [
         "http/application",
         "in_time(self.send_timeout_s, ",
         "in_time(None, ",
-        f"{_HTTP_SAFETY}::test_who_does_not_take_a_reply_in_time_is_given_up",
+        f"{_HTTP_SAFETY}::test_a_client_that_does_not_take_a_reply_in_time_is_given_up",
     ),
     _mutant(
         "RESP: a client may take as long as it likes for its replies",

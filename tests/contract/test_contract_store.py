@@ -122,7 +122,7 @@ def test_an_incomplete_store_cannot_be_made() -> None:
         _InDict()  # type: ignore[abstract]
 
 
-def test_who_asks_for_the_time_gets_the_store_s(open_store: Callable[..., bytekv.Store]) -> None:
+def test_the_time_is_that_of_the_store_s_clock(open_store: Callable[..., bytekv.Store]) -> None:
     files = QuickFiles()
     db = open_store(files=files)
     db.put("a", "1", ttl=10)

@@ -625,7 +625,7 @@ def test_missing_parents_are_made_and_each_name_is_durable(
 
 
 @pytest.mark.parametrize("flag", ["r", "w"])
-def test_who_wants_an_existing_store_makes_nothing(path: Path, open_store: Callable[..., Store], flag: str) -> None:
+def test_opening_an_existing_store_makes_nothing(path: Path, open_store: Callable[..., Store], flag: str) -> None:
     with pytest.raises(bytekv.StoreNotFoundError):
         open_store(flag, at=path / "a" / "store")
     assert not path.exists()

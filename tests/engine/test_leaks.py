@@ -219,7 +219,7 @@ def test_a_backup_that_is_under_way_outlives_its_store(filled: Store, path: Path
     ],
     ids=["iter", "items", "scan", "scan_keys", "snapshot", "snapshot_items", "changes"],
 )
-def test_whoever_iterates_keeps_the_store_open(path: Path, begin: Callable[[Store], Any]) -> None:
+def test_an_iterator_keeps_the_store_open(path: Path, begin: Callable[[Store], Any]) -> None:
     """Nobody but the iterator has the store, as in ``for key in bytekv.open(path)``; with it the store goes."""
     with harness.open_store(path) as db:
         db.update({b"%04d" % number: b"%d" % number for number in range(1000)})

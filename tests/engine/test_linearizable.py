@@ -617,13 +617,13 @@ def watch(path: Path, sync: str, io: str, seed: int, writes: int) -> list[str]:
 
 
 @pytest.mark.parametrize(("sync", "io"), SETTINGS)
-def test_whoever_looks_at_many_keys_sees_one_moment(path: Path, sync: str, io: str) -> None:
+def test_a_read_of_many_keys_sees_one_moment(path: Path, sync: str, io: str) -> None:
     assert len(watch(path, sync, io, seed=3, writes=120)) > 5
 
 
 @pytest.mark.deep
 @pytest.mark.parametrize(("sync", "io"), SETTINGS)
-def test_whoever_looks_at_many_keys_sees_one_moment_at_length(path: Path, sync: str, io: str) -> None:
+def test_a_read_of_many_keys_sees_one_moment_at_length(path: Path, sync: str, io: str) -> None:
     end, kinds = time.monotonic() + DEEP_S / len(SETTINGS), []
     for seed in itertools.count(1000, 20):
         kinds += watch(path, sync, io, seed, writes=500)

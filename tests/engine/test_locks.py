@@ -88,7 +88,7 @@ def unsaid(source: str) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.py")), ids=lambda module: str(module.relative_to(PACKAGE)))
-def test_whoever_takes_the_stores_lock_says_so(module: Path) -> None:
+def test_a_thread_that_takes_the_stores_lock_says_so(module: Path) -> None:
     """Then a signal handler or a finaliser of the same thread, which the lock lets in once more, is refused."""
     assert unsaid(module.read_text(encoding="utf-8")) == []
 

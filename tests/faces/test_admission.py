@@ -91,7 +91,7 @@ def test_strangers_make_room_for_those_who_have_shown_the_secret_and_never_the_o
     assert not any(each.is_evicted for each in known)
 
 
-def test_who_forgets_the_secret_is_a_stranger_again(places):
+def test_a_client_that_forgets_the_secret_is_a_stranger_again(places):
     door = places(4)
     guest, other = FakeGuest(), FakeGuest()
     door.admit(guest)
@@ -224,7 +224,7 @@ def test_what_strangers_want_is_done_at_a_pace_and_in_order():
     assert all(later - earlier >= 0.0009 for (_, earlier), (_, later) in pairwise(done))
 
 
-def test_who_has_left_waits_for_nothing():
+def test_a_client_that_has_left_waits_for_nothing():
     done = []
 
     async def run() -> None:

@@ -790,7 +790,7 @@ class Compared(bytes):
 
 @pytest.mark.parametrize("is_indexed", [False, True])
 @pytest.mark.parametrize("views", [1, 3])
-def test_who_changes_keys_under_a_view_sorts_nothing(is_indexed: bool, views: int) -> None:
+def test_changing_keys_under_a_view_sorts_nothing(is_indexed: bool, views: int) -> None:
     """A clear of a million keys held the lock for 27 s while a scan was open, for it put each key in its place of a
     sorted list; so did each overwrite. Readers sort, and an index that the clear drops is handed on."""
     keydir = Keydir()

@@ -327,7 +327,7 @@ def test_while_somebody_waits_a_rate_does_not_count(by_hand) -> None:
 
 
 @pytest.mark.parametrize("call", ["verify", "compact"])
-def test_who_waits_for_a_compaction_says_so(by_hand, call: str) -> None:
+def test_a_call_that_waits_for_a_compaction_says_so(by_hand, call: str) -> None:
     db = by_hand(files=Clock(), compact_rate_bytes_s=2000)
     overwrite(db, 100)
     seen: list[bool] = []
@@ -456,7 +456,7 @@ def test_every_kind_of_write_pays(by_hand, how: str) -> None:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_who_is_not_compacted_for_does_not_wait(by_hand, options: dict[str, Any]) -> None:
+def test_a_writer_does_not_wait_where_nothing_is_compacted(by_hand, options: dict[str, Any]) -> None:
     """A rate limit says what compaction may take, so the writers are not made to make room for it; and with
     ``sync="always"`` they wait for the disk, in which time the worker works."""
     clock = Clock()

@@ -51,7 +51,7 @@ def test_a_failed_sync_wakes_everybody() -> None:
     st.lists(st.tuples(st.booleans(), st.sampled_from(["never", "before", "in line"])), min_size=1, max_size=8),
     st.data(),
 )
-def test_nobody_waits_for_one_who_has_left(given_waiters: list[tuple[bool, str]], data: Any) -> None:
+def test_nobody_waits_for_a_waiter_that_has_left(given_waiters: list[tuple[bool, str]], data: Any) -> None:
     """A waiter that leaves may be in the line at that time: those behind it were then left there until their
     patience ended, a tenth of a second later. One that left before is not asked to lead."""
     group = GroupCommit()
@@ -72,7 +72,7 @@ def test_nobody_waits_for_one_who_has_left(given_waiters: list[tuple[bool, str]]
         waiting = [waiter for waiter in waiting if waiter not in woken]
 
 
-def test_who_has_lost_patience_leads_and_the_others_wait_for_him() -> None:
+def test_a_waiter_that_has_lost_patience_leads_and_the_others_wait_for_it() -> None:
     """A leader may be interrupted before it could begin; a thread that then syncs unasked is joined like any other."""
     group = GroupCommit()
     assert group.join(1) is None

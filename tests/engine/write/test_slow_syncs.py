@@ -97,7 +97,7 @@ def test_a_leader_that_never_began_is_replaced(tmp_path: Path) -> None:
         assert not store._commit.state.sync_lock_is_owned()
 
 
-def test_who_replaces_a_leader_gives_the_lock_back(tmp_path: Path) -> None:
+def test_a_waiter_that_replaces_a_leader_gives_the_lock_back(tmp_path: Path) -> None:
     with patched(_NO_PATIENCE), open_store(tmp_path, files=SlowDisk(), sync="always") as store:
         _join_and_vanish(store)
         store["a"] = ""

@@ -92,7 +92,7 @@ def test_a_seq_is_a_plain_number(door):
 
 
 @pytest.mark.parametrize("headers", [{}, EVENTS], ids=["lines", "events"])
-def test_who_follows_is_told_what_comes(door, open_store, headers):
+def test_a_follower_is_told_what_comes(door, open_store, headers):
     db = open_store()
     db["a"] = "1"
     http = door(db, poll_interval_s=0.001)

@@ -403,7 +403,7 @@ def test_strangers_that_do_not_take_their_replies_hold_up_nobody(door, open_stor
     asyncio.run(many())
 
 
-def test_who_does_not_take_a_reply_in_time_is_given_up(door, open_store, caplog):
+def test_a_client_that_does_not_take_a_reply_in_time_is_given_up(door, open_store, caplog):
     http = door(open_store(), max_requests=1, send_timeout_s=0.01, tokens="s3cret")
 
     async def one() -> None:

@@ -398,7 +398,7 @@ def test_without_a_token_one_connection_too_many_is_told_so(open_store, monkeypa
 
 
 @needs_uvicorn
-def test_who_does_not_take_replies_is_disconnected(open_store, monkeypatch, caplog):
+def test_a_client_that_does_not_take_replies_is_disconnected(open_store, monkeypatch, caplog):
     """Also when the connection is to be closed, which would otherwise wait for the client for ever."""
     monkeypatch.setattr(server_module, "_SWEEP_S", 0.01)
     monkeypatch.setattr(server_module, "_STRANGER_SEND_S", 0.05)
@@ -438,7 +438,7 @@ def test_a_long_head_is_understood_however_it_is_cut(open_store, token):
 
 
 @needs_uvicorn
-def test_who_goes_on_sending_after_a_refusal_is_cut_off(open_store, monkeypatch):
+def test_a_client_that_goes_on_sending_after_a_refusal_is_cut_off(open_store, monkeypatch):
     monkeypatch.setattr(server_module, "_MAX_UNWANTED_BYTES", 100_000)
 
     def send_without_end(url: str) -> None:

@@ -271,7 +271,7 @@ def test_a_pipeline_of_slow_commands_lets_others_in_between(house, monkeypatch):
 # --- deadlines ---------------------------------------------------------------------------------
 
 
-def test_who_does_not_take_replies_is_disconnected_and_who_takes_them_slowly_is_not(house, caplog):
+def test_a_client_that_does_not_take_replies_is_disconnected_and_a_slow_one_is_not(house, caplog):
     door = house(request_timeout_s=60)
     client = door.client(receive_bytes=4096)
     client("SET", "k", b"v" * (8 << 20))
@@ -289,7 +289,7 @@ def test_who_does_not_take_replies_is_disconnected_and_who_takes_them_slowly_is_
     assert "does not take its replies" in caplog.text
 
 
-def test_who_does_not_show_the_password_in_time_is_disconnected(house):
+def test_a_client_that_does_not_show_the_password_in_time_is_disconnected(house):
     door = house(password="secret")
     silent, known = door.client(), door.client()
     assert known("AUTH", "secret") == OK
@@ -305,7 +305,7 @@ def test_who_does_not_show_the_password_in_time_is_disconnected(house):
     assert known("PING") == b"+PONG\r\n"
 
 
-def test_who_begins_a_request_and_does_not_end_it_is_disconnected(house):
+def test_a_client_that_does_not_finish_its_request_is_disconnected(house):
     door = house(request_timeout_s=60)
     slow, idle = door.client(), door.client()
     slow.send(b"*2\r\n$4\r\nECHO\r\n$5\r\nhe")
