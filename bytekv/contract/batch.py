@@ -65,11 +65,12 @@ class Batch(Handle):
                 key, value = key_of(key), value_of(value)
             elif len(key) > MAX_KEY_SIZE or len(value) > MAX_VALUE_SIZE:
                 check_sizes(key, value)
-            write = value if expiry is None else (value, expiry)
             if key in writes:
-                self._write(key, write)
+                self._write(key, value if expiry is None else (value, expiry))
+            elif expiry is None:
+                writes[key] = value
             else:
-                writes[key] = write
+                writes[key] = value, expiry
 
     def delete(self, key: Bytes) -> None:
         """Delete ``key`` when the batch is committed; no error if it is not there then."""

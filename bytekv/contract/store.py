@@ -265,15 +265,17 @@ class Store(MutableOrderedMapping):
         Raises `LimitError` above 1 GiB; nothing has happened then. Complexity: O(n), about 0.8 µs a pair, and
         memory for all of it.
         """
-        with self.batch() as batch:
-            if isinstance(other, Mapping):
-                pairs: Iterable[tuple[Any, Any]] = other.items()
-            elif hasattr(other, "keys"):
-                pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118 - the protocol of dict.update
-            else:
-                pairs = other
-            batch.put_all(pairs, ttl=ttl)
+        batch = self.batch()
+        if isinstance(other, (dict, Mapping)):  # the first is found at once
+            pairs: Iterable[tuple[Any, Any]] = other.items()
+        elif hasattr(other, "keys"):
+            pairs = ((key, other[key]) for key in other.keys())  # noqa: SIM118 - the protocol of dict.update
+        else:
+            pairs = other
+        batch.put_all(pairs, ttl=ttl)
+        if more:
             batch.put_all(more.items(), ttl=ttl)
+        batch.commit()
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[misc,override]
         self.update(other)

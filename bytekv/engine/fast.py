@@ -9,6 +9,7 @@ here                        the plain one                what it costs
 `FastCommitter.expire`      `Committer.expire`           4.4 µs instead of 19
 `FastCommitter.delete`      `Committer.delete`           1.8 µs instead of 12
 `FastCommitter.put_over`    `Store.put` with ``if_seq``  2.8 µs instead of 18
+`FastCommitter.write_few`   `PutRun`                     6 µs instead of 13 for one write, 16 instead of 27 for 8
 `DurableCommitter.put`      `Committer.put`              without its sync 11 µs instead of 17
 `DurablePut.apply`          `AtomicChange.apply`         0.5 µs instead of 2
 `read_many`                 `Reader.find` of each key    0.2 to 0.7 µs an entry instead of 3
@@ -53,14 +54,16 @@ from .codec.entry import (
 )
 from .codec.runs import Pairs, cut_pairs, is_sound
 from .state import ENTERED, REENTRY, State
-from .write.change import AtomicChange, Operation
+from .write.change import AtomicChange, Operation, PutRun
 from .write.commit import PURGED_BY_A_PUT, Committer
 from .write.durability import Waiter
 
 if TYPE_CHECKING:
     from typing import Any, Final, TypeVar
 
+    from ..contract.batch import Writes
     from .codec.entry import StoredEntry
+    from .log.segment import Writer
 
     G = TypeVar("G", bound=Callable[..., object])
 
@@ -179,6 +182,90 @@ class FastCommitter(Committer):
             state.intent = None
         check_sizes(key, value)
         return self.write([Operation(PUT, key, value)])
+
+    def write_few(self, writes: Writes) -> int | None:
+        """Carry out some writes as one change; return the last seq; as `put` does. None: it is left to `change`.
+
+        What `PutRun` does for all of them at once, one by one, which takes less time where they are few.
+        """
+        state = self.state
+        if state.intent is not None:
+            state.redo_interrupted()
+        with state.lock:
+            if state.intent is not None:
+                state.redo()
+            state.intent = ENTERED
+            try:
+                writer = state.segments.writer
+                run = None if writer is None else self._place_few(writes, writer)
+                if run is not None:
+                    state.intent = run
+                    run.redo(state)
+                    state.intent = None
+                    return run.seq
+            except StructError:  # a clock before 1970, which the plain way knows to write
+                if state.intent is not ENTERED:
+                    state.readers_must_wait = True
+                    raise
+            except BaseException:
+                state.readers_must_wait = True
+                raise
+            state.intent = None
+        return None
+
+    def _place_few(self, writes: Writes, writer: Writer) -> PutRun | None:
+        """Put writes at the end of the segment; None if nothing is left of them, or if there is no fast place."""
+        state = self.state
+        keydir, now_ms = state.keydir, self._clock_ns() // 1000000
+        if keydir.is_behind:
+            state.purge_some(PURGED_BY_A_PUT)
+        if None in writes.values():
+            locate = keydir.locate
+            writes = {
+                key: write for key, write in writes.items() if write is not None or locate(key, now_ms) is not None
+            }
+        offset, seq, base, seed = writer.end, state.seq, writer.base, writer.seed
+        last = seq + len(writes)
+        parts: list[bytes] = []
+        locations: list[int] = []
+        times_ms: dict[bytes, int] = {}
+        gone: list[bytes] = []
+        tombstones = 0
+        continues = 0x20
+        for key, write in writes.items():
+            seq += 1
+            if seq == last:
+                continues = 0
+            if isinstance(write, bytes):
+                body = _pack_entry(1 | continues, len(key), len(write), seq, now_ms) + key + write
+            elif write is None:
+                body = _pack_entry(2 | continues, len(key), 0, seq, now_ms) + key
+                gone.append(key)
+                tombstones += len(body) + 4
+            else:
+                value, expiry = write
+                expires_ms = expiry.at(now_ms)
+                if expires_ms:
+                    times_ms[key] = expires_ms
+                    body = _pack_mortal(0x11 | continues, len(key), len(value), seq, now_ms, expires_ms) + key + value
+                else:
+                    body = _pack_entry(1 | continues, len(key), len(value), seq, now_ms) + key + value
+            size = len(body) + 4
+            if size > 8191:
+                return None
+            parts += body, _pack_crc(checksum(body, seed))
+            if write is not None:
+                locations.append(base | offset << 13 | size)
+            offset += size
+        if not parts or offset > writer.fast_end:
+            return None
+        run = PutRun.__new__(PutRun)
+        run.writer, run.offset, run.end, run.seq = writer, writer.end, offset, last
+        keys = [key for key, write in writes.items() if write is not None] if gone else list(writes)
+        run.parts, run.keys, run.locations, run.gone, run.now_ms = [b"".join(parts)], keys, locations, gone, now_ms
+        run.expires = [times_ms.get(key, 0) for key in keys] if times_ms else None
+        run.tombstones = keydir.usage.tombstone_bytes(base >> 44) + tombstones if gone else None
+        return run
 
     def add(self, key: bytes, value: bytes, ttl_ms: int) -> bool:
         """Append one put if the key does not exist, and tell whether it did not."""

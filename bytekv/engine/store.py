@@ -94,17 +94,21 @@ _ENTRY_COST: Final = OVERHEAD + 8  # bytes of an entry with an expiry, beside ke
 
 
 def _decide_in_bulk(
-    commit: Committer, keys: list[bytes], writes: list[Any], decided: list[Bulk], now_ms: int
+    commit: Committer, keys: list[bytes], writes: list[Any], kinds: set[type], decided: list[Bulk], now_ms: int
 ) -> Sequence[Operation] | Bulk:
     values, expires = writes, None
-    if tuple in set(map(type, writes)):
-        pairs = [write if type(write) is tuple else (write, NEVER) for write in writes]
+    if tuple in kinds:
+        pairs = writes
+        if len(kinds) > 1:
+            pairs = [write if type(write) is tuple else (write, NEVER) for write in writes]
         values, times = list(map(_first, pairs)), list(map(_second, pairs))
         if times.count(times[0]) == len(times):  # as a rule it is one object
             expires = [times[0].at(now_ms)] * len(times)
         else:
             expires = [expiry.at(now_ms) for expiry in times]
-    bulk = commit.without_idle_deletes(Bulk(keys, values, expires), now_ms)
+    bulk = Bulk(keys, values, expires)
+    if type(None) in kinds:
+        bulk = commit.without_idle_deletes(bulk, now_ms)
     decided[:] = [bulk]
     return bulk if bulk.keys else ()
 
@@ -142,6 +146,7 @@ class Store(AbstractStore):
         self._path = path
         self._options = options
         self._files = files
+        self._few = tuning.few_writes
         self._readonly = flag == "r"
         self._trusting = not options.verify_reads
         self._pid = os.getpid()
@@ -618,9 +623,14 @@ class Store(AbstractStore):
         return Batch(self._commit_batch)
 
     def _commit_batch(self, writes: Writes, gate_owner: object = None) -> int | None:
+        if gate_owner is None and len(writes) <= self._few:
+            seq = self._commit.write_few(writes)
+            if seq is not None:
+                return seq
+        kinds = set(map(type, writes.values()))
         decided: list[Bulk] = []
         # No closure: without memory for what it shares, CPython 3.11 never frees an argument, here the store.
-        decide = partial(_decide_in_bulk, self._commit, list(writes), list(writes.values()), decided)
+        decide = partial(_decide_in_bulk, self._commit, list(writes), list(writes.values()), kinds, decided)
         seq = self._commit.change(decide, gate_owner)
         return seq if decided and decided[0].keys else None
 

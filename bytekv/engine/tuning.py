@@ -36,6 +36,9 @@ class Tuning(NamedTuple):
     flushed_bytes: int = 1 << 16  # of copies that are written at once: what is done to as many takes 200 µs
     retry_s: float = 1.0  # before background work that went wrong is tried again
 
+    # --- batches
+    few_writes: int = 64  # that take less time one by one than all at once
+
     # --- writers that are slowed down; in bytes, less where a segment is small
     seldom_looked: int = 1024 * 1024  # between two looks at what is dead
     paid: int = 32 * 1024  # between two payments

@@ -263,6 +263,15 @@ class Keydir(Ordered):
         Repeatable, but for the count.
         """
         expires, get = self.expires, self.locations.get
+        if not self.is_plain:
+            self._see_what_is_special()
+        if self.is_plain and times_ms is None and not gone:  # what follows, less what finds nothing to do
+            old = list(map(get, keys))
+            if self._changed is not None and None in old:
+                self._changed.update(key for key, location in zip(keys, old, strict=True) if location is None)
+            self.locations.update(zip(keys, locations, strict=True))
+            self.usage.count_removed(list(filter(None, old)), sizes_of)
+            return
         mortal: dict[bytes, int] = {}
         if times_ms is not None:
             mortal = dict(zip(keys, times_ms, strict=True))

@@ -36,8 +36,8 @@ from itertools import accumulate, compress, repeat
 
 from ..._lean import TYPE_CHECKING, NamedTuple
 from ...errors import BytekvError, StoreFailedError
-from ..codec.entry import CLEAR, CONTINUES, ENTRY_EXPIRES, EXPIRES, OVERHEAD, PUT, TOMBSTONE, encode_entry, entry_size
-from ..codec.runs import Tombstones, locate_run, pack_run, sizes_of_run
+from ..codec.entry import CLEAR, CONTINUES, EXPIRES, OVERHEAD, PUT, TOMBSTONE, encode_entry, entry_size
+from ..codec.runs import Tombstones, locate_alike, locate_run, pack_run, sizes_of_run
 from ..log.segment import Writer
 from ..state import ENTERED, State
 
@@ -248,7 +248,18 @@ class PutRun(_Run):
     What `AtomicChange` does, by calls of C for the whole list: 0.5 µs an entry instead of 1.9.
     """
 
-    __slots__ = ("_bulk", "expires", "has_deletes", "keys", "locations", "now_ms", "only_deletes")
+    __slots__ = (
+        "_bulk",
+        "_entry_size",
+        "_sizes",
+        "_values",
+        "expires",
+        "has_deletes",
+        "keys",
+        "locations",
+        "now_ms",
+        "only_deletes",
+    )
 
     keys: list[bytes]  # of the puts
     locations: list[int]
@@ -260,10 +271,14 @@ class PutRun(_Run):
         kinds = bulk.kinds
         self.has_deletes = kinds != {bytes}
         self.only_deletes = bytes not in kinds  # what a full disk keeps back may be used
-        keys, values, expires = bulk
-        self.size = sum(map(len, keys)) + sum(map(len, filter(None, values))) + OVERHEAD * len(keys)
-        if expires is not None:
-            self.size += ENTRY_EXPIRES.size * (len(expires) - expires.count(0))
+        keys, given, expires = bulk
+        values: list[bytes] = given  # type: ignore[assignment]
+        if self.has_deletes:
+            values = [value or b"" for value in given]
+        self._values = values
+        size, self._sizes = sizes_of_run(keys, values, expires)
+        self._entry_size = 0 if self.has_deletes else size  # of each, if they are alike
+        self.size = sum(self._sizes)
 
     def place(self, writer: Writer, seq: int, now_ms: int, tombstones: int | None) -> None:
         """Put the entries at the end of a segment that has room for them, as `AtomicChange.place` does.
@@ -271,22 +286,25 @@ class PutRun(_Run):
         Encoded in parts, so that what is made on the way takes little memory beside the entries themselves.
         """
         keys, given, expires = self._bulk
+        values, size, end = self._values, self._entry_size, writer.end + self.size
         count = len(keys)
         gone: list[bytes] = []
         flags = [PUT | CONTINUES] * count
-        values: list[bytes] = given  # type: ignore[assignment]
         if self.has_deletes:
-            values = [value or b"" for value in given]
             gone = [key for key, value in zip(keys, given, strict=True) if value is None]
             flags = [(TOMBSTONE if value is None else PUT) | CONTINUES for value in given]
             assert tombstones is not None
             tombstones += OVERHEAD * len(gone) + sum(map(len, gone))
         flags[-1] ^= CONTINUES
-        sizes = sizes_of_run(keys, values)
         if expires is not None:
-            sizes = [size + 8 if expires_ms else size for size, expires_ms in zip(sizes, expires, strict=True)]
             flags = [kind | EXPIRES if expires_ms else kind for kind, expires_ms in zip(flags, expires, strict=True)]
-        offsets = list(accumulate(sizes, initial=writer.end))
+        offsets: Sequence[int]
+        if size:
+            offsets = range(writer.end, end + size, size)
+            locations = locate_alike(writer.base, writer.end, size, count)
+        else:
+            offsets = list(accumulate(self._sizes, initial=writer.end))
+            locations = locate_run(writer.base, offsets, self._sizes)
         parts: list[bytes] = []
         at = 0
         while at < count:
@@ -297,15 +315,15 @@ class PutRun(_Run):
             else:
                 run = slice(at, stop)
                 times = expires[run] if expires is not None else None
-                parts.append(pack_run(flags[run], keys[run], values[run], seq + at + 1, now_ms, writer.seed, times))
+                what = flags[run], keys[run], values[run], seq + at + 1, now_ms, writer.seed, times
+                parts.append(pack_run(*what, is_alike=size > 0))
             at = stop
-        locations = locate_run(writer.base, offsets, sizes)
         if gone:
             is_put = [value is not None for value in given]
             keys, locations = list(compress(keys, is_put)), list(compress(locations, is_put))
             expires = None if expires is None else list(compress(expires, is_put))
         self.parts, self.keys, self.locations, self.gone = parts, keys, locations, gone
-        self.writer, self.offset, self.end = writer, writer.end, offsets[-1]
+        self.writer, self.offset, self.end = writer, writer.end, end
         self.expires, self.now_ms = expires, now_ms
         self.seq, self.tombstones = seq + count, tombstones
 

@@ -25,6 +25,7 @@ from .turn import WriteTurn
 if TYPE_CHECKING:
     from typing import Final
 
+    from ...contract.batch import Writes
     from ..codec.entry import StoredEntry
 
     Bounds = tuple[bytes | None, bytes | None, bool, bool]
@@ -59,6 +60,10 @@ class Committer:
         """Append one put that expires and show it; return its seq."""
         check_sizes(key, value)
         return self.change(lambda now_ms: [Operation(PUT, key, value, now_ms + ttl_ms)])
+
+    def write_few(self, writes: Writes) -> int | None:
+        """Carry out some writes as one change; return the last seq. None: it is left to `change`."""
+        return None
 
     def add(self, key: bytes, value: bytes, ttl_ms: int) -> bool:
         """Append one put, which expires unless ``ttl_ms`` is 0, if the key does not exist; tell whether it did not."""
