@@ -71,7 +71,7 @@ class NotAStoreError(BytekvError):
 
 
 class AccessDeniedError(BytekvError, PermissionError):
-    """Raised when the operating system does not let this user at a file of the store."""
+    """Raised when the operating system does not allow this user to access a file of the store."""
 
 
 class StoreLockedError(BytekvError):
@@ -137,9 +137,9 @@ class ReentryError(BytekvError, RuntimeError):
 class StoreFailedError(BytekvError):
     """Raised by writes after a failed sync, until the store is reopened; reads go on.
 
-    The failed sync is the ``__cause__``. What the unsynced calls wrote is decided by the next ``open``. The same if a
-    write has failed and the system does not let us know what it has left. Raised, too, if the store was replaced or
-    removed while it was open, or its ``LOCK`` was: nothing is changed in its directory then.
+    The failed sync is the ``__cause__``. What the unsynced calls wrote is decided by the next ``open``. Also raised
+    if a write has failed and it is unknown what it has left, and if the store or its ``LOCK`` was replaced or removed
+    while it was open: then nothing is changed in its directory.
     """
 
 

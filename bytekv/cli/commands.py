@@ -32,7 +32,7 @@ FAILED: Final = 3  # verify and inspect, where damage is what was asked for and 
 
 
 class UsageError(Exception):
-    """Raised for what the person at the keyboard has to change."""
+    """Raised for what the user has to change."""
 
 
 class NoSuchKeyError(Exception):
@@ -48,7 +48,7 @@ def opened(arguments: Namespace, flag: Flag, **options: Unpack[OpenOptions]) -> 
 
 
 def _waiting(arguments: Namespace, attempt: Callable[[], T]) -> T:
-    """Try again while another process has the store, for as long as --wait says; commands in a row take turns."""
+    """Retry while another process has the store, for as long as --wait says; waiting commands take turns."""
     deadline = None
     while True:
         try:
@@ -104,12 +104,12 @@ def _output() -> Callable[[bytes], object]:
 
 
 def _shows() -> bool:
-    """Tell whether output is shown to a person, whose terminal is not to be steered by what somebody has stored."""
+    """Tell whether output goes to a terminal, which stored bytes must not control."""
     return sys.stdout.isatty()
 
 
 def harmless(text: str, *, keep: str = "") -> str:
-    """Write characters out that do something to a terminal instead of being shown, but those to ``keep``.
+    """Escape characters that control a terminal instead of being shown, except those to ``keep``.
 
     >>> harmless("a\\x1b]0;title\\x07b")
     'a\\\\x1b]0;title\\\\x07b'
@@ -127,7 +127,7 @@ def _legible(given: bytes, *, keep: str = "") -> bytes:
 
 
 def _legible_line(line: bytes) -> bytes:
-    """Return a line of JSON that says the same and does nothing to a terminal."""
+    """Return a line of JSON that says the same and cannot affect a terminal."""
     import json
 
     return "".join(
@@ -149,7 +149,7 @@ def write_json(fields: object) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the person at the keyboard; control characters of names and keys do nothing to the terminal."""
+    """Tell the user; control characters in names and keys cannot affect the terminal."""
     sys.stderr.write(f"bytekv: {harmless(text)}\n")
     sys.stderr.flush()
 
@@ -197,12 +197,12 @@ def get_value(arguments: Namespace) -> int:
 
 
 def delete_keys(arguments: Namespace) -> int:
-    """Delete keys; those that exist, also if others do not."""
+    """Delete keys; those that exist, even if others do not."""
     keys = [_given(arguments, key) for key in arguments.key]
     if bool(keys) == (arguments.prefix is not None):
         raise UsageError("delete takes either keys or --prefix (bytekv delete --help says more)")
     if arguments.prefix == "":
-        raise UsageError("an empty prefix is that of every key; to have an empty store, delete its directory")
+        raise UsageError("an empty prefix matches every key; for an empty store, delete its directory")
     with opened(arguments, "w", sync="os", auto_compact=False) as store:
         if arguments.prefix is not None:
             from ..contract.convert import counted
@@ -454,7 +454,7 @@ def _new_file(target: str, path: str) -> BinaryIO:
                     os.fchown(file.fileno(), old.st_uid, -1)
                 except OSError:
                     raise UsageError(
-                        f"{path}: belongs to another user, as a new file would not; remove it, or choose another name"
+                        f"{path}: belongs to another user, and a new file would not; remove it, or choose another name"
                     ) from None
             if old.st_gid != new.st_gid:
                 try:
@@ -520,7 +520,7 @@ def import_entries(arguments: Namespace) -> int:
 
 
 def _begun(rows: Iterator[Row]) -> Iterator[Row]:
-    """Read the first of the entries, so that no store is made for a source that is wrong altogether."""
+    """Read the first entry, so that no store is created for a source that cannot be read at all."""
     from itertools import chain
 
     return chain([row for row in [next(rows, None)] if row is not None], rows)

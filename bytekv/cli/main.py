@@ -1,7 +1,7 @@
 """The command line: its arguments, its exit statuses and its messages.
 
 Exit statuses: 0 done · 1 no such key · 2 wrong use, of the arguments or of a file given as input · 3 the store, its
-disk or the output failed · 130 interrupted · 141 the reader of the output has left. No user error ends in
+disk or the output failed · 130 interrupted · 141 nothing reads the output any more. No user error ends in
 a traceback; each is one line.
 
 A one-shot command is mostly the start of Python, so of the parser only the part that is needed is built; see
@@ -69,7 +69,7 @@ def _everywhere(command: argparse.ArgumentParser, *, default: Any) -> None:
         "--verbose",
         action="count",
         default=default or 0,
-        help="tell what happens; given twice, also why a segment was rolled or compacted",
+        help="say what happens; given twice, also why a segment was rolled or compacted",
     )
 
 
@@ -131,19 +131,19 @@ def _parse_upkeep(command: argparse.ArgumentParser) -> None:
 
 def _parse_count(command: argparse.ArgumentParser) -> None:
     command.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="only keys with this prefix")
-    command.add_argument("--start", metavar="KEY", help="the first key, included")
-    command.add_argument("--stop", metavar="KEY", help="the last key, not included")
+    command.add_argument("--start", metavar="KEY", help="the key to start at, included")
+    command.add_argument("--stop", metavar="KEY", help="the key to stop at, not included")
     _takes_keys(command)
 
 
 def _parse_scan(command: argparse.ArgumentParser) -> None:
     command.add_argument("prefix", metavar="PREFIX", nargs="?", default="", help="only keys with this prefix")
     command.add_argument("--keys-only", action="store_true", help="without the values")
-    command.add_argument("--start", metavar="KEY", help="the first key, included")
-    command.add_argument("--stop", metavar="KEY", help="the last key, not included")
+    command.add_argument("--start", metavar="KEY", help="the key to start at, included")
+    command.add_argument("--stop", metavar="KEY", help="the key to stop at, not included")
     command.add_argument("--reverse", action="store_true", help="from the last key to the first")
-    command.add_argument("--limit", metavar="N", type=_count, help="the most entries to list")
-    command.add_argument("-0", "--null", action="store_true", help="end each entry with a zero byte, not a new line")
+    command.add_argument("--limit", metavar="N", type=_count, help="how many entries to list at most")
+    command.add_argument("-0", "--null", action="store_true", help="end each entry with a zero byte, not a newline")
     _takes_keys(command)
     _takes_json(command, "print each entry as a line of JSON, as export does")
 
@@ -177,7 +177,7 @@ def _parse_import(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--duplicates",
         choices=("refuse", "first", "last"),
-        help="which entry of one key to keep; otherwise last of JSON Lines, and refuse of a database",
+        help="which entry to keep if a key has several; if not given, last for JSON Lines and refuse for a database",
     )
     _waits(command)
 
@@ -226,7 +226,7 @@ def _parse_inspect(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "segment", metavar="SEGMENT", help="a file, or the number of a segment in the store's directory"
     )
-    _takes_json(command, "print each thing as a line of JSON")
+    _takes_json(command, "print each item as a line of JSON")
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -242,7 +242,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 class CliCommand:
-    """One command: its names, what it says of itself, how its arguments are read, what it does; short: one key."""
+    """One command: its names, its help, its arguments, and the function that carries it out; short: one key."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ CLI_COMMANDS: Final = (
     CliCommand(
         "delete del rm", "delete keys, or all with a prefix", commands.delete_keys, _parse_delete, is_short=True
     ),
-    CliCommand("scan", "list keys and values in key order, a tab between them", commands.scan_entries, _parse_scan),
+    CliCommand("scan", "list keys and values in key order, separated by tabs", commands.scan_entries, _parse_scan),
     CliCommand("count", "count keys", commands.count_keys, _parse_count),
     CliCommand("compact", "reclaim the space of deleted and overwritten entries", commands.compact, _parse_upkeep),
     CliCommand("stats", "count keys and bytes", commands.show_stats, _takes_json),
@@ -338,7 +338,7 @@ def main(argv: Sequence[str] | None = None, *, before_long_work: Callable[[], ob
 
 
 def _told(error: BaseException) -> int:
-    """Say what happened and return the status that it comes to."""
+    """Report an exception and return the exit status."""
     if isinstance(error, BrokenPipeError):
         return UNREAD
     if isinstance(error, KeyboardInterrupt):
@@ -358,7 +358,7 @@ def _told(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
-        text, status = "this is a fault of bytekv's; please report it with the lines above", _BUG
+        text, status = "this is a bug in bytekv; please report it with the lines above", _BUG
     commands.say(text)
     return status
 

@@ -67,8 +67,8 @@ def _address(text: str, default_port: int) -> tuple[str, int]:
 def _secrets(arguments: Namespace) -> tuple[bytes | None, str | dict[str, str] | None]:
     """Return the password of Redis clients and the tokens of HTTP; a secret that is given guards both doors.
 
-    Neither is ever missing without a word: where one door would stay open beside one that is guarded, or where a secret
-    or its file is empty, too long or cut, that is an error.
+    Neither is ever silently missing: it is an error if one door would stay open beside a guarded one, or if a secret or
+    its file is empty, too long or cut off.
     """
     for option in ("resp", "http", "password", "password_file", "token", "token_file", "backup_dir"):
         if getattr(arguments, option) == "":

@@ -36,9 +36,9 @@ def quantity(size: float) -> str:
 
 
 class Bar:
-    """Show how far a long operation is; what it is given to call works as a ``progress`` callback.
+    """Show the progress of a long operation, by a ``progress`` callback. Outside a terminal
 
-    Outside a terminal it shows nothing, and `callback` is None, so that nothing is counted in vain.
+    it shows nothing, and `callback` is None, so that nothing is counted needlessly.
     """
 
     def __init__(self, what: str, stream: TextIO | None = None, *, is_hidden: bool = False) -> None:

@@ -153,7 +153,7 @@ def refusing(operator: str) -> Callable[[object, object], object]:
     """Return an operator that raises `TypeError`.
 
     Without it, Python would take ``a &= b`` for ``a = a & b``. The name would no longer mean the store, and every later
-    write would go into a set or a dict and be lost in silence.
+    write would go into a set or a dict and be silently lost.
     """
 
     def refuse(self: object, other: object) -> object:
@@ -381,7 +381,7 @@ class MutableOrderedMapping(OrderedMapping, MutableMapping[bytes, bytes]):
         """Delete the keys from ``start`` up to ``stop``; return how many there were. None: no limit on that side.
 
         Atomic, as one batch, up to the limit of a batch: 1 GiB of 27 bytes and the key for each, which is 25 million
-        keys of 16 bytes. What is more goes in several batches. Durability: as a batch of deletes.
+        keys of 16 bytes. More keys are deleted in several batches. Durability: as a batch of deletes.
         Complexity: O(n), about 1 µs a key; other writers wait for half of that at most where nothing
         waits for a sync.
 

@@ -134,7 +134,7 @@ class Store(MutableOrderedMapping):
     def would_wait(self, key: Bytes | None = None, *, write_bytes: int | None = None) -> bool:
         """Tell whether a call would have to wait now, so that an event loop hands it to a thread, and only then.
 
-        ``key``: the call reads the value of this key. ``write_bytes``: the call writes so many bytes of keys and
+        ``key``: the call reads the value of this key. ``write_bytes``: the call writes this many bytes of keys and
         values. A store that cannot tell says that it would.
         """
         return True

@@ -332,7 +332,7 @@ class Store(AbstractStore):
     def would_wait(self, key: Bytes | None = None, *, write_bytes: int | None = None) -> bool:
         """Tell whether a call would have to wait now, so that an event loop hands it to a thread, and only then.
 
-        ``write_bytes``: the call writes so many bytes of keys and values. It would wait for its turn (during another
+        ``write_bytes``: the call writes this many bytes of keys and values. It would wait for its turn (during another
         thread's transaction), for the next segment, for a sync (``sync="always"``) or for a compaction that writers
         outrun. ``key``: the call reads the value of this key. It would wait if the value is larger than about
         8 KiB or its segment is not open. Every call waits while a batch is being made visible.
@@ -672,7 +672,7 @@ class Store(AbstractStore):
             self._durability.sync()
 
     def compact(self, *, progress: Callable[[Progress], object] | None = None) -> Compaction:
-        """Rewrite what lives and give everything else back to the file system, now.
+        """Rewrite the live data and give everything else back to the file system, now.
 
         ``progress`` is called with a `Progress` now and then. Others may read and write meanwhile.
         Deleted and overwritten bytes are gone from the directory afterwards. What was rewritten lies in the order of
@@ -748,7 +748,7 @@ class Store(AbstractStore):
         path = os.path.abspath(os.fsdecode(dest))
         here, there = os.path.realpath(self._path), os.path.realpath(path)
         if there == here or there.startswith(here + os.sep):
-            raise ValueError(f"{path}: a backup cannot lie in the store that it is made of")
+            raise ValueError(f"{path}: a backup cannot lie inside the store that it copies")
         source = self._directory.share()
         try:
             return self._back_up(source, path, progress)
@@ -879,7 +879,7 @@ class Store(AbstractStore):
         return self._state.durable_seq
 
     def close(self) -> None:
-        """Make everything durable, give the lock back and let go of every file; again does nothing.
+        """Make everything durable, give the lock back and close every file; a second call does nothing.
 
         Raises `StoreFailedError` if an earlier sync failed, `DiskFullError` or `StoreIOError` if the
         clean end could not be written. The store is closed all the same and nothing acknowledged is

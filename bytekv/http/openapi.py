@@ -27,7 +27,11 @@ _MAYBE_BASE64: Final[Json] = {**_BASE64, "type": ["string", "null"]}
 _INTEGER: Final[Json] = {"type": "integer"}
 _SEQ: Final[Json] = {"type": "integer", "minimum": 0}
 _SECONDS: Final[Json] = {"type": "number", "exclusiveMinimum": 0, "maximum": 1_000_000_000}
-_TTL_LEFT: Final[Json] = {"type": ["number", "null"], "minimum": 0, "description": "Seconds left; null: it stays."}
+_TTL_LEFT: Final[Json] = {
+    "type": ["number", "null"],
+    "minimum": 0,
+    "description": "Seconds left; null: it does not expire.",
+}
 
 
 def _object(needed: Json, optional: Json | None = None, *, open_: bool = False, **more: object) -> Json:
@@ -122,7 +126,7 @@ def _value_responses(content: Json) -> Json:
     partial = {**_VALUE_HEADERS, "Content-Range": {"schema": {"type": "string"}}}
     return {
         "200": {"description": "The value.", "headers": _VALUE_HEADERS, "content": content},
-        "206": {"description": "The part of it that was asked for.", "headers": partial, "content": content},
+        "206": {"description": "The requested part of it.", "headers": partial, "content": content},
         "304": {"description": "The client has this entry already.", "headers": _ETAG_HEADER},
         **_problems(404, 412, 416),
     }
@@ -260,7 +264,7 @@ DOCUMENT: Final[Json] = {
                 "Delete the keys with a prefix, or those from start up to stop",
                 {
                     "200": {
-                        "description": "Deleted; so many there were.",
+                        "description": "How many keys were deleted.",
                         "content": _content("application/json", _object({"deleted": _SEQ})),
                     },
                     **_problems(409, 507),

@@ -83,14 +83,14 @@ class Problem(Exception):
 
 
 def changes_lost(why: str, **members: object) -> Problem:
-    """Return the problem of changes that there are not."""
+    """Return the problem of changes that do not exist any more, or not yet."""
     problem = Problem("changes-lost", f"{why}; begin with a listing: its Bytekv-Seq says where the changes go on")
     problem.members |= members
     return problem
 
 
 def problem_of(error: BaseException) -> Problem:
-    """Return the problem that an exception is for a client; log what the client must not or need not know."""
+    """Return what a client is told of an exception; log what it must not or need not know."""
     match error:
         case Problem():
             return error

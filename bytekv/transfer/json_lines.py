@@ -1,8 +1,9 @@
 """Entries as JSON Lines: the format of `bytekv export`, `import` and `scan`.
 
-One line is one entry: ``{"key": …, "value": …, "expires": …}``. Bytes that are UTF-8 stand as a JSON string; others
-stand in base64 under ``key_b64`` or ``value_b64``, so no byte is lost and text stays legible. ``expires`` is a time in
-seconds since 1970, absent if the key stays. A line that says anything else is refused rather than half understood.
+One line is one entry: ``{"key": …, "value": …, "expires": …}``. Bytes that are UTF-8 are written as a JSON string,
+others in base64 under ``key_b64`` or ``value_b64``, so no byte is lost and text stays legible. ``expires`` is a time in
+seconds since 1970, absent if the key does not expire. A line that says anything else is refused rather than half
+understood.
 
 Knows nothing of files or terminals. Whatever the source of the entries, `load` carries them into a store in batches.
 """
@@ -160,7 +161,7 @@ def _any_row(line: bytes) -> Row:
     except json.JSONDecodeError as error:
         raise LineError(f"not JSON: {error}") from None
     except ValueError:
-        raise LineError("a number of too many digits") from None
+        raise LineError("a number with too many digits") from None
     if not isinstance(fields, dict):
         raise LineError("not a JSON object")
     if unknown := fields.keys() - _FIELDS - _OF_ITS_STORE:
@@ -195,7 +196,7 @@ def _bytes(fields: dict[str, Any], name: str) -> bytes:
             return str(text).encode()
         return binascii.a2b_base64(encoded.encode(), strict_mode=True)
     except UnicodeEncodeError:
-        raise LineError(f"{name} holds half of a surrogate pair, which no bytes stand for") from None
+        raise LineError(f"{name} contains half of a surrogate pair, which has no UTF-8 form") from None
     except binascii.Error as error:
         raise LineError(f"{name}_b64 is not base64: {error}") from None
 

@@ -94,7 +94,7 @@ WRONG = {
     b"{": "not JSON",
     b'{"key": "a", "value": "b"} {}': "not JSON",
     b"[" * 100_000: "nested too deeply|not JSON",
-    b'{"key": "a", "value": ' + b"1" * 5000 + b"}": "a number of too many digits",
+    b'{"key": "a", "value": ' + b"1" * 5000 + b"}": "a number with too many digits",
     b"[]": "not a JSON object",
     b"null": "not a JSON object",
     b'"key"': "not a JSON object",

@@ -111,7 +111,7 @@ class Directory:
         return Directory(self.path, self.files, self.folder.share(), self.tuning)
 
     def check_there(self) -> None:
-        """Raise what says so if it is the store that has gone, and not one file of it."""
+        """Raise the error for it if the store itself has gone, and not one file of it."""
         self.folder.prove()
         if self.files.is_gone(self.folder):
             raise StoreIOError(

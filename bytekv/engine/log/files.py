@@ -270,12 +270,12 @@ class Folder(str):
         return self._is_closed
 
     def close(self) -> None:
-        """Let the directory go once the calls that are under way have ended; later ones are refused."""
+        """Close the directory once the calls that are under way have ended; later ones are refused."""
         self._is_closed = True
         self._held = self._lock = None
 
     def abandon(self) -> None:
-        """Let it go in a child process: of the threads whose calls were under way there is none."""
+        """Close it in a child process, where the threads whose calls were under way do not exist."""
         held = self._held
         self.close()
         if held is not None:
@@ -352,7 +352,7 @@ class Files:
             os.replace(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd)
 
     def link(self, source: str, target: str) -> bool:
-        """Give a file a second name, in place of what bears it; False where the file system has no such thing."""
+        """Give a file a second name, in place of what has it; False where the file system has no such thing."""
         self.unlink(target)
         with _changing(target) as (new, new_fd), _at(source) as (old, old_fd):
             try:
@@ -439,7 +439,7 @@ class Files:
         return descriptor
 
     def open_new(self, path: str) -> int:
-        """Make a file to be written; in place of what bears the name, which may have another name elsewhere."""
+        """Make a file to be written; in place of what has the name, which may have another name elsewhere."""
         try:
             return self.open(path, write=True, exclusive=True)
         except StoreIOError as error:
@@ -454,7 +454,7 @@ class Files:
             return os.fstat(descriptor).st_nlink > 1
 
     def has_name(self, descriptor: int, path: str) -> bool:
-        """Tell whether it is this open file that bears the name now."""
+        """Tell whether it is this open file that has the name now."""
         with _at(path) as (name, dir_fd):
             try:
                 named = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
@@ -643,7 +643,7 @@ class Files:
     def lock_directory(self, path: Folder) -> bool:
         """Take the lock of a directory itself without waiting; False if it is held.
 
-        A second wall: it stands even where somebody has removed the file that bears the first. Where a file system
+        A second wall, which holds even if somebody has removed the file of the first. Where a file system
         has no such thing, there is none.
         """
         if fcntl is None or not _BY_DESCRIPTOR:

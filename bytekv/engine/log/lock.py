@@ -41,7 +41,7 @@ def go_on_after_fork() -> None:
 
 
 def forget_locks_after_fork() -> None:
-    """Let go, in a child process, of what its parent holds; the parent's locks are untouched.
+    """Forget, in a child process, what its parent holds; the parent's locks are untouched.
 
     Of stores that another thread was just opening, too: nobody in the child will ever close those.
     """

@@ -443,7 +443,7 @@ class SegmentManager:
             writer.trim()
 
     def drop(self) -> None:
-        """Let go of every file, without writing anything."""
+        """Close every file, without writing anything."""
         self.changing = self.publishing = None
         if self.writer is not None:
             self.writer.close()

@@ -417,7 +417,7 @@ def test_a_backup_that_has_another_file_of_the_same_number(path: Path, dest: Pat
 def test_the_store_itself(path: Path, name: str) -> None:
     with open_store(path) as db:
         before = snapshot_of(path)
-        with pytest.raises(ValueError, match="cannot lie in the store"):
+        with pytest.raises(ValueError, match="cannot lie inside the store"):
             db.backup(path / name)
         assert snapshot_of(path) == before
         assert not (path / "inside").exists()
@@ -426,7 +426,7 @@ def test_the_store_itself(path: Path, name: str) -> None:
 def test_the_store_itself_by_a_link(path: Path) -> None:
     with open_store(path) as db:
         (path.parent / "link").symlink_to(path)
-        with pytest.raises(ValueError, match="cannot lie in the store"):
+        with pytest.raises(ValueError, match="cannot lie inside the store"):
             db.backup(path.parent / "link")
 
 

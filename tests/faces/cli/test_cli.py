@@ -317,7 +317,7 @@ STATUSES: list[tuple[Callable[[Path], None], str, bytes, int, str]] = [
     (missing, "delete --prefix a", b"", 3, "no store there"),
     (as_it_is, "delete", b"", 2, "either keys or --prefix"),
     (as_it_is, "delete a --prefix b", b"", 2, "either keys or --prefix"),
-    (as_it_is, "delete --prefix=", b"", 2, "an empty prefix is that of every key"),
+    (as_it_is, "delete --prefix=", b"", 2, "an empty prefix matches every key"),
     (as_it_is, "count --hex x", b"", 2, "not hexadecimal"),
     (a_file, "get a", b"", 3, "a file, not a directory"),
     (a_file, "set a 1", b"", 3, "a file|not a directory"),
