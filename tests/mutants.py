@@ -32,7 +32,7 @@ _SNAPSHOTS = "tests/contract/test_snapshots.py"
 _VERBS = "tests/contract/test_verbs.py"
 _SELDOM = (_SNAPSHOTS, "-k", "seldom")
 _AGREEMENT = "tests/engine/test_agreement.py"
-_MIGRATE = "tests/faces/test_migrate.py"
+_MIGRATE = "tests/faces/test_foreign.py"
 _HTTP_VALUES, _HTTP_MANY, _HTTP_SAFETY = (
     f"tests/faces/http/test_http_{name}.py" for name in ("values", "many", "safety")
 )
@@ -181,7 +181,7 @@ MUTANTS = [
         "engine/write/durability",
         "is_all = bool(changes) and changes[-1].seq <= seq",
         "is_all = True",
-        "tests/engine/write/test_unseen.py",
+        "tests/engine/write/test_commit_queue.py",
     ),
     _mutant(
         "a leader that has synced wakes nobody",
@@ -1341,14 +1341,14 @@ MUTANTS = [
         "engine/write/throttle",
         "if debt < 0 or not is_due():",
         "if debt < 0:",
-        "tests/engine/write/test_debt.py",
+        "tests/engine/write/test_throttle.py",
     ),
     _mutant(
         "a look costs the same however much was written since the last",
         "engine/write/throttle",
         "self._price_s * written / self._piece(sizes)",
         "self._price_s",
-        "tests/engine/write/test_debt.py",
+        "tests/engine/write/test_throttle.py",
     ),
     _mutant(
         "no segment of a small store is ever worth a compaction",
@@ -1739,7 +1739,7 @@ MUTANTS = [
         "engine/write/durability",
         "        self._clear_seq = 0\n        self.overlay.clear()\n        self.changes.clear()\n",
         "        self.changes.clear()\n        self.overlay.clear()\n        self._clear_seq = 0\n",
-        *("tests/engine/write/test_unseen.py", "-k", "interrupted"),
+        *("tests/engine/write/test_commit_queue.py", "-k", "interrupted"),
     ),
     _mutant(
         "views do not keep what was gathered for them",
@@ -2489,28 +2489,28 @@ MUTANTS = [
         "transfer/json_lines",
         "    if not raw.isascii():\n        raw.decode()\n",
         "",
-        "tests/faces/test_exchange.py",
+        "tests/faces/test_json_lines.py",
     ),
     _mutant(
         "an import leaves escapes of JSON as they are written",
         "transfer/json_lines",
         '    if b"\\\\" in raw:\n',
         "    if False:\n",
-        "tests/faces/test_exchange.py",
+        "tests/faces/test_json_lines.py",
     ),
     _mutant(
         "an export of many lines forgets expiries",
         "transfer/json_lines",
         "        if expires and key in expires:\n",
         "        if False:\n",
-        "tests/faces/test_exchange.py",
+        "tests/faces/test_json_lines.py",
     ),
     _mutant(
         "an import counts a key of an earlier batch once more",
         "transfer/json_lines",
         "for write in writes.values()) - known",
         "for write in writes.values())",
-        "tests/faces/test_exchange.py",
+        "tests/faces/test_json_lines.py",
     ),
     _mutant(
         "import: a journal says which file of the user's is deleted",
