@@ -124,7 +124,7 @@ def _parse_delete(command: argparse.ArgumentParser) -> None:
     _waits(command)
 
 
-def _parse_upkeep(command: argparse.ArgumentParser) -> None:
+def _parse_maintenance(command: argparse.ArgumentParser) -> None:
     _takes_json(command)
     _waits(command)
 
@@ -268,10 +268,10 @@ CLI_COMMANDS: Final = (
     ),
     CliCommand("scan", "list keys and values in key order, separated by tabs", commands.scan_entries, _parse_scan),
     CliCommand("count", "count keys", commands.count_keys, _parse_count),
-    CliCommand("compact", "reclaim the space of deleted and overwritten entries", commands.compact, _parse_upkeep),
+    CliCommand("compact", "reclaim the space of deleted and overwritten entries", commands.compact, _parse_maintenance),
     CliCommand("stats", "count keys and bytes", commands.show_stats, _takes_json),
     CliCommand("verify", "read and check every byte; changes nothing", commands.verify, _takes_json),
-    CliCommand("repair", "recover the undamaged entries of a damaged store", commands.repair_store, _parse_upkeep),
+    CliCommand("repair", "recover the undamaged entries of a damaged store", commands.repair_store, _parse_maintenance),
     CliCommand(
         "backup",
         "copy the store into another directory, even while another process writes",

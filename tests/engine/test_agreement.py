@@ -189,7 +189,7 @@ def in_a_thread(act: Callable[[], object]) -> Callable[[], None]:
 @pytest.mark.parametrize("kind", ["items", "reverse", "snapshot", "get_many"])
 @pytest.mark.parametrize("table", ["_locations", "_readers"])
 def test_a_compaction_between_two_looks_of_a_scan(path: Path, table: str, kind: str) -> None:
-    """The segment is retired after a look at the run's keys: what was known to be dead in it is forgotten with it, and
+    """The segment is replaced after a look at the run's keys: what was known to be dead in it is forgotten with it, and
     a scan that asked only then whether all of it lives gave a value that was overwritten before the scan began."""
     wanted = {**dict.fromkeys(KEYS, b"old"), b"05": b"new"}
     for number in range(1, 5):

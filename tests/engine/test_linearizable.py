@@ -793,8 +793,8 @@ def test_a_segment_that_was_removed_while_it_was_opened(half_moved: tuple[Store,
     assert set(db._segments.open.table) <= {row.segment_id for row in db._segments.manifest.segments}
 
 
-def test_a_segment_that_turned_from_listed_to_retiring_between_two_looks(path: Path) -> None:
-    """It was looked for among the retiring ones first, among the listed ones second, and had moved from the second to
+def test_a_segment_that_turned_from_listed_to_zombie_between_two_looks(path: Path) -> None:
+    """It was looked for among the zombies first, among the listed ones second, and had moved from the second to
     the first meanwhile. A read tried again; a feed of changes, which has pinned its files, ended in a KeyError."""
     with open_store(path, segment_size_bytes=400, max_open_segments=1) as db:
         for number in range(30):

@@ -19,7 +19,7 @@ import pytest
 import bytekv
 
 PACKAGE = Path(bytekv.__file__).parent
-LOCKS = ("lock", "compacting", "_held_guard", "_starting", "_gate")
+LOCKS = ("lock", "compacting", "ordering", "_held_guard", "_starting", "_seeking")
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

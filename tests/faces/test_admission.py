@@ -17,7 +17,7 @@ from unittest import mock
 
 import pytest
 
-from bytekv.server import sockets as listening
+from bytekv.server import sockets
 from bytekv.server.sockets import Pace, Places, Seldom, connection_share, listen
 from tests.support import strangers
 
@@ -55,7 +55,7 @@ def places() -> Iterator[object]:
     yield build
     for each in opened:
         each.close()
-    assert not listening._doors
+    assert not sockets._doors
 
 
 def test_half_of_the_descriptors_are_the_stores_and_some_are_left(limit):
@@ -153,8 +153,8 @@ def test_while_strangers_have_used_too_much_no_connection_is_accepted(caplog):
             if len(asleep) == 3:
                 raise asyncio.CancelledError
 
-        with mock.patch.object(listening.asyncio, "sleep", sleep), contextlib.suppress(asyncio.CancelledError):
-            await listening.accepting(None, asyncio.Protocol, places, Seldom(logging.getLogger("bytekv")))
+        with mock.patch.object(sockets.asyncio, "sleep", sleep), contextlib.suppress(asyncio.CancelledError):
+            await sockets.accepting(None, asyncio.Protocol, places, Seldom(logging.getLogger("bytekv")))
 
     asyncio.run(run())
     assert asleep == [1.0, 1.0, 1.0]
@@ -184,7 +184,7 @@ def test_the_limit_of_the_process_is_raised_as_far_as_it_may(monkeypatch):
         (infinity, infinity),
     ):
         monkeypatch.setattr(resource, "getrlimit", lambda which, found=found: found)
-        listening.raise_descriptor_limit()
+        sockets.raise_descriptor_limit()
     assert asked == [(4096, 4096), (65536, 1 << 20), (65536, infinity)]
 
 
@@ -250,7 +250,7 @@ def test_a_client_that_has_left_waits_for_nothing():
 
 def test_without_descriptors_accepting_goes_on_later_and_says_so_in_a_line(monkeypatch, caplog):
     """asyncio accepts a hundred at once, and writes a traceback for each that it has no descriptor for."""
-    monkeypatch.setattr(listening, "_RETRY_S", 0)
+    monkeypatch.setattr(sockets, "_RETRY_S", 0)
     places = Places(1, guarded=False)
 
     async def run() -> None:
@@ -275,7 +275,7 @@ def test_without_descriptors_accepting_goes_on_later_and_says_so_in_a_line(monke
                 connected.set()
 
         seldom = Seldom(logging.getLogger("bytekv"))
-        task = asyncio.ensure_future(listening.accepting(listener, Guest, places, seldom))
+        task = asyncio.ensure_future(sockets.accepting(listener, Guest, places, seldom))
         _, writer = await asyncio.open_connection(*listener.getsockname())
         await asyncio.wait_for(connected.wait(), 30)
         writer.close()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv.transfer import json_lines as exchange
+from bytekv.transfer import json_lines
 from bytekv.transfer.json_lines import DuplicateError, LineError, decode_line, encode_line, load, read_lines
 from tests.support.harness import FakeFiles, fresh, open_store
 
@@ -40,7 +40,9 @@ def test_an_entry_comes_back_from_its_line(key, value, expires):
 def test_many_lines_are_what_one_at_a_time_are(content):
     pairs = [(key, value) for key, (value, _) in content.items()]
     expires = {key: when for key, (_, when) in content.items() if when is not None}
-    assert exchange.encode_lines(pairs, expires) == b"".join(encode_line(*pair, expires.get(pair[0])) for pair in pairs)
+    assert json_lines.encode_lines(pairs, expires) == b"".join(
+        encode_line(*pair, expires.get(pair[0])) for pair in pairs
+    )
 
 
 # What a line may be made of, right and wrong, so that many of those that come out are nearly right.
@@ -58,14 +60,14 @@ def test_the_usual_lines_are_taken_as_any_line_is(key_kind, key, value_kind, val
     """`decode_line` takes lines as `encode_line` writes them apart itself; what it makes of them is what JSON means."""
     line = b'{"key%b": "%b", "value%b": "%b"' % (key_kind.encode(), key, value_kind.encode(), value)
     line += b"}" if expires is None else b', "expires": %b}' % expires
-    found = exchange._usual_row(line)
+    found = json_lines._usual_row(line)
     if found is not None:
-        assert found == exchange._any_row(line)
+        assert found == json_lines._any_row(line)
 
 
 def test_what_is_written_is_usual():
     for key, value, expires in ((b"a", b"b", None), (b'\\"\n', "ä\x00".encode(), 1.5), (b"\xff", b"\xfe", 2e9)):
-        assert exchange._usual_row(encode_line(key, value, expires)) == (key, value, expires)
+        assert json_lines._usual_row(encode_line(key, value, expires)) == (key, value, expires)
 
 
 @settings(max_examples=30)
@@ -83,7 +85,7 @@ def test_a_store_comes_back_from_its_lines(path, content, small_batches):
                 lines += encode_line(key, entry.value, entry.expires)
     with pytest.MonkeyPatch.context() as patch, open_store(folder / "two", files=clock) as two:
         if small_batches:
-            patch.setattr(exchange, "BATCH_ENTRIES", 3)
+            patch.setattr(json_lines, "BATCH_ENTRIES", 3)
         assert load(two, read_lines(io.BytesIO(lines)), clock=lambda: 0.0005) == (len(content), 0)
         found = {key: (entry.value, entry.expires) for key in two for entry in [two.entry(key)]}
     assert found == content
@@ -136,7 +138,7 @@ def test_no_line_raises_anything_else(line):
 
 
 def test_a_line_without_an_end_is_not_read_for_ever(monkeypatch):
-    monkeypatch.setattr(exchange, "MAX_LINE_SIZE", 30)
+    monkeypatch.setattr(json_lines, "MAX_LINE_SIZE", 30)
 
     class Endless(io.RawIOBase):
         def readable(self):
@@ -155,7 +157,7 @@ def test_seq_and_time_of_another_store_are_passed_over():
 
 
 def test_what_was_loaded_before_an_error_stays_in_whole_batches(path, monkeypatch):
-    monkeypatch.setattr(exchange, "BATCH_ENTRIES", 3)
+    monkeypatch.setattr(json_lines, "BATCH_ENTRIES", 3)
     counts: list[int] = []
     lines = b"".join(encode_line(b"%d" % number, b"v") for number in range(8)) + b"?\n"
     with open_store(path) as db:
@@ -166,7 +168,7 @@ def test_what_was_loaded_before_an_error_stays_in_whole_batches(path, monkeypatc
 
 
 def test_batches_are_bounded_in_bytes(path, monkeypatch):
-    monkeypatch.setattr(exchange, "BATCH_BYTES", 100)
+    monkeypatch.setattr(json_lines, "BATCH_BYTES", 100)
     counts: list[int] = []
     with open_store(path) as db:
         assert load(db, [(b"%d" % number, b"v" * 60, None) for number in range(5)], counts.append) == (5, 0)
@@ -178,7 +180,7 @@ def test_batches_are_bounded_in_bytes(path, monkeypatch):
 @pytest.mark.parametrize("batch", [1, 2, 1000])
 def test_what_is_counted_is_what_is_stored(path, monkeypatch, batch):
     """Two entries of one key were counted as two, and one of the values was gone without a word."""
-    monkeypatch.setattr(exchange, "BATCH_ENTRIES", batch)
+    monkeypatch.setattr(json_lines, "BATCH_ENTRIES", batch)
     rows = [(b"a", b"1", None), (b"b", b"2", None), (b"a", b"3", None), (b"c", b"4", None)]
     with open_store(path) as db:
         db["a"] = db["c"] = "of before"
@@ -193,7 +195,7 @@ def test_what_is_counted_is_what_is_stored(path, monkeypatch, batch):
 
 def test_a_key_that_goes_and_comes_within_a_batch_is_counted_once(path, monkeypatch):
     """The batch before had counted it, and for each of its entries in this one that was taken back."""
-    monkeypatch.setattr(exchange, "BATCH_ENTRIES", 2)
+    monkeypatch.setattr(json_lines, "BATCH_ENTRIES", 2)
     rows = [(b"a", b"1", None), (b"b", b"2", None), (b"a", b"3", 1.0), (b"a", b"4", None)]
     with open_store(path) as db:
         assert load(db, rows) == (2, 1)
@@ -202,7 +204,7 @@ def test_a_key_that_goes_and_comes_within_a_batch_is_counted_once(path, monkeypa
 
 @pytest.mark.parametrize("batch", [1, 1000])
 def test_an_entry_that_has_expired_is_told_and_not_stored(path, monkeypatch, batch):
-    monkeypatch.setattr(exchange, "BATCH_ENTRIES", batch)
+    monkeypatch.setattr(json_lines, "BATCH_ENTRIES", batch)
     rows = [(b"a", b"1", 1.0), (b"b", b"2", 2e10), (b"c", b"3", -5.0), (b"d", b"4", 0.0)]
     with open_store(path) as db:
         db["a"] = "of before"

@@ -183,7 +183,7 @@ def show(progress: Progress) -> None:
     assert_type((progress.done_bytes, progress.total_bytes), tuple[int, int])
 
 
-def upkeep(db: Store, folder: pathlib.Path) -> None:
+def maintenance(db: Store, folder: pathlib.Path) -> None:
     """Look after it."""
     db.sync()
     assert_type((db.path, db.closed, db.readonly), tuple[str, bool, bool])
@@ -278,7 +278,7 @@ def main(folder: pathlib.Path) -> None:
         reads_and_writes(db)
         scans(db)
         several_as_one(db)
-        upkeep(db, folder)
+        maintenance(db, folder)
     options()
     dbm(folder)
     assert_type(bytekv.repair(folder / "store", progress=show), Report)

@@ -459,7 +459,7 @@ def test_a_summary_says_what_replaying_the_log_says(operations):
     assert found.tombstone_bytes == clear_size + sum(tombstones.values())
 
 
-def test_summarising_gives_way_now_and_then():
+def test_making_a_hint_gives_way_now_and_then():
     log = Log()
     for _ in range(1001):
         log.put()

@@ -380,7 +380,7 @@ def test_close_does_not_wait_for_a_compaction(begin, path) -> None:
 # --- writers that outrun the worker ----------------------------------------------------------------
 
 
-def drags_of(db: Store, clock: Clock, puts: int, keys: int) -> list[float]:
+def waits_of(db: Store, clock: Clock, puts: int, keys: int) -> list[float]:
     """Overwrite the same keys for some time, with nobody to compact; return what the writer had to wait."""
     clock.pauses.clear()
     overwrite(db, puts, keys)
@@ -396,13 +396,13 @@ def test_writers_wait_longer_the_more_is_left_to_compact(by_hand) -> None:
     live = db.stats().live_bytes
     bound = live + db._segments.sizes.free_dead  # the bytes in all at which the drag begins
     while db.stats().total_bytes < bound - KIB:
-        assert drags_of(db, clock, 1, 300) == []
+        assert waits_of(db, clock, 1, 300) == []
     waits: list[float] = []
     paid: list[float] = []  # for each further time the live bytes
     while db.stats().total_bytes < 20 * live:
         first, goal = len(waits), db.stats().total_bytes + live
         while db.stats().total_bytes < goal:
-            waits += drags_of(db, clock, 10, 300)
+            waits += waits_of(db, clock, 10, 300)
         paid.append(sum(waits[first:]))
     assert all(later >= 0.95 * earlier for earlier, later in pairwise(paid))  # a wait counts where it ends
     assert 0 < paid[0] < 1 < paid[-1]
@@ -421,11 +421,11 @@ def test_what_was_left_by_others_is_not_owed_for(by_hand, path: Path) -> None:
         left = db.stats().total_bytes
     db = by_hand(files=clock, segment_size_bytes=16 * KIB, compact_dead_bytes=1 << 30)
     while db.stats().total_bytes < left + db._segments.sizes.slack - KIB:
-        assert drags_of(db, clock, 1, 300) == []
-    drags_of(db, clock, 600, 300)
+        assert waits_of(db, clock, 1, 300) == []
+    waits_of(db, clock, 600, 300)
     assert clock.pauses
     db.compact()
-    assert drags_of(db, clock, 1, 300) == []
+    assert waits_of(db, clock, 1, 300) == []
     overwrite(db, 5000, 300)
     assert clock.pauses, "the old measure still holds"
 
@@ -461,7 +461,7 @@ def test_a_writer_does_not_wait_where_nothing_is_compacted(by_hand, options: dic
     ``sync="always"`` they wait for the disk, in which time the worker works."""
     clock = Clock()
     db = by_hand(files=clock, compact_dead_bytes=1 << 30, **options)
-    assert drags_of(db, clock, 2000, 10) == []
+    assert waits_of(db, clock, 2000, 10) == []
 
 
 @pytest.mark.parametrize("segment_size_bytes", [4096, 64 * KIB, 1024 * KIB])
@@ -729,14 +729,14 @@ def compacted(uses: list[SegmentUsage], chosen: list[int], options: Options) -> 
     first = [use.segment_id for use in uses].index(chosen[0])
     run = uses[first : first + len(chosen)]
     live = sum(use.length - SEGMENT_HEADER_SIZE - use.dead - use.dead_if_oldest for use in run)
-    graves = sum(use.dead_if_oldest for use in run) if first else 0
+    tombstones = sum(use.dead_if_oldest for use in run) if first else 0
     next_id, room = max(use.segment_id for use in uses) + 1, options.segment_size_bytes - SEGMENT_HEADER_SIZE
     outputs = []
-    while live or graves:  # tombstones come last
+    while live or tombstones:  # tombstones come last
         part = min(live, room)
-        dead_if_oldest = min(graves, room - part)
+        dead_if_oldest = min(tombstones, room - part)
         outputs.append(SegmentUsage(next_id, SEGMENT_HEADER_SIZE + part + dead_if_oldest, 0, dead_if_oldest))
-        live, graves, next_id = live - part, graves - dead_if_oldest, next_id + 1
+        live, tombstones, next_id = live - part, tombstones - dead_if_oldest, next_id + 1
     return [*uses[:first], *outputs, *uses[first + len(run) :]]
 
 

@@ -185,7 +185,7 @@ class Model:
         segment = self.sizes.segment
         self.log: list[list[float]] = [[segment, segment] for _ in range(live // segment)]  # length, of it live
         self.active = [0.0, 0.0]
-        self.debt = Throttle()
+        self.throttle = Throttle()
         self.job: tuple[int, int, float] | None = None  # first victim, their number, bytes to read
         self.copied = 0.0
         self.peak = 0.0
@@ -197,8 +197,8 @@ class Model:
             row[1] *= keeps
         self.active = [self.active[0] + size, self.active[1] * keeps + size]
         dead = sum(row[0] - row[1] for row in self.log) + self.active[0] - self.active[1]
-        self.debt.look(int(self.active[0]), round(dead), self.sizes, self.is_due)
-        put_s, waited_s = size * 2e-6 / 128, self.debt._price_s * size / (32 * KIB)
+        self.throttle.look(int(self.active[0]), round(dead), self.sizes, self.is_due)
+        put_s, waited_s = size * 2e-6 / 128, self.throttle._price_s * size / (32 * KIB)
         self.work(put_s * self.worker_share + waited_s)
         if self.active[0] >= self.sizes.segment:
             self.log.append(self.active)
