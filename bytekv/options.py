@@ -113,7 +113,7 @@ class Options:
 
     #: Sealed segments kept open at most; None: half of the process's limit on open files, at most 4,096. A reader (flag
     #: "r") of more segments than that may need one that the writer has compacted away: the read then raises
-    #: ``StoreIOError`` (ENOENT), and works again after ``refresh()``, for a reader does not move by itself.
+    #: ``StoreIOError`` (ENOENT), and works again after ``refresh()``, because a reader does not move on without one.
     max_open_segments: int | None = None
 
     #: What ``open`` does about damage to what was durable. "strict": raise ``CorruptionError``.

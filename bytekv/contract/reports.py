@@ -82,7 +82,7 @@ class Change(NamedTuple):
     """One operation of the log; ``expires`` in seconds since 1970.
 
     ``op`` "clear" deletes every key and has none itself. ``more`` says that the next change belongs to the same
-    batch: who applies changes elsewhere applies both together.
+    batch: a program that applies changes elsewhere must apply both together.
     """
 
     seq: int

@@ -179,7 +179,7 @@ def _read_segment(
     *,
     readonly: bool,
 ) -> tuple[list[Hint], _Torn | None, bool]:
-    """Summarise one segment: by its hint as far as that goes, then by a scan.
+    """Return what one segment says: from its hint up to where that ends, then by a scan.
 
     The second result says that it was torn, the third that it is longer than the manifest says.
     """

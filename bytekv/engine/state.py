@@ -366,7 +366,7 @@ class State:
         return is_more
 
     def order(self, kept: Ordered) -> None:
-        """Bring an index up to date as far as that takes long, and let writers in meanwhile. Without the lock."""
+        """Do the long part of bringing an index up to date, and let writers in meanwhile. Without the lock."""
         self.check_reentry()
         if not kept.is_order_due:
             return

@@ -1,4 +1,4 @@
-"""Connections: bytes in, replies out, and a pause while something is in the way.
+"""Connections: bytes in, replies out, and a pause while a command has to wait.
 
 Knows asyncio's transports, and of commands only that a `Session` says what becomes of one. What is common to all
 connections is the server's, seen from here as `ConnectionHost`.
@@ -202,7 +202,7 @@ class Connection(asyncio.BufferedProtocol):
     # --- commands ----------------------------------------------------------------------------------
 
     def _run(self, commands: list[list[bytes]]) -> None:
-        """Carry out commands until something is in the way; what is left goes into the backlog."""
+        """Carry out commands until one has to wait; what is left goes into the backlog."""
         while True:
             if commands:
                 commands = self._carry_out(commands)
@@ -333,7 +333,7 @@ class Connection(asyncio.BufferedProtocol):
     # --- waiting -----------------------------------------------------------------------------------
 
     def _wait_for(self, answer: Execute | Later, following: list[list[bytes]]) -> list[list[bytes]]:
-        """Have something done elsewhere, and with it what follows it, as far as it can; return the rest."""
+        """Have a command carried out elsewhere, and with it those after it that can be; return the rest."""
         self._is_waiting = True
         if isinstance(answer, Later):
             self._server.do_later(self, answer)
@@ -362,7 +362,7 @@ class Connection(asyncio.BufferedProtocol):
         self._go_on()
 
     def _go_on(self) -> None:
-        """Go on where something was in the way, if nothing is any more."""
+        """Go on after a wait, if it is over."""
         if self._is_choked or self._transport.is_closing():
             return
         if self._left:

@@ -172,7 +172,7 @@ def _read_dumb(path: str) -> Iterator[Row]:
                     raise SourceError(f"{path}.dir: line {number} is no entry")
                 at, size = int(found["at"]), int(found["size"])
                 if at + size > length:
-                    raise SourceError(f"{path}.dir: line {number} points behind the end of {path}.dat")
+                    raise SourceError(f"{path}.dir: line {number} points beyond the end of {path}.dat")
                 if size > MAX_VALUE_SIZE:
                     raise SourceError(f"{path}.dir: line {number} has a value of {size} bytes")
                 room -= size
@@ -207,7 +207,7 @@ def _caches(path: str, left_out: Callable[[str], object]) -> list[str]:
         raise SourceError(f"{path}: a directory without diskcache's cache.db; name the one that the cache was given")
     for name in set(names).intersection(_SUB_CACHES):
         for sub_cache in _names(os.path.join(path, name)):
-            left_out(f"{os.path.join(path, name, sub_cache)} is a cache of its own and was left out; import it, too")
+            left_out(f"{os.path.join(path, name, sub_cache)} is a separate cache and was left out; import it, too")
     return [os.path.join(path, name) for name in shards]
 
 

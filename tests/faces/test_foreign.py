@@ -73,8 +73,8 @@ DUMB = {
     "an expression": ("'a', (0, 1)\n__import__('os'), (0, 1)\n", "line 2 is no entry"),
     "another literal": ("'a', [0, 1]\n", "line 1 is no entry"),
     "negative": ("'a', (0, -1)\n", "line 1 is no entry"),
-    "behind the end": ("'a', (0, 6)\n", "line 1 points behind the end"),
-    "far behind the end": ("'a', (999999999999999999, 1)\n", "line 1 points behind the end"),
+    "beyond the end": ("'a', (0, 6)\n", "line 1 points beyond the end"),
+    "far beyond the end": ("'a', (999999999999999999, 1)\n", "line 1 points beyond the end"),
     "an endless line": ("'" + "a" * 300_000 + "', (0, 1)\n", "line 1 is no entry"),
     "deep": ("'a', " + "(" * 200_000 + "\n", "line 1 is no entry"),
     "not Latin-1": ("'\\u1234', (0, 1)\n", "line 1 is no entry"),
@@ -595,7 +595,7 @@ def test_a_cache_within_a_fanout_cache_is_named(folder):
     told: list[str] = []
     assert read("diskcache", folder, left_out=told.append) == {b"000": (b"v", None)}
     assert sorted(told) == [
-        f"{folder}/{name} is a cache of its own and was left out; import it, too"
+        f"{folder}/{name} is a separate cache and was left out; import it, too"
         for name in ("cache/inner", "deque/jobs")
     ]
     assert read("diskcache", folder / "cache/inner") == {b"cache/inner": (b"v", None)}

@@ -63,7 +63,7 @@ class Ordered:
 
     _changed: set[bytes] | None  # None: there is no index yet
     _index: Any  # None beside changed: it is being made
-    _sorting: object  # who makes it
+    _sorting: object  # the call that makes it
     tuning: Tuning
 
     @abstractmethod
@@ -100,7 +100,7 @@ class Ordered:
 
     @property
     def is_order_due(self) -> bool:
-        """Tell whether `index` would keep others waiting, so that the order is to be made before. Without the lock."""
+        """Tell whether `index` would keep others waiting, so that the order should be made first. Without the lock."""
         changed, index = self._changed, self._index
         if changed is None or index is None:
             return len(self._members()) > self.tuning.sorted_keys
@@ -115,7 +115,7 @@ class Ordered:
         if index is not None and changed is not None and len(changed) <= _RESORT * len(index):
             return None
         keys = list(self._members())
-        # What is replaced lives on in there until the lock is free again: to let it go takes as long as a slice.
+        # What is replaced stays in there until the lock is free again: freeing it takes as long as a slice.
         self._index, self._sorting = None, [index, changed]
         self._changed = set()
         return self._sorting, keys
@@ -126,7 +126,7 @@ class Ordered:
             self._index, self._sorting = index, None
 
     def order_some(self) -> None:
-        """Bring the index up to date as far as some of the changed keys are concerned. Under the lock."""
+        """Bring the index up to date with some of the changed keys. Under the lock."""
         if self._changed and self._index is not None:
             self._apply(set(islice(self._changed, self.tuning.few_changes)))
 
@@ -141,7 +141,7 @@ class Ordered:
         return wrong + [f"{key!r} came or went and is not noted" for key in forgotten]
 
     def _apply(self, some: set[bytes]) -> None:
-        """Bring the index up to date as far as ``some`` of the changed keys are concerned."""
+        """Bring the index up to date with ``some`` of the changed keys."""
         changed, index, keys = self._changed, self._index, self._members()
         assert changed is not None
         assert index is not None

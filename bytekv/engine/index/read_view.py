@@ -107,7 +107,8 @@ class ReadView(Ordered):
                     self._changed.add(key)  # to be sorted in by who reads: writers do not wait
                 if expires_ms:
                     self._mortal[key] = expires_ms
-                self.segments.add(location >> SEGMENT_SHIFT)  # first: who finds the location may need the file
+                # First: a reader that finds the location may need the file.
+                self.segments.add(location >> SEGMENT_SHIFT)
             self._noted[key] = location
 
     def remember_some(self, keys: list[bytes], locations: list[int | None]) -> None:

@@ -76,7 +76,7 @@ def repair_directory(
 
 
 class _Place(NamedTuple):
-    """Where an entry lies that is to be copied."""
+    """Where an entry to be copied lies."""
 
     seq: int
     segment_id: int

@@ -166,7 +166,7 @@ class Walk:
         return following, max(seq - 1, 0), doubtful and seq > self.durable_seq + 1
 
     def last_durable(self) -> int:
-        """Return the seq up to which everything was durable, as far as that can be believed."""
+        """Return the seq up to which everything was durable, if that can be believed."""
         return self.durable_seq if self.durable_seq <= self._highest + _SEQS_AHEAD else 0
 
     def _is_zero(self, offset: int) -> bool:

@@ -257,7 +257,7 @@ class Folder(str):
                 raise
             if error.errno != errno.EBADF:
                 raise from_os_error(error, self) from error
-            is_there = False  # its descriptor was closed behind our back: there is no lock either
+            is_there = False  # its descriptor was closed by somebody else: there is no lock either
         if not is_there:
             raise StoreFailedError(
                 f"{self}: the store was replaced, or its LOCK removed, while it was open; nothing more is written to "

@@ -4,8 +4,8 @@ Owns the manifest, and therefore the only places where the set changes: roll (a 
 replace (a compaction's outputs for its victims), seal (recovery, close). It does not know keys. Which
 files are open is the secret of `open_segments`, when a replaced one may be removed that of `obsolete`.
 
-The set is one immutable tuple, the manifest's rows: each change makes a new one, and who needs one
-moment (a backup, a feed) holds the tuple of that moment by a `Pin`.
+The set is one immutable tuple, the manifest's rows: each change makes a new one, and a backup or
+a feed, which needs one moment, holds the tuple of that moment by a `Pin`.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class SegmentManager:
 
     def _flags_of_writer(self) -> int:
         flags = self.manifest.compat_flags
-        if flags & BACKUP:  # written to, it is a store of its own, which goes on otherwise than the first
+        if flags & BACKUP:  # written to, it becomes another store, whose history differs from that of the first
             return another_history(flags & ~BACKUP, self.directory.files.random(4))
         return flags
 
@@ -200,7 +200,7 @@ class SegmentManager:
         """Return the active segment once ``size`` more bytes have room in it; ``roll`` begins the next one.
 
         ``only_deletes``: on a full disk use what is kept back, so that a full store can be emptied, beyond the
-        segment's limit if need be. ``fast``: let the hot path write there without asking, as far as there is room.
+        segment's limit if need be. ``fast``: let the hot path write there without asking, while there is room.
         """
         writer = self.writer
         if writer is None or writer.end + size > min(writer.room_end, writer.limit):

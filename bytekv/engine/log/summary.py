@@ -134,7 +134,7 @@ class SegmentHints(NamedTuple):
 def of(
     directory: Directory, descriptor: int, header: SegmentHeader, row: SegmentRow, *, in_one: bool = False
 ) -> SegmentHints:
-    """Return what the listed bytes of a segment say: by its hint file as far as that goes, then by a scan.
+    """Return what the listed bytes of a segment say: from its hint file up to where that ends, then by a scan.
 
     ``in_one``: as one hint, so that a hint file which speaks for the beginning only is of no use.
     Raises `CorruptionError` if the scan meets anything that is no entry.

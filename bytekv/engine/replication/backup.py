@@ -36,7 +36,7 @@ _PIECE: Final = 1 << 20
 
 
 class Moment(NamedTuple):
-    """What is to be copied: rows with the lengths that count, and which of them are sealed on disk."""
+    """What a backup copies: rows with the lengths that count, and which of them are sealed on disk."""
 
     store_uuid: bytes
     compat_flags: int

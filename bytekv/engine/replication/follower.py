@@ -75,7 +75,7 @@ def try_again(attempt: Callable[[], T], pause: Callable[[], None], generation: C
 
 
 class _News:
-    """What has been read of one segment and is to be applied."""
+    """What has been read of one segment, to be applied."""
 
     __slots__ = ("entry_bytes", "later", "moved", "row", "tombstone_bytes")
 

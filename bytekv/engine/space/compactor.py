@@ -1,4 +1,4 @@
-"""Compactor: replace a run of segments by copies of what lives of it.
+"""Compactor: replace a run of segments by copies of its live entries.
 
 The run's segments (the victims) are neighbours in the log; `Copier` says what of them is copied. That a newer entry
 exists of what is not copied must hold after a power cut, too: so the active segment is synced before the victims go.

@@ -1,4 +1,4 @@
-"""Copier: copy what lives of one run of segments into new ones.
+"""Copier: copy the live entries of a run of segments into new ones.
 
 A compaction's outputs hold the same answers as its victims, without the dead entries. What may be dropped:
 

@@ -91,7 +91,7 @@ class Maintenance:
         self.compactions = 0
         self.background_error: str | None = None
         self.may_compact = options.auto_compact  # in the background
-        self._is_due = False  # a compaction, as far as is known: there were victims when it was last looked for them
+        self._is_due = False  # a compaction, as far as is known: there were victims at the last look
         committer.throttle.is_due = partial(_has_work, weakref.ref(self))
         self._let_throttle()
         if self.may_compact and follower is None:

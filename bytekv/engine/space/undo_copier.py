@@ -1,4 +1,4 @@
-"""Undo copier: gather what open views need of replaced segments, so that these can go.
+"""Undo copier: gather what open views need of replaced segments, so that these can be removed.
 
 A segment that a compaction has replaced stays as long as an open view remembers a location in it. Where that is little
 of the segment, the entries are copied into a *side file*, the views are pointed there, and the segment is removed. So

@@ -14,14 +14,14 @@ next one. `State.intent` says what a thread is about to do::
                     `State.redo`, before the next call does anything of its own
 
 =============  ===================================  =================================================================
-intent         who sets it                          what may be trusted
+intent         what sets it                         what may be trusted
 =============  ===================================  =================================================================
-None           who leaves the lock                  everything
-ENTERED        who takes the lock; `redo`           by this thread everything; others wait, or read without the lock
-a change       who is about to write: the           only the change. Its bytes may be in the file or not, `end`, `seq`
+None           a call that leaves the lock          everything
+ENTERED        a call that takes the lock; `redo`   by this thread everything; others wait, or read without the lock
+a change       a call about to write: the           only the change. Its bytes may be in the file or not, `end`, `seq`
                committer, a follower                and the keydir may be before it or after it, and so may the counts
                                                     of dead bytes: `is_uncounted` has them made anew
-the same,      nobody: an exception has gone        the same; `readers_must_wait` makes readers redo it first, because
+the same,      nothing: an exception has gone       the same; `readers_must_wait` makes readers redo it first, because
 interrupted    through the call                     what is in the file has happened
 =============  ===================================  =================================================================
 
