@@ -47,8 +47,15 @@ class Batch(Handle):
     def put(self, key: Bytes, value: Bytes, *, ttl: float | None = None, expires: float | None = None) -> None:
         """Store ``value`` under ``key`` when the batch is committed; ``ttl`` counts from then on."""
         self._check_open()
-        key, value = key_of(key), value_of(value)
-        self._write(key, value if ttl is None and expires is None else (value, expiry_of(ttl, expires)))
+        if type(key) is not bytes or type(value) is not bytes:
+            key, value = key_of(key), value_of(value)
+        elif len(key) > MAX_KEY_SIZE or len(value) > MAX_VALUE_SIZE:
+            check_sizes(key, value)
+        write = value if ttl is None and expires is None else (value, expiry_of(ttl, expires))
+        if key in self._writes:
+            self._write(key, write)
+        else:
+            self._writes[key] = write
 
     def put_all(
         self, pairs: Iterable[tuple[Bytes, Bytes]], *, ttl: float | None = None, expires: float | None = None

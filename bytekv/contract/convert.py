@@ -136,6 +136,8 @@ class Expiry(NamedTuple):
 
 def expiry_of(ttl: float | None, expires: float | None) -> Expiry:
     """Return when a key expires that is written with these arguments; raise `TypeError` or `LimitError`."""
+    if type(expires) is float and 1 <= expires < _MOST_S and ttl is None:
+        return Expiry(0, round(expires * 1000))
     if expires is None:
         return NEVER if ttl is None else Expiry(ttl_to_ms(ttl), 0)
     if ttl is not None:

@@ -105,7 +105,7 @@ def _decide_in_bulk(
         if times.count(times[0]) == len(times):  # as a rule it is one object
             expires = [times[0].at(now_ms)] * len(times)
         else:
-            expires = [expiry.at(now_ms) for expiry in times]
+            expires = [now_ms + ttl_ms if ttl_ms else expires_ms for ttl_ms, expires_ms in times]  # `Expiry.at`
     bulk = Bulk(keys, values, expires)
     if type(None) in kinds:
         bulk = commit.without_idle_deletes(bulk, now_ms)

@@ -4,10 +4,10 @@ Knows asyncio's transports, and of commands only that a `Session` says what beco
 connections is the server's, seen from here as `ConnectionHost`.
 
 *Theory of operation.* What has arrived is parsed at once and carried out in order, on the thread of the event loop;
-the replies to all that one turn of the loop has brought leave at its end. A connection stops reading as long as
-something is in its way: a client that does not read its replies, a batch or a slow command that it waits for. So it
-holds at most what one read brought (`READ_BYTES`), one request that is not all there, and replies of about
-`WRITE_BYTES`.
+the replies to all that one turn of the loop has brought leave at its end. A pipeline of one command, GET or SET, is a
+`Run`, carried out and answered as a whole. A connection stops reading as long as something is in its way: a client that
+does not read its replies, a batch or a slow command that it waits for. So it holds at most what one read brought
+(`READ_BYTES`), one request that is not all there, and replies of about `WRITE_BYTES`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..server.sockets import Seldom
 from .commands.table import COMMANDS
 from .errors import error_of
 from .executor import Executor, FastPath
-from .protocol import UNTRUSTED, Parser, encode, encode_error
+from .protocol import UNTRUSTED, Parser, Run, encode, encode_error, parse_run
 from .session import Execute, Later, Session
 from .work import Item
 
@@ -167,7 +167,9 @@ class Connection(asyncio.BufferedProtocol):
     def _look_at(self, nbytes: int) -> None:
         self.active_at = self._server.now
         self._read_bytes = nbytes
-        commands = self._parser.feed(self._view[:nbytes].tobytes())
+        data = self._view[:nbytes].tobytes()
+        run = parse_run(data) if self._takes_runs() else None
+        commands = self._parser.feed(data) if run is None else self._carry_out_run(run)
         if self._is_waiting or self._is_choked:
             self._backlog += commands
             self._transport.pause_reading()
@@ -281,6 +283,36 @@ class Connection(asyncio.BufferedProtocol):
             self._is_waiting = True
             server.loop.call_soon(self.answered, [], [])
         return rest if waits is None else self._wait_for(waits, rest)
+
+    def _takes_runs(self) -> bool:
+        """Tell whether commands that arrive now may pass by the session: nothing is under way, agreed on or queued."""
+        parser = self._parser
+        return not (
+            parser.is_partial
+            or self._is_cautious
+            or self._is_waiting
+            or self._is_choked
+            or parser.error is not None
+            or not self.session.is_plain
+        )
+
+    def _carry_out_run(self, run: Run) -> list[list[bytes]]:
+        """Carry out a run as far as nothing is in the way, and send the replies; return the rest, to be looked at one
+        by one."""
+        server, store = self._server, self._server.store
+        if run.values:
+            waits = server.group_commit or store.would_wait(write_bytes=self._read_bytes)
+        else:
+            waits = store.would_wait()
+        if waits:
+            return run.commands(0)
+        replies, done = server.executor.carry_out_run(run, self.session.resp3, WRITE_BYTES)
+        server.commands_processed += done
+        if done:
+            self._send(b"".join(replies))
+            if done < len(run.keys):
+                self.flush()  # to know whether the client takes it
+        return run.commands(done) if done < len(run.keys) else []
 
     def _adapt(self) -> dict[bytes, FastPath]:
         """Take account of what the session has become; return the fast paths that are open now."""

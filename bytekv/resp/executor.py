@@ -10,13 +10,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from .. import DiskFullError, LimitError, ReadOnlyError, Store
 from .commands.command import DataCommand
 from .commands.table import COMMANDS
 from .errors import error_of
-from .protocol import NIL_ARRAY, Reply, ReplyError, encode, integer
+from .protocol import NIL_ARRAY, Reply, ReplyError, Run, encode, encode_bulks, integer
 from .work import Block, Cursors, Item, Slow, TooLargeError, UnitOfWork
 
 __all__ = ["Executor", "FastPath"]
@@ -26,6 +27,7 @@ FastPath = Callable[[list[bytes]], "bytes | None"]
 
 _MAX_REPLIES_BYTES: Final = 4 * 1024 * 1024  # to one client in one batch; what is left waits for the next
 _MAX_BATCH_BYTES: Final = 64 * 1024 * 1024  # that a batch writes, or replies to all clients; the same
+_RUN_KEYS: Final = 64  # of a run that are looked up before the bytes of their replies are counted
 _UNITS: Final = {b"EX": 1000, b"ex": 1000, b"PX": 1, b"px": 1}
 _MAX_TTL: Final = 10**12  # beyond, the plain way says what is wrong
 _SAFE: Final = 1 << 62  # so far from the end of 64 bits that no other thread gets there meanwhile
@@ -216,6 +218,29 @@ class Executor:
         if writes:
             ways |= {b"SET": set_, b"DEL": del_, b"INCR": incr}
         return ways | {name.lower(): way for name, way in ways.items()}
+
+    def carry_out_run(self, run: Run, resp3: bool, most_bytes: int) -> tuple[list[bytes], int]:
+        """Carry out commands of a run until one fails, or until their replies are more than ``most_bytes``.
+
+        Return the replies, joined, and how many commands they answer. The rest has not been carried out: it tells its
+        errors itself.
+        """
+        done = 0
+        if run.values:
+            put = self.store.put
+            with suppress(Exception):
+                for key, value in zip(run.keys, run.values, strict=True):
+                    put(key, value)
+                    done += 1
+            return [b"+OK\r\n" * done], done
+        keys, replies, size = run.keys, list[bytes](), 0
+        with suppress(Exception):
+            while done < len(keys) and size <= most_bytes:
+                values = list(map(self.store.get, keys[done : done + _RUN_KEYS]))
+                replies.append(encode_bulks(values, resp3))
+                size += len(replies[-1])
+                done += len(values)
+        return replies, done
 
     # --- SLOWLOG ---------------------------------------------------------------------------------
 

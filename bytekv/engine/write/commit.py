@@ -206,7 +206,7 @@ class Committer:
         writer = state.segments.writer
         if writer is not None:  # else the call makes the first segment, which happens once
             end = writer.end + size
-            if end > writer.limit or (state.throttles and self.throttle.is_to_look(end)):
+            if end > writer.limit or (state.throttles and self.throttle.would_delay(end, state.segments.sizes)):
                 return True
         if not state.lock.acquire(blocking=False):
             return True

@@ -96,6 +96,13 @@ class Throttle:
         """Tell whether there is something to do now that the active segment has ``end`` bytes."""
         return not end < self.next_look <= end + self._tuning.seldom_looked  # in a new segment it is too far away
 
+    def would_delay(self, end: int, sizes: Sizes) -> bool:
+        """Tell whether a writer would have to sleep that brings the active segment to ``end`` bytes.
+
+        To count the dead bytes is no reason: what is owed is charged at the price that was right until then.
+        """
+        return self._price_s > 0.0 and self.is_to_look(end) and self._owed_at(end, sizes) >= _SHORTEST_DELAY_S
+
     def is_to_count(self, end: int) -> bool:
         """Tell whether it is time to count the dead bytes."""
         return not end < self._next_count <= end + self._tuning.seldom_looked or end < self._end
@@ -124,10 +131,12 @@ class Throttle:
         self._charge(end, sizes)
         self.next_look = min(end + self._piece(sizes), self._next_count)
 
-    def _charge(self, end: int, sizes: Sizes) -> None:
+    def _owed_at(self, end: int, sizes: Sizes) -> float:
         written = end - self._end if end >= self._end else end
-        self._end = end
-        self._owed_s += self._price_s * written / self._piece(sizes)
+        return self._owed_s + self._price_s * written / self._piece(sizes)
+
+    def _charge(self, end: int, sizes: Sizes) -> None:
+        self._end, self._owed_s = end, self._owed_at(end, sizes)
         if self._owed_s >= _SHORTEST_DELAY_S:
             self.due_s, self._owed_s = min(self._owed_s, _LONGEST_DELAY_S), 0.0
 

@@ -81,6 +81,23 @@ def test_writes_wait_for_the_next_segment(open_store):
         assert db.would_wait(write_bytes=4000)
 
 
+def test_writes_wait_for_what_they_owe_and_not_for_a_count(open_store):
+    """While a compaction was under way, each look at what is dead was a visit to a thread, though nothing was owed."""
+    with open_store(segment_size_bytes=1 << 20) as db:
+        db["k"] = bytes(100)
+        state, throttle = db._state, db._commit.throttle
+        state.throttles = True
+        end, sizes = state.segments.writer.end, state.segments.sizes
+        throttle.look(0, 0, sizes, lambda: True)
+        throttle.next_look = end + 1
+        assert not db.would_wait(write_bytes=1000)
+        throttle.look(0, 2 * sizes.dear_dead, sizes, lambda: True)
+        assert not db.would_wait(write_bytes=1), "it is not there yet"
+        throttle.next_look = 0
+        assert db.would_wait(write_bytes=100_000)
+        state.throttles = False
+
+
 def test_durable_writes_always_wait(open_store):
     with open_store(sync="always") as db:
         db["k"] = "v"
@@ -254,6 +271,19 @@ def test_a_write_that_waits_holds_up_nobody_over_resp(open_store, write):
         assert writer(*write) in (OK, b"$1\r\n2\r\n")
 
 
+def test_a_pipeline_of_writes_that_waits_holds_up_nobody_over_resp(open_store):
+    db = open_store()
+    db["k"] = "1"
+    with Server(db, port=0) as server, Client(server.address) as writer, Client(server.address) as other:
+        with in_another_thread(db.transaction):
+            writer.send(request("SET", "k", "2") + request("SET", "k", "3"))
+            for _ in range(3):
+                assert other("PING") == b"+PONG\r\n"
+                assert other.pipeline([["GET", "k"]] * 2) == [b"$1\r\n1\r\n"] * 2
+        assert (writer.reply(), writer.reply()) == (OK, OK)
+    assert db["k"] == b"3"
+
+
 def test_a_pipeline_asks_the_store_once(open_store, monkeypatch):
     db = open_store()
     asked: list[int | None] = []
@@ -268,3 +298,7 @@ def test_a_pipeline_asks_the_store_once(open_store, monkeypatch):
         asked.clear()
         assert client.pipeline([["SET", "k", "v"], ["GET", "k"]]) == [OK, b"$1\r\nv\r\n"]
         assert len(asked) == 1
+        for commands in ([["SET", "k", "v"]] * 2, [["GET", "k"]] * 2):
+            asked.clear()
+            client.pipeline(commands)
+            assert len(asked) == 1

@@ -17,8 +17,10 @@ from bytekv.resp.protocol import (
     Simple,
     Verbatim,
     encode,
+    encode_bulks,
     encode_error,
     integer,
+    parse_run,
 )
 from tests.support.resp_harness import request
 
@@ -255,3 +257,61 @@ def test_replies():
 def test_an_error_is_one_line_whatever_a_client_put_into_it():
     assert encode_error(b"ERR bad 'a\r\n+OK\r\n'") == b"-ERR bad 'a  +OK  '\r\n"
     assert encode_error(b"ERR bad \r\n") == b"-ERR bad \r\n"
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+#: Strings that look like what stands between them.
+STRINGS = st.one_of(
+    st.sampled_from([b"", b"k", b"\r\n", b"*2\r\n$3\r\nGET\r\n$1\r\nk", b"$1", b"1\r\n", b"x" * 4095, b"x" * 4096]),
+    st.binary(max_size=6),
+)
+ONE_NAME = st.one_of(
+    st.tuples(st.sampled_from(["GET", "get"]), st.lists(st.tuples(STRINGS), max_size=5)),
+    st.tuples(st.sampled_from(["SET", "set"]), st.lists(st.tuples(STRINGS, STRINGS), max_size=5)),
+)
+
+
+@given(ONE_NAME, st.sampled_from([b"", b"\r\n", b"*2\r\n$3\r\nGET\r\n$1\r\nk", b"PING\r\n"]), st.integers(0, 40))
+def test_a_run_is_what_the_parser_finds(given: tuple[str, list[tuple[bytes, ...]]], rest: bytes, cut: int) -> None:
+    name, commands = given
+    whole = b"".join(request(name, *each) for each in commands)
+    for data in (whole, whole + rest, whole[: len(whole) - cut]):
+        run = parse_run(data)
+        if run is not None:
+            parser = Parser(Limits())
+            assert run.commands(0) == parser.feed(data)
+            assert (parser.is_partial, parser.error) == (False, None)
+
+
+def test_what_a_run_is() -> None:
+    for name in ("GET", "get"):
+        run = parse_run(request(name, "a") + request(name, "") + request(name, "ccc"))
+        assert run is not None
+        assert run.commands(1) == [[name.encode(), b""], [name.encode(), b"ccc"]]
+    for name in ("SET", "set"):
+        run = parse_run(request(name, "a", "1") * 2 + request(name, "", ""))
+        assert run is not None
+        assert run.commands(1) == [[name.encode(), b"a", b"1"], [name.encode(), b"", b""]]
+    get, put = request("GET", "k"), request("SET", "k", "v")
+    others = [
+        b"",
+        get,
+        put,
+        get + put,
+        put + get,
+        get * 2 + b"*",
+        request("DEL", "k") * 2,
+        get * 2 + request("get", "k"),
+    ]
+    others += [each.replace(b"$1\r\nk", b"$5\r\nk") * 2 for each in (get, put)]
+    others.append(get + request("GET", "")[:-2])
+    # An inline command, then what is no argument: cut at other places it would be GET of "a" and of "b".
+    others.append(b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n$1\r\n*2\r\n$3\r\nGET\r\nb\r\n")
+    for data in others:
+        assert parse_run(data) is None
+
+
+@given(st.lists(st.none() | STRINGS, max_size=5), st.booleans())
+def test_replies_of_a_run_are_those_of_each(values: list[bytes | None], resp3: bool) -> None:
+    assert encode_bulks(values, resp3) == b"".join(encode(value, resp3) for value in values)

@@ -631,6 +631,35 @@ def test_client_reply(house, open_store, sync):
     assert (client.reply(), client.reply()) == (b"$1\r\n3\r\n", OK)
 
 
+@pytest.mark.parametrize("sync", ["interval", "always"])
+def test_a_pipeline_of_one_command_is_answered_one_by_one(house, open_store, sync):
+    """It is carried out in one go, unless the session or what arrived before says that it is something else."""
+    door = house(open_store(sync=sync), group_commit=sync == "always")
+    client, other = door.client(), door.client()
+    sets = [["SET", number, number * 2] for number in range(50)]
+    gets = [["GET", number] for number in range(51)]
+    assert client.pipeline(sets) == [OK] * 50
+    replies = client.pipeline(gets)
+    assert [items(b"*1\r\n" + reply)[0] for reply in replies[:50]] == [b"%d" % (2 * number) for number in range(50)]
+    assert replies[50] == b"$-1\r\n"
+    assert client.pipeline([["SET", "a", 1], ["SET", b"k" * 70_000, 1], ["SET", "b", 2]])[::2] == [OK, OK]
+    replies = client.pipeline([["SET", "a", 2], ["SET", b"k" * 65_536, b""], ["SET", "b", 3]])
+    assert (replies[0], replies[1][:4], replies[2]) == (OK, b"-ERR", OK)
+    assert client("MULTI") == OK
+    assert client.pipeline(sets[:2]) == client.pipeline(gets[:2]) == [b"+QUEUED\r\n"] * 2
+    assert client("EXEC") == b"*4\r\n+OK\r\n+OK\r\n$1\r\n0\r\n$1\r\n2\r\n"
+    client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else parts are held back, and arrive together
+    client.send(request("CLIENT", "REPLY", "SKIP"))
+    assert other("PING") == b"+PONG\r\n"
+    client.send(request("GET", 3) + request("GET", 4))
+    assert client.reply() == b"$1\r\n8\r\n"
+    gets = request("GET", "k") * 2
+    for part in (b"*2\r\n$4\r\nECHO\r\n$%d\r\n" % len(gets), gets, b"\r\n"):
+        client.send(part)
+        assert other("PING") == b"+PONG\r\n"
+    assert client.reply() == b"$%d\r\n%b\r\n" % (len(gets), gets)
+
+
 def test_clients_are_listed_and_disconnected(house):
     door = house()
     first, second = door.client(), door.client()
