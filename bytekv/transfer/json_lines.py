@@ -47,6 +47,7 @@ Row = tuple[bytes, bytes, float | None]  # key, value, expires
 #: A batch holds at most this many entries, and is not added to once it has this many bytes.
 BATCH_ENTRIES: Final = 1000
 BATCH_BYTES: Final = 8 << 20
+_FEW_TIMES: Final = 32  # at which entries of a batch expire that are put together
 
 #: The longest line that can be right: JSON writes one byte as \u0000 at worst.
 MAX_LINE_SIZE: Final = 6 * (MAX_KEY_SIZE + MAX_VALUE_SIZE) + 1024
@@ -273,13 +274,19 @@ def load(
 def _carry_out(store: Store, writes: Mapping[bytes, tuple[bytes, float | None] | None], began: int) -> int:
     """Carry out a batch; return how many more of the keys stored since the seq ``began`` there are now."""
     known = sum(_is_ours(store, key, began) for key in writes)
+    together: dict[float | None, list[tuple[bytes, bytes]]] = {}  # by when they expire
     with store.batch() as batch:
-        batch.put_all((key, write[0]) for key, write in writes.items() if write is not None and write[1] is None)
         for key, write in writes.items():
             if write is None:
                 batch.delete(key)
-            elif write[1] is not None:
-                batch.put(key, write[0], expires=write[1])
+            elif (expires := write[1]) in together:
+                together[expires].append((key, write[0]))
+            elif len(together) < _FEW_TIMES:
+                together[expires] = [(key, write[0])]
+            else:
+                batch.put(key, write[0], expires=expires)
+        for expires, pairs in together.items():
+            batch.put_all(pairs, expires=expires)
     return sum(write is not None for write in writes.values()) - known
 
 
