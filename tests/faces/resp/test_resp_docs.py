@@ -83,7 +83,9 @@ def test_limits_are_those_of_the_code():
     assert limits["what all between MULTI and EXEC read and copy"] == f"{work._MAX_MOVED_BYTES >> 30} GiB"
     assert limits["replies that wait for a client"] == f"{connection.WRITE_BYTES >> 10} KiB"
     assert limits["connections"] == f"{default('max_connections'):,}"
-    assert limits["a request that is arriving"] == f"{default('request_timeout_s'):.0f} seconds and one more for each KiB"
+    assert (
+        limits["a request that is arriving"] == f"{default('request_timeout_s'):.0f} seconds and one more for each KiB"
+    )
 
 
 def default(name: str) -> float:
