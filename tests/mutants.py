@@ -1155,6 +1155,20 @@ MUTANTS = [
         _EXPIRY,
     ),
     _mutant(
+        "a scan gives what has expired, where entries are alike",
+        "engine/codec/runs",
+        "iter_unpack(piece))[0] <= now_ms():",
+        "iter_unpack(piece))[0] < now_ms():",
+        _FAST_PATHS,
+    ),
+    _mutant(
+        "a scan gives what has expired, where entries are of many sizes",
+        "engine/fast",
+        "                is_there = _expiry_of(raw, 23)[0] > now\n",
+        "                pass\n",
+        _FAST_PATHS,
+    ),
+    _mutant(
         "a small batch falls apart into single writes",
         "engine/fast",
         "        continues = 0x20\n",
@@ -1652,15 +1666,15 @@ MUTANTS = [
     _mutant(
         "a thousand entries are held at once, however large they are",
         "engine/fast",
-        "    keys = keys[: _HELD // size]\n",
-        "",
+        "        if size * len(keys) > _HELD:\n",
+        "        if False:\n",
         "tests/engine/codec/test_runs.py",
     ),
     _mutant(
         "entries of one size that lie scattered are not checked",
         "engine/fast",
-        "        if not (trusting or set(map(checksum, parts, seeds)) == {RESIDUE}):",
-        "        if False:",
+        "not is_sound(piece, readers[segment][1], size, len(same)):",
+        "False:",
         "tests/engine/codec/test_runs.py",
     ),
     _mutant(
@@ -1673,8 +1687,8 @@ MUTANTS = [
     _mutant(
         "what is read together need not be of the keys that were asked for",
         "engine/codec/runs",
-        " or list(map(_first, pairs)) != wanted",
-        "",
+        "    if list(map(_first, pairs)) != wanted:\n",
+        "    if False:\n",
         "tests/engine/codec/test_runs.py",
     ),
     _mutant(

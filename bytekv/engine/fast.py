@@ -71,6 +71,7 @@ __all__ = ["DurableCommitter", "FastCommitter", "get", "getitem", "read_many", "
 
 _HELD: Final = 1 << 20  # bytes of values in memory at once, or one value
 _AT_ONCE: Final = 1024  # keys that are looked up together, if they are not in one run
+_SAMPLE: Final = 64  # keys that tell whether their entries are of few sizes
 _FEWEST: Final = 8  # keys for which it pays to look whether their entries are alike
 _NOT_OPEN: Final = (b"", 0)
 _ANYTHING: Final = -1  # no location
@@ -560,37 +561,47 @@ def read_many(
     readers: Any,
     whole: Callable[[int], bool],
     find: Callable[[bytes], bytes | None],
+    now_ms: Callable[[], int],
     *,
     trusting: bool,
 ) -> Iterator[tuple[int, Pairs]]:
     """Yield how many of ``keys`` have been looked up by now, and (key, value) of those among the latest that exist.
 
     Keys in order whose entries are of one size and lie next to each other, as a compaction leaves them, are cut out
-    of one piece of the file and checked by one CRC: 0.2 µs an entry. Entries of one size that lie elsewhere cost
-    0.5 µs, those of many sizes 0.7.
+    of one piece of the file and checked by one CRC: 0.2 µs an entry. Entries that lie elsewhere, but of few sizes,
+    are put together by size and checked so, too: 0.4 µs. Those of many sizes cost 0.7.
 
     ``whole`` tells whether every entry of a segment is the newest of its key, so that keys that lie in it need not
     be looked up; `lambda _: False` where nobody notes what changes meanwhile. ``find`` reads one key with care.
     """
     at, count = 0, len(keys)
     while at < count:
-        run = _run(keys, at, locations, readers, whole, trusting=trusting)
+        run = _run(keys, at, locations, readers, whole, now_ms, trusting=trusting)
         if run:
             at += len(run)
             yield at, run
+            continue
+        some = keys[at : at + _AT_ONCE]
+        taken = 0
+        if len(some) >= _FEWEST:
+            taken, pairs = _scattered(some, locations, readers, find, now_ms, trusting=trusting)
+        if taken:
+            at += taken
+            yield at, pairs
         else:
-            some = keys[at : at + _AT_ONCE]
-            pairs = _alike(some, locations, readers, trusting=trusting)
-            if pairs is None:
-                yield from _one_by_one(some, at, locations, readers, find, trusting=trusting)
-                at += len(some)
-            else:
-                at += len(pairs)
-                yield at, pairs
+            yield from _one_by_one(some, at, locations, readers, find, now_ms, trusting=trusting)
+            at += len(some)
 
 
 def _run(
-    keys: list[bytes], at: int, locations: Any, readers: Any, whole: Callable[[int], bool], *, trusting: bool
+    keys: list[bytes],
+    at: int,
+    locations: Any,
+    readers: Any,
+    whole: Callable[[int], bool],
+    now_ms: Callable[[], int],
+    *,
+    trusting: bool,
 ) -> Pairs | None:
     """Return the pairs of the next keys if their entries are alike and in one piece, None if they are not."""
     first = locations.get(keys[at])
@@ -617,7 +628,7 @@ def _run(
     view, seed = reader
     offset = first >> OFFSET_SHIFT & OFFSET_MASK
     piece = view[offset : offset + count * size]
-    pairs = cut_pairs(piece, wanted, size)
+    pairs = cut_pairs(piece, wanted, size, now_ms)
     if pairs is None or not (trusting or is_sound(piece, seed, size, count)):
         return None
     if is_reverse:
@@ -625,40 +636,94 @@ def _run(
     return pairs
 
 
-def _alike(keys: list[bytes], locations: Any, readers: Any, *, trusting: bool) -> Pairs | None:
-    """Return the pairs of the first keys if their entries are of one size, wherever they lie, None if they are not.
+def _scattered(
+    keys: list[bytes],
+    locations: Any,
+    readers: Any,
+    find: Callable[[bytes], bytes | None],
+    now_ms: Callable[[], int],
+    *,
+    trusting: bool,
+) -> tuple[int, Pairs]:
+    """Return the pairs of the first keys, wherever their entries lie, and how many keys that are; 0 if they are not of
+    few sizes."""
+    taken, where = len(keys), list(map(locations.get, keys))
+    if None in where:
+        keys = [key for key, location in zip(keys, where, strict=True) if location is not None]
+        where = [location for location in where if location is not None]
+        if len(keys) < _FEWEST:
+            return 0, []
+    sizes = [location & 8191 for location in where]
+    size = sizes[len(sizes) // 2]
+    if sizes.count(size) == len(sizes):
+        if size * len(keys) > _HELD:
+            if taken > len(keys):
+                return 0, []
+            taken = _HELD // size
+            keys, where = keys[:taken], where[:taken]
+        pairs = _alike(keys, where, size, readers, now_ms, trusting=trusting)
+        return (0, []) if pairs is None else (taken, pairs)
+    if sum(sizes) > _HELD or 0 in sizes or sizes[:_SAMPLE].count(size) * 8 < len(sizes[:_SAMPLE]):
+        return 0, []
+    groups: dict[int, list[int]] = {}
+    for at, size in enumerate(sizes):
+        groups.setdefault(size, []).append(at)
+    found: list[tuple[bytes, bytes] | None] = [None] * len(keys)
+    rest: list[int] = []
+    for size, group in groups.items():
+        some = [keys[at] for at in group]
+        pairs = None
+        if len(group) >= _FEWEST:
+            pairs = _alike(some, [where[at] for at in group], size, readers, now_ms, trusting=trusting)
+        if pairs is None:
+            rest += group
+        else:
+            for at, pair in zip(group, pairs, strict=True):
+                found[at] = pair
+    if rest:
+        rest.sort()
+        some = [keys[at] for at in rest]
+        one_by_one = _one_by_one(some, 0, locations, readers, find, now_ms, trusting=trusting)
+        others = {key: (key, value) for _, pairs in one_by_one for key, value in pairs}
+        for at, key in zip(rest, some, strict=True):
+            found[at] = others.get(key)
+    return taken, [pair for pair in found if pair is not None]
 
-    Neighbours are read by one slice and checked by one CRC. Where there are none it still takes four fifths of the
-    time of `_one_by_one`.
+
+def _alike(
+    keys: list[bytes], where: list[int], size: int, readers: Any, now_ms: Callable[[], int], *, trusting: bool
+) -> Pairs | None:
+    """Return the pairs of keys whose entries are of one size, None if one has to be looked at more closely.
+
+    Neighbours are read by one slice. All that lie in one segment are checked by one CRC.
     """
-    count = len(keys)
-    if count < _FEWEST:
-        return None
-    sample = list(map(locations.get, (keys[0], keys[count // 2], keys[-1])))
-    if None in sample:
-        return None
-    size = sample[0] & SIZE_MASK
-    if sample[1] & SIZE_MASK != size or sample[2] & SIZE_MASK != size or size < OVERHEAD + len(keys[0]):
-        return None
-    keys = keys[: _HELD // size]
-    count = len(keys)
-    where = list(map(locations.get, keys))
-    if None in where or [location & 8191 for location in where].count(size) != count:
+    if size < OVERHEAD + len(keys[0]):
         return None
     is_reverse = where[-1] < where[0]
     if is_reverse:
         keys, where = keys[::-1], where[::-1]
     parts = _neighbours(where, size, readers, trusting=trusting)
     if parts is None:
-        parts, seeds = [], []
+        by_segment: dict[int, list[bytes]] = {}
+        parts = []
+        current = -1
         for location in where:
-            view, seed = readers.get(location >> 44, _NOT_OPEN)
+            segment = location >> 44
+            if segment != current:
+                view = readers.get(segment, _NOT_OPEN)[0]
+                same = by_segment.setdefault(segment, [])
+                current = segment
             offset = location >> 13 & 0x7FFFFFFF
-            parts.append(view[offset : offset + size])
-            seeds.append(seed)
-        if not (trusting or set(map(checksum, parts, seeds)) == {RESIDUE}):
-            return None
-    pairs = cut_pairs(b"".join(parts), keys, size)
+            part = view[offset : offset + size]
+            parts.append(part)
+            same.append(part)
+        view = None
+        if not trusting:
+            for segment, same in by_segment.items():
+                piece = b"".join(same)
+                if len(piece) != size * len(same) or not is_sound(piece, readers[segment][1], size, len(same)):
+                    return None
+    pairs = cut_pairs(b"".join(parts), keys, size, now_ms)
     if pairs is not None and is_reverse:
         pairs.reverse()
     return pairs
@@ -690,6 +755,7 @@ def _one_by_one(
     locations: Any,
     readers: Any,
     find: Callable[[bytes], bytes | None],
+    now_ms: Callable[[], int],
     *,
     trusting: bool,
 ) -> Iterator[tuple[int, Pairs]]:
@@ -699,7 +765,7 @@ def _one_by_one(
     held = 0
     current = -1
     view: Any = None
-    seed = 0
+    seed = now = 0
     prefix_of = PREFIX.unpack_from
     for key, location in zip(keys, map(locations.get, keys), strict=True):
         at += 1
@@ -715,14 +781,21 @@ def _one_by_one(
         # Unchecked it may be cut short: the file has grown beyond the mapping since that was looked up.
         if raw and (len(raw) == size if trusting else checksum(raw, seed) == RESIDUE):
             flags, key_size = prefix_of(raw)
-            end = 23 + key_size
-            if flags & 0xDF == PUT and raw[23:end] == key:
+            fixed = FIXED_SIZE[flags]
+            end = fixed + key_size
+            is_there = flags & 0x0F == PUT and raw[fixed:end] == key
+            if is_there and flags & 0x10:
+                if not now:
+                    now = now_ms()
+                is_there = _expiry_of(raw, 23)[0] > now
+            if is_there:
                 pairs.append((key, raw[end:-4]))
                 held += size
                 if held > _HELD:
                     view, current = None, -1  # a generator that is left here must not keep the file open
                     yield at, pairs
                     pairs, held = [], 0
+                    now = 0
                 continue
         value = find(key)
         if value is not None:

@@ -141,7 +141,7 @@ class Reader:
             self._durability.redo_for_reader()
         found: dict[bytes, bytes] = {}
         for _, pairs in read_many(
-            keys, self._locations, self._readers, lambda _: False, self._value, trusting=self._trusting
+            keys, self._locations, self._readers, lambda _: False, self._value, self._now_ms, trusting=self._trusting
         ):
             found.update(pairs)
         return found
@@ -439,7 +439,7 @@ class Reader:
         """Yield the pairs of keys at the moment of a view, some at a time."""
         done = 0
         for stop, pairs in read_many(
-            keys, self._locations, self._readers, self._is_whole, self._value, trusting=self._trusting
+            keys, self._locations, self._readers, self._is_whole, self._value, self._now_ms, trusting=self._trusting
         ):
             # Who changes a key notes it first. So what was read is of the moment unless it is noted by now.
             if view.undo and not view.undo.keys().isdisjoint(some := keys[done:stop]):

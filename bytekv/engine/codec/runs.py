@@ -6,7 +6,7 @@ entries one by one, so that the error names the damaged one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import repeat, starmap
 from operator import add, itemgetter
@@ -20,6 +20,7 @@ from .entry import (
     ENTRY_EXPIRES,
     ENTRY_SIZE,
     EXPIRES,
+    EXPIRING_ENTRY_SIZE,
     FIXED_SIZE,
     KIND,
     MIN_ENTRY_SIZE,
@@ -61,6 +62,7 @@ _FEW: Final = 8  # that are read one by one as fast
 _FEW_ALIKE: Final = 20  # that are packed one by one as fast
 _HEAD: Final = 7  # bytes of flags and lengths, equal in entries that are alike
 _FIRST_BYTES: Final = {PUT, PUT | CONTINUES}
+_FIRST_MORTAL: Final = {PUT | EXPIRES, PUT | EXPIRES | CONTINUES}
 
 _first = itemgetter(0)
 _pack_entry = ENTRY.pack
@@ -357,24 +359,30 @@ def cut_entries(
     return (keys, raws) if set(map(checksum, raws, repeat(seed))) == {RESIDUE} else None
 
 
-def cut_pairs(piece: bytes, wanted: list[bytes], size: int) -> Pairs | None:
-    """Return keys and values of puts of one size and without expiry, None if something else is among them.
+def cut_pairs(piece: bytes, wanted: list[bytes], size: int, now_ms: Callable[[], int]) -> Pairs | None:
+    """Return keys and values of puts of one size, all without expiry or all not yet due; None if something else is
+    among them.
 
     ``wanted``: the keys that they must have, in this order, all of one length. `is_sound` checks the bytes.
     """
     count, key_size = len(wanted), len(wanted[0])
     if len(piece) != count * size:
         return None
-    pairs: Pairs = list(_keys_and_values(key_size, size).iter_unpack(piece))
-    if not _are_puts(piece, size, count, key_size) or list(map(_first, pairs)) != wanted:
+    fixed, kinds = (EXPIRING_ENTRY_SIZE, _FIRST_MORTAL) if piece[0] & EXPIRES else (ENTRY_SIZE, _FIRST_BYTES)
+    if size < fixed + key_size + CRC_SIZE or not _are_puts(piece, size, count, key_size, kinds):
+        return None
+    pairs: Pairs = list(_keys_and_values(fixed, key_size, size).iter_unpack(piece))
+    if list(map(_first, pairs)) != wanted:
+        return None
+    if fixed != ENTRY_SIZE and min(_times(size).iter_unpack(piece))[0] <= now_ms():
         return None
     return pairs
 
 
-def _are_puts(piece: bytes | bytearray, size: int, count: int, key_size: int) -> bool:
+def _are_puts(piece: bytes | bytearray, size: int, count: int, key_size: int, kinds: set[int] = _FIRST_BYTES) -> bool:
     """Tell whether entries of one size say that they are puts without expiry, of keys of one length."""
     return (
-        _FIRST_BYTES.issuperset(piece[::size])
+        kinds.issuperset(piece[::size])
         and piece[1::size] == bytes((key_size & 0xFF,)) * count
         and piece[2::size] == bytes((key_size >> 8,)) * count
     )
@@ -432,5 +440,10 @@ def _heads_and_keys(key_size: int, size: int) -> Struct:
 
 
 @lru_cache(maxsize=256)
-def _keys_and_values(key_size: int, size: int) -> Struct:
-    return Struct(f"{ENTRY_SIZE}x{key_size}s{size - OVERHEAD - key_size}s{CRC_SIZE}x")
+def _keys_and_values(fixed: int, key_size: int, size: int) -> Struct:
+    return Struct(f"{fixed}x{key_size}s{size - fixed - key_size - CRC_SIZE}s{CRC_SIZE}x")
+
+
+@lru_cache(maxsize=256)
+def _times(size: int) -> Struct:
+    return Struct(f"<{ENTRY_SIZE}xQ{size - ENTRY_SIZE - 8}x")

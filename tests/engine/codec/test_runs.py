@@ -155,7 +155,7 @@ def test_pieces_that_are_damaged_shuffled_or_swapped_are_judged_alike() -> None:
 
 def read(piece: bytes, keys: list[bytes]) -> Pairs | None:
     """Read a piece as a scan does."""
-    return cut_pairs(piece, keys, SIZE) if is_sound(piece, SEED, SIZE, len(keys)) else None
+    return cut_pairs(piece, keys, SIZE, lambda: NOW_MS) if is_sound(piece, SEED, SIZE, len(keys)) else None
 
 
 def test_what_is_cut_is_what_was_asked_for() -> None:
@@ -273,7 +273,13 @@ def test_many_large_entries_are_held_a_megabyte_at_once(path: Path) -> None:
     reader = db._reader
     found: Pairs = []
     for stop, pairs in read_many(
-        list(content), reader._locations, reader._readers, lambda _: False, reader._value, trusting=False
+        list(content),
+        reader._locations,
+        reader._readers,
+        lambda _: False,
+        reader._value,
+        reader._now_ms,
+        trusting=False,
     ):
         assert 0 < len(pairs) * 8000 <= 1 << 20
         found += pairs
