@@ -26,7 +26,7 @@ def write(path: str) -> None:
 
 
 def run_and_kill(path: str, after: int) -> list[int]:
-    """Let a child write, kill it after so many answers, and return all that it had time to give."""
+    """Let a child write, kill it after this many answers, and return all that it had time to give."""
     child = subprocess.Popen([sys.executable, __file__, "write", path], stdout=subprocess.PIPE)
     assert child.stdout is not None
     said = [child.stdout.readline() for _ in range(after)]

@@ -11,7 +11,7 @@ import bytekv
 
 def main(path: str) -> None:
     with bytekv.open(path) as db:  # made if it is not there, closed at the end of the block
-        run = db.incr("runs")  # one step, whoever else counts at the same time
+        run = db.incr("runs")  # one step, even if others count at the same time
         db[f"run/{run:06}"] = time.strftime("%H:%M:%S")  # str goes in as UTF-8, bytes come out
         print(f"run {run}; the last ones, newest first:")
         for key, when in db.scan("run/", reverse=True, limit=3):  # a range of keys, in order

@@ -28,7 +28,7 @@ def sign_up(db: bytekv.Store, name: str, address: str) -> None:
 
 
 def move(db: bytekv.Store, name: str, address: str) -> None:
-    """Give an account another address, and its old one back to whoever wants it."""
+    """Give an account another address, and free its old one for others."""
     with db.transaction() as tx:
         old = tx[f"user/{name}"].decode()
         del tx[f"address/{old}"]
