@@ -32,6 +32,7 @@ _SNAPSHOTS = "tests/contract/test_snapshots.py"
 _VERBS = "tests/contract/test_verbs.py"
 _SELDOM = (_SNAPSHOTS, "-k", "seldom")
 _AGREEMENT = "tests/engine/test_agreement.py"
+_TOLD = "tests/engine/write/test_told.py"
 _MIGRATE = "tests/faces/test_foreign.py"
 _HTTP_VALUES, _HTTP_MANY, _HTTP_SAFETY = (
     f"tests/faces/http/test_http_{name}.py" for name in ("values", "many", "safety")
@@ -210,6 +211,58 @@ MUTANTS = [
         "if seq <= state.durable_seq:",
         "if False:",
         "tests/engine/write/test_slow_syncs.py",
+    ),
+    _mutant(
+        "a put that is durable by then is told that the store was closed",
+        "engine/write/durability",
+        "        if seq <= state.durable_seq:\n            self.group.release(",
+        "        if state.refusal is not None:\n            raise state.refusal()\n"
+        "        if seq <= state.durable_seq:\n            self.group.release(",
+        _TOLD,
+    ),
+    _mutant(
+        "a put that a seal made durable during its sync is told of a failure after that",
+        "engine/write/durability",
+        "            if state.failure is not None and self._is_decided(seq):\n                return\n",
+        "            if state.failure is not None:\n                state.refuse_after_failure()\n",
+        _TOLD,
+    ),
+    _mutant(
+        "a put of which nobody knows is told that the store was closed",
+        "engine/write/durability",
+        "        cause: BytekvError | None = state.failure\n",
+        "        if state.refusal is not None:\n            raise state.refusal()\n"
+        "        cause: BytekvError | None = state.failure\n",
+        _TOLD,
+    ),
+    _mutant(
+        "a put that waits for its sync is told of the full disk of another's",
+        "engine/write/durability",
+        "                if is_interrupt(error):\n                    raise  # a signal handler's; else",
+        "                if error:\n                    raise  # a signal handler's; else",
+        _TOLD,
+    ),
+    _mutant(
+        "a mark is written after the end of what may be sealed",
+        "engine/write/durability",
+        "        if state.segments.is_unsettled:\n            return  # perhaps",
+        "        if False:\n            return  # perhaps",
+        _TOLD,
+    ),
+    _mutant(
+        "a close that fails after the sync leaves open what has happened",
+        "engine/write/durability",
+        "        if self.has_waiting:\n            self.sync_what_waits()  # should",
+        "        if False:\n            self.sync_what_waits()  # should",
+        _TOLD,
+    ),
+    _mutant(
+        "durable puts leave all that expires to the worker",
+        "engine/fast",
+        "                if state.keydir.is_behind:\n                    state.purge_some(PURGED_BY_A_PUT)\n"
+        "                writer = state.segments.writer\n",
+        "                writer = state.segments.writer\n",
+        *(_EXPIRY, "-k", "durable_put"),
     ),
     _mutant(
         "a failed sync that an interrupt hides is tried again",
@@ -1704,6 +1757,13 @@ MUTANTS = [
         "        copy_undo(self._state, pause)\n",
         "",
         *_SELDOM,
+    ),
+    _mutant(
+        "what was interrupted while it was gathered stays on the disk",
+        "engine/space/undo_copier",
+        "        except BaseException:\n            self._discard()\n            raise\n",
+        "        except BaseException:\n            raise\n",
+        "tests/engine/space/test_undo_copier.py",
     ),
     _mutant(
         "what is gathered for views is never gathered again",

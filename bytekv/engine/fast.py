@@ -452,6 +452,8 @@ class DurableCommitter(Committer):
                 state.ready()
                 if self.turn.owner is not None:
                     self.turn.wait()
+                if state.keydir.is_behind:
+                    state.purge_some(PURGED_BY_A_PUT)
                 writer = state.segments.writer
                 size = len(key) + len(value) + OVERHEAD
                 if writer is None or size > SIZE_MASK or writer.end + size > writer.room_end:

@@ -215,6 +215,25 @@ def test_keys_of_one_moment_are_taken_out_some_at_a_time(path: Path) -> None:
         assert waiting(db) == 0
 
 
+def test_a_durable_put_takes_out_a_few_too(path: Path) -> None:
+    """With ``sync="always"`` it alone took none, so that under puts without an end expired keys piled up beside them:
+    the worker goes in slices and leaves it to the puts when they keep it waiting."""
+    files = QuickFiles()
+    with patched(NO_WORKER), harness.open_store(path, files=files, sync="always") as db:
+        with db.batch() as batch:
+            for number in range(100):
+                batch.put(b"%04d" % number, b"v", ttl=10)
+        files.sleep(20)
+        db._commit.state.purge_slice(1)
+        locations = db._keydir.locations
+        for number in range(10):
+            before = len(locations)
+            db[b"one"] = b"%d" % number
+            assert before - 3 <= len(locations) - (number == 0) < before
+        assert db[b"one"] == b"9"
+        assert len(db) == 1
+
+
 @pytest.mark.parametrize("how", ["delete", "put", "batch"])
 def test_what_is_written_beside_keys_that_expire(path: Path, how: str) -> None:
     """It expires no more, and a view that is open shows what was there before."""

@@ -53,8 +53,8 @@ class Obsolete:
 
     def add(self, row: SegmentRow) -> None:
         """Keep a file that is listed nowhere as long as views need it."""
+        self.replaced.append(row.segment_id)  # in this order: a zombie that is not among these would stay
         self.zombies[row.segment_id] = row
-        self.replaced.append(row.segment_id)
 
     def kept_for(self, remembered: Container[int]) -> list[SegmentRow]:
         """Return the zombies into which no key points and that only the views keep that have ``remembered`` them."""

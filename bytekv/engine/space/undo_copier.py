@@ -11,7 +11,8 @@ whatever looks like a segment, cannot bring back what was deleted.
 
 In this order: (1) the file is written; (2) it is an obsolete segment, which the views need; (3) their undo maps are
 pointed at the copies, some keys at a time: a reader finds the old place or the new one, and both are there; (4) the
-views need the old segments no more. Interrupted in between, both stay until the views are closed or the next turn.
+views need the old segments no more. Interrupted before (2), the file is removed; after it, both stay until the views
+are closed or the next turn.
 """
 
 from __future__ import annotations
@@ -62,9 +63,17 @@ class _Turn:
         self._rows, self._undo = rows, undo
         self._tuning = state.tuning
         self._copies: dict[int, int] = {}  # where an entry was -> where it is
+        self._file: tuple[int, str] | None = None  # id and path of what is written
 
     def run(self) -> bool:
         """Do it; False if there is nothing to do."""
+        try:
+            return self._gather()
+        except BaseException:
+            self._discard()
+            raise
+
+    def _gather(self) -> bool:
         wanted = self._wanted()
         try:
             gathered = self._choose(wanted)
@@ -74,6 +83,7 @@ class _Turn:
         except (*SystemErrors, CorruptionError) as error:
             if is_interrupt(error):
                 raise  # a signal handler's
+            self._discard()
             return False  # what cannot be read or written now stays where it is
         if not gathered:
             return False
@@ -131,32 +141,36 @@ class _Turn:
         salt = int.from_bytes(files.random(8), "little")
         seed, base, end = seed_of(salt), segment_id << SEGMENT_SHIFT, SEGMENT_HEADER_SIZE
         path = segments.directory.segment_path(segment_id)
+        self._file = segment_id, path
         descriptor = files.open_new(path)
         try:
-            try:
-                for some in _pieces(locations, self._size_of, self._tuning.flushed_bytes):
-                    parts: list[bytes] = []
-                    at = end
-                    for location in some:
-                        try:
-                            raw, old_seed, old_id, offset = segments.open.raw(location)
-                        except KeyError:
-                            continue  # the only view that needed it was closed meanwhile
-                        if checksum(raw, old_seed) != RESIDUE:
-                            raise CorruptionError(segments.directory.segment_path(old_id), offset, "fails its check")
-                        body = raw[:-CRC_SIZE]
-                        parts += body, _pack_crc(checksum(body, seed))
-                        self._copies[location] = base | pack_position(end, len(raw))
-                        end += len(raw)
-                    files.write(descriptor, b"".join(parts), at, path)
-                    self._pause()
-            finally:
-                files.close(descriptor)
-        except BaseException:
-            with suppress(*SystemErrors):  # listed nowhere: the next open sweeps it
-                files.unlink(path)
-            raise
+            for some in _pieces(locations, self._size_of, self._tuning.flushed_bytes):
+                parts: list[bytes] = []
+                at = end
+                for location in some:
+                    try:
+                        raw, old_seed, old_id, offset = segments.open.raw(location)
+                    except KeyError:
+                        continue  # the only view that needed it was closed meanwhile
+                    if checksum(raw, old_seed) != RESIDUE:
+                        raise CorruptionError(segments.directory.segment_path(old_id), offset, "fails its check")
+                    body = raw[:-CRC_SIZE]
+                    parts += body, _pack_crc(checksum(body, seed))
+                    self._copies[location] = base | pack_position(end, len(raw))
+                    end += len(raw)
+                files.write(descriptor, b"".join(parts), at, path)
+                self._pause()
+        finally:
+            files.close(descriptor)
         return SegmentRow(segment_id, salt, end, 0, SEALED)
+
+    def _discard(self) -> None:
+        """Remove the file if nothing knows of it: what was interrupted often would fill the disk otherwise."""
+        if self._file is not None:
+            segment_id, path = self._file
+            if segment_id not in self._segments.obsolete.replaced:
+                with suppress(*SystemErrors):  # listed nowhere: the next open sweeps it
+                    self._segments.directory.files.unlink(path)
 
     def _point(self, row: SegmentRow) -> None:
         """Point the views at the copies."""
@@ -174,9 +188,9 @@ class _Turn:
     # Functions of their own, as in `Compactor`: no loop lies directly inside a ``with`` that holds the lock.
 
     def _add(self, row: SegmentRow) -> None:
+        self._segments.obsolete.add(row)  # first: interrupted, the file goes as one that no view needs
         for view, _ in self._undo:
             view.segments.add(row.segment_id)
-        self._segments.obsolete.add(row)
 
     def _release(self, gathered: set[int]) -> None:
         for view, _ in self._undo:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from ..._lean import TYPE_CHECKING, suppress
-from ...errors import StoreFailedError, SystemErrors
+from ...errors import StoreFailedError, SystemErrors, is_interrupt
 from ..codec.checksum import CRC, checksum
 from ..codec.entry import ENTRY, OVERHEAD, SEGMENT_SHIFT, SYNC_MARK
 from ..log.segment import Writer
@@ -26,6 +26,8 @@ from .throttle import Throttle
 
 if TYPE_CHECKING:
     from typing import Any, Final
+
+    from ...errors import BytekvError
 
 __all__ = ["CommitQueue", "Durability", "GroupCommit", "Waiter"]
 
@@ -273,7 +275,8 @@ class Durability:
                     self._sync_unless_durable(seq)
                 except StoreFailedError as error:  # before the next may sync: the kernel tells an error once
                     with state.lock, state:
-                        state.fail(error)
+                        if state.refusal is None:
+                            state.fail(error)
                     raise
         except BaseException:
             with state.lock, state:
@@ -284,9 +287,7 @@ class Durability:
         """Sync and show what was appended if that includes ``seq``, and wake who waits. Under the lock of syncs."""
         state = self.state
         with state.lock, state:
-            state.ready()
-            if seq <= state.durable_seq:
-                self.group.release(state.durable_seq, failed=False)
+            if self._is_decided(seq):
                 return
             self.group.lead()
             writer, target, began = state.segments.writer, state.seq, state.files.monotonic()
@@ -298,12 +299,39 @@ class Durability:
                 from ...events import SyncSlow
 
                 state.tell_later(SyncSlow(state.segments.directory.path, took_s))
-            if state.failure is not None:
-                # The kernel tells each write error once, and a roll's sync of the same file got it.
-                state.refuse_after_failure()
+            # The kernel tells each write error once, and a roll's sync of the same file may have got it.
+            if state.failure is not None and self._is_decided(seq):
+                return
             state.became_durable(target, began)
             self._mark(target)
             self.group.release(state.durable_seq, failed=False)
+
+    def _is_decided(self, seq: int) -> bool:
+        """Tell whether ``seq`` is durable, and wake who waits if it is; `StoreFailedError` if that stays unknown.
+
+        The caller's operation has been appended. So what has become of the store since, or of another's call, says
+        nothing about it: "closed", or "the disk is full", would mean that it has not happened. Under both locks.
+        """
+        state = self.state
+        if seq <= state.durable_seq:
+            self.group.release(state.durable_seq, failed=state.failure is not None)
+            return True
+        if state.failure is None and state.refusal is None:
+            try:
+                if state.intent is not ENTERED or state.is_uncounted:
+                    state.redo()  # part of what is synced; what a roll has left does not matter for that
+            except SystemErrors as error:
+                if is_interrupt(error):
+                    raise  # a signal handler's; else it has not happened, of which its own caller was told
+        cause: BytekvError | None = state.failure
+        if cause is None:
+            if state.refusal is None:
+                return False
+            cause = state.refusal()
+        raise StoreFailedError(
+            f"{state.segments.directory.path}: the next open decides whether this write has happened, for before it "
+            f"was known to be durable came this: {cause}"
+        ) from cause
 
     def _mark(self, seq: int) -> None:
         """Write a sync mark: what tells later damage from a torn tail."""
@@ -311,6 +339,8 @@ class Durability:
         writer = state.segments.writer
         if writer is None or state.failure is not None or not writer.reserve_holds(OVERHEAD):
             return  # no room here; the segment's seal vouches for it instead
+        if state.segments.is_unsettled:
+            return  # perhaps the segment is sealed, at a length without the mark
         body = _pack_entry(SYNC_MARK, 0, 0, seq, state.files.now_ms())
         mark = [body + _pack_crc(checksum(body, writer.seed))]
         try:
@@ -367,5 +397,7 @@ class Durability:
             state.redo()
         if state.failure is not None:
             state.refuse_after_failure()
+        if self.has_waiting:
+            self.sync_what_waits()  # should the clean end fail, who waits for this is not told of that
         state.segments.close(state.seq)
         state.became_durable(state.seq)
