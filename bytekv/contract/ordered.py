@@ -26,6 +26,7 @@ __all__ = [
     "MutableOrderedMapping",
     "OrderedMapping",
     "Range",
+    "append_in_order",
     "joined",
     "range_of",
     "refusing",
@@ -52,6 +53,30 @@ def sorted_list() -> SortedList:
     with translated("sortedcontainers"):  # no descriptor may be left to read the module with
         from sortedcontainers import SortedList
     return SortedList()
+
+
+def append_in_order(index: SortedList, keys: list[bytes]) -> None:
+    """Add keys that are in order to a sorted list of smaller ones.
+
+    By hand, for `add` takes 0.4 µs a key, and `update` sorts all keys again, in one call of C; in the versions whose
+    lists are known to be laid out like this.
+    """
+    from sortedcontainers import __version__
+
+    if not __version__.startswith("2.4."):
+        for key in keys:
+            index.add(key)
+        return
+    lists, maxes, load, at = index._lists, index._maxes, index._load, 0
+    if lists and len(lists[-1]) < load:
+        at = load - len(lists[-1])
+        lists[-1] += keys[:at]
+        maxes[-1] = lists[-1][-1]
+    more = [keys[begin : begin + load] for begin in range(at, len(keys), load)]
+    lists += more
+    maxes += [some[-1] for some in more]
+    index._len += len(keys)
+    index._index.clear()
 
 
 def _successor(prefix: bytes) -> bytes | None:

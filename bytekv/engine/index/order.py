@@ -13,7 +13,7 @@ from itertools import islice
 from operator import ge
 
 from ..._lean import TYPE_CHECKING
-from ...contract.ordered import sorted_list
+from ...contract.ordered import append_in_order, sorted_list
 
 if TYPE_CHECKING:
     from typing import Any
@@ -49,10 +49,8 @@ def _sorted_in_slices(keys: list[bytes], count: int) -> Iterator[list[bytes]]:
 def ordered(keys: list[bytes], count: int) -> Any:
     """Return keys in order, sorted ``count`` at a time. Without the lock, and other threads are let in between."""
     index = sorted_list()
-    add = index.add  # `update` would sort all of them again, in one call
     for piece in _sorted_in_slices(keys, count):
-        for key in piece:
-            add(key)
+        append_in_order(index, piece)
     return index
 
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from bytekv.contract.ordered import append_in_order, sorted_list
 from bytekv.engine.codec.entry import SEGMENT_SHIFT, pack_position
 from bytekv.engine.codec.hint import Hint
 from bytekv.engine.index import order
@@ -866,6 +867,26 @@ def test_a_view_whose_order_was_interrupted_is_sorted_anew(act: str) -> None:
 def test_sorting_in_slices_is_sorting(names: list[bytes], size: int) -> None:
     assert [*itertools.chain.from_iterable(order._sorted_in_slices(names, size))] == sorted(names)
     assert [*order.ordered(names, size)] == sorted(names)
+
+
+@pytest.mark.parametrize("version", ["2.4.0", "3.0.0"])
+def test_keys_in_order_are_appended_by_hand_to_lists_of_a_known_layout(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """One after the other takes 0.4 µs a key, most of what the first scan of a store had to wait for."""
+    monkeypatch.setattr("sortedcontainers.__version__", version)
+    index, keys = sorted_list(), [b"%06d" % number for number in range(9000)]
+    at = 0
+    for count in (0, 1, 998, 1, 1, 0, 1500, 2000, 499, 3000, 1000):
+        append_in_order(index, keys[at : at + count])
+        at += count
+        index._check()
+        assert [*index] == keys[:at]
+        assert len(index) == at
+        assert all(index.index(key) == number for number, key in enumerate(keys[:at]) if number % 97 == 0)
+    assert at == len(keys)
+    append_in_order(index, [b"1"])
+    assert index[-1] == b"1"
 
 
 def _keydir_of(names: list[bytes], tuning: Tuning = TUNING) -> Keydir:
