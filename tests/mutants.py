@@ -1083,8 +1083,29 @@ MUTANTS = [
     _mutant(
         "copies that are alike are written unchecked",
         "engine/codec/runs",
-        "    return bytes(piece) if is_sound(piece, seed, size, count) else None\n",
-        "    return bytes(piece)\n",
+        "    return piece if is_sound(piece, seed, size, count) else None\n",
+        "    return piece\n",
+        "tests/engine/codec/test_runs.py",
+    ),
+    _mutant(
+        "copies that are alike are copied whatever their keys are",
+        "engine/codec/runs",
+        " or cut_keys(piece, 0, size, count) != keys:\n        return None\n    at, zeros",
+        ":\n        return None\n    at, zeros",
+        "tests/engine/codec/test_runs.py",
+    ),
+    _mutant(
+        "a compaction takes a segment for another whose id ends in other bytes",
+        "engine/codec/runs",
+        "        if there == wanted and not first.translate(None, self._others):\n",
+        "        if there == wanted:\n",
+        "tests/engine/codec/test_runs.py",
+    ),
+    _mutant(
+        "a compaction takes a segment for another whose id ends in the same byte",
+        "engine/codec/runs",
+        "        if len(self.by_byte) < len(ids) or max",
+        "        if max",
         "tests/engine/codec/test_runs.py",
     ),
     _mutant(
@@ -1780,10 +1801,10 @@ MUTANTS = [
         *(_SNAPSHOTS, "-k", "while_the_store_is_closed"),
     ),
     _mutant(
-        "keys whose move was interrupted are counted in one list and not in another",
+        "keys are taken off the list of those to be moved before that is said anywhere else",
         "engine/space/compactor",
-        "        del originals[len(keys) :], positions[len(keys) :]\n",
-        "",
+        "            piece = output.copied[-1]\n",
+        "            piece = output.copied.pop()\n            output.copied.append(piece)\n",
         *("tests/crash/test_interrupts.py", "-k", "whose_move"),
     ),
     _mutant(
@@ -1990,6 +2011,20 @@ MUTANTS = [
         "        is_latest = segment == active or self._sealed.get(segment) == self.dead.get(segment, 0)\n",
         "        is_latest = True\n",
         "tests/engine/log/test_hints.py",
+    ),
+    _mutant(
+        "an index that is made in pieces forgets where a list ends",
+        "contract/ordered",
+        "        maxes[-1] = lists[-1][-1]\n",
+        "",
+        "tests/engine/index/test_keydir.py",
+    ),
+    _mutant(
+        "an index that is made in pieces finds a key by the place of before",
+        "contract/ordered",
+        "    index._index.clear()\n",
+        "",
+        "tests/engine/index/test_keydir.py",
     ),
     _mutant(
         "a store with seqs that no list can have cannot be closed",

@@ -682,7 +682,7 @@ class Store(AbstractStore):
 
         Raises `CorruptionError` if an entry is damaged and `DiskFullError` if there is no room for the
         copies; what had been rewritten by then stays so, the rest is unchanged. Complexity: O(bytes),
-        about 3 µs an entry.
+        1 to 3 µs an entry.
         """
         self._check_writable()
         return self._maintenance.compact(progress)

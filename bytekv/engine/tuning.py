@@ -30,7 +30,7 @@ class Tuning(NamedTuple):
 
     # --- compaction
     copied_entries: int = 32  # of a compaction between two chances for other threads: less than 200 µs
-    copied_keys: int = 256  # whose entries are copied together where keys come in order: 300 µs
+    copied_keys: int = 512  # whose entries are copied together where keys come in order: 500 µs
     moved_keys: int = 256  # that are pointed at their copies at once: less than 50 µs
     undo_keys: int = 1000  # of views that are looked at, or pointed elsewhere, at once: less than half a millisecond
     flushed_bytes: int = 1 << 16  # of copies that are written at once: what is done to as many takes 200 µs

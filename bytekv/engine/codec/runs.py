@@ -6,13 +6,15 @@ entries one by one, so that the error names the damaged one.
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import repeat, starmap
 from operator import add, itemgetter
 from struct import Struct
 
-from ..._lean import TYPE_CHECKING
+from ..._lean import TYPE_CHECKING, NamedTuple
 from .checksum import CRC, CRC_SIZE, RESIDUE, checksum
 from .entry import (
     CONTINUES,
@@ -24,10 +26,12 @@ from .entry import (
     FIXED_SIZE,
     KIND,
     MIN_ENTRY_SIZE,
+    OFFSET_MASK,
     OFFSET_SHIFT,
     OVERHEAD,
     PREFIX,
     PUT,
+    SEGMENT_SHIFT,
     SIZE_MASK,
     TOMBSTONE,
     ZEROS,
@@ -39,9 +43,14 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 __all__ = [
+    "Alike",
     "Pairs",
+    "Segments",
     "Tombstones",
+    "alike",
     "check_entries",
+    "column_of",
+    "copy_alike",
     "copy_run",
     "crc_of_run",
     "cut_entries",
@@ -63,6 +72,10 @@ _FEW_ALIKE: Final = 20  # that are packed one by one as fast
 _HEAD: Final = 7  # bytes of flags and lengths, equal in entries that are alike
 _FIRST_BYTES: Final = {PUT, PUT | CONTINUES}
 _FIRST_MORTAL: Final = {PUT | EXPIRES, PUT | EXPIRES | CONTINUES}
+_LARGEST_ID: Final = (1 << 64 - SEGMENT_SHIFT) - 1  # of a segment whose locations take 64 bits
+_LOW_FIVE_BITS: Final = bytes(range(32)) * 8  # what of the second byte of a location belongs to the size
+_IS_ZERO: Final = b"\1" + bytes(255)
+_LOW_FOUR_BITS: Final = bytes(range(16)) * 16  # what of a byte of several locations belongs to this one
 
 _first = itemgetter(0)
 _pack_entry = ENTRY.pack
@@ -237,6 +250,141 @@ def _crc_differences_of_low_bytes(size: int) -> bytes:
     return b"".join(_pack_crc(_crc_difference(size, low)) for low in range(256))
 
 
+# --- copying -----------------------------------------------------------------------------------
+
+
+class Segments:
+    """Some segments, told apart by the lowest byte of their ids, so that a column of bytes says where entries lie."""
+
+    __slots__ = ("_is_one", "_others", "_second", "_third", "by_byte")
+
+    def __init__(self, segment_ids: Iterable[int]) -> None:
+        ids = list(segment_ids)
+        #: The id of each; none if two have the same lowest byte.
+        self.by_byte = {segment_id & 0xFF: segment_id for segment_id in ids}
+        if len(self.by_byte) < len(ids) or max(ids, default=0) > _LARGEST_ID:
+            self.by_byte = {}
+        self._others = bytes(self.by_byte)
+        self._is_one = bytes(low in self.by_byte for low in range(256))
+        self._second = bytes(self.by_byte.get(low, 0) >> 8 & 0xFF for low in range(256))
+        self._third = bytes(self.by_byte.get(low, 0) >> 16 for low in range(256))
+
+    def hold(self, locations: array[int]) -> bytes:
+        """Return for each location 1 if it lies in one of the segments, else 0."""
+        count = len(locations)
+        raw = (_as_number(locations) >> SEGMENT_SHIFT).to_bytes(8 * count, "little")
+        first, second, third = raw[::8], raw[1::8], raw[2::8].translate(_LOW_FOUR_BITS)
+        there, wanted = second + third, first.translate(self._second) + first.translate(self._third)
+        if there == wanted and not first.translate(None, self._others):
+            return b"\1" * count
+        wrong = _xor(there, wanted).translate(_IS_ZERO)
+        right = int.from_bytes(wrong[:count], "little") & int.from_bytes(wrong[count:], "little")
+        return (right & int.from_bytes(first.translate(self._is_one), "little")).to_bytes(count, "little")
+
+
+class Alike(NamedTuple):
+    """Where entries of one size lie: columns of their segments, see `Segments.by_byte`, and of their offsets."""
+
+    size: int
+    segments: bytes
+    offsets: array[int]
+    locations: array[int]
+
+    def part(self, begin: int, end: int) -> Alike:
+        """Return where some of them lie."""
+        part = slice(begin, end)
+        return Alike(self.size, self.segments[part], self.offsets[part], self.locations[part])
+
+
+def column_of(locations: list[int | None]) -> array[int] | None:
+    """Return locations as a column, None if one is missing or lies in a segment beyond the millionth."""
+    try:
+        return array("Q", locations)  # type: ignore[arg-type]
+    except (TypeError, OverflowError):
+        return None
+
+
+def alike(locations: array[int]) -> Alike | None:
+    """Return where entries lie if all are of one size, which their locations say.
+
+    All locations are one long integer: 0.05 µs each instead of 0.3.
+    """
+    count = len(locations)
+    raw = _little_endian(locations[:]).tobytes()
+    low, high = raw[::8], raw[1::8].translate(_LOW_FIVE_BITS)
+    if not count or low != low[:1] * count or high != high[:1] * count or not low[0] | high[0]:
+        return None
+    number = int.from_bytes(raw, "little")
+    offsets = array("Q")
+    offsets.frombytes((number >> OFFSET_SHIFT & _offset_masks(count)).to_bytes(8 * count, "little"))
+    first = (number >> SEGMENT_SHIFT).to_bytes(8 * count, "little")[::8]
+    return Alike(low[0] | high[0] << 8, first, _little_endian(offsets), locations)
+
+
+def _as_number(locations: array[int]) -> int:
+    return int.from_bytes(_little_endian(locations[:]).tobytes(), "little")
+
+
+def _little_endian(column: array[int]) -> array[int]:
+    if sys.byteorder == "big":
+        column.byteswap()
+    return column
+
+
+@lru_cache(maxsize=64)
+def _offset_masks(count: int) -> int:
+    return int.from_bytes(OFFSET_MASK.to_bytes(8, "little") * count, "little")
+
+
+def copy_alike(
+    piece: bytearray, size: int, keys: list[bytes], segments: bytes, seeds: dict[int, int], seed: int
+) -> bytearray | None:
+    """Change ``piece``, puts of one size and without expiry, to be under another seed and each a batch of its own.
+
+    ``segments``: the number of each one's segment; ``seeds``: the seed of each segment. None if not every entry is a
+    sound put of its key.
+
+    A CRC is not computed anew: from one seed to another it changes by what the two make of as many zeros, and so it
+    does for a bit that is taken out. So the copy of a damaged entry would be as damaged, and one CRC of all copies
+    tells.
+    """
+    count, key_size = len(keys), len(keys[0])
+    if len(piece) != size * count or size < OVERHEAD + key_size:
+        return None
+    flags = piece[::size]
+    if not _are_puts(piece, size, count, key_size) or cut_keys(piece, 0, size, count) != keys:
+        return None
+    at, zeros = size - CRC_SIZE, ZEROS[: size - CRC_SIZE]
+    becomes = checksum(zeros, seed)
+    change = _columns(segments, {number: checksum(zeros, old) ^ becomes for number, old in seeds.items()})
+    if CONTINUES & max(flags):
+        piece[::size] = bytes((PUT,)) * count
+        bit = checksum(zeros[1:], checksum(bytes((CONTINUES,)))) ^ checksum(zeros)
+        change = _xor(change, _columns(flags, {PUT: 0, PUT | CONTINUES: bit}))
+    crcs = bytearray(CRC_SIZE * count)
+    for byte in range(CRC_SIZE):
+        crcs[byte::CRC_SIZE] = piece[at + byte :: size]
+    crcs[:] = _xor(crcs, change)
+    for byte in range(CRC_SIZE):
+        piece[at + byte :: size] = crcs[byte::CRC_SIZE]
+    return piece if is_sound(piece, seed, size, count) else None
+
+
+def _columns(numbers: bytes | bytearray, crcs: dict[int, int]) -> bytes:
+    """Return the CRC that goes with each number, one after the other."""
+    found = bytearray(CRC_SIZE * len(numbers))
+    for byte in range(CRC_SIZE):
+        table = bytearray(256)
+        for number, crc in crcs.items():
+            table[number] = crc >> 8 * byte & 0xFF
+        found[byte::CRC_SIZE] = numbers.translate(table)
+    return bytes(found)
+
+
+def _xor(some: bytes | bytearray, others: bytes) -> bytes:
+    return (int.from_bytes(some, "little") ^ int.from_bytes(others, "little")).to_bytes(len(others), "little")
+
+
 def copy_run(
     raws: list[bytes], keys: list[bytes], seeds: list[int], seed: int
 ) -> tuple[list[bytes], dict[bytes, int]] | None:
@@ -244,9 +392,6 @@ def copy_run(
 
     None if not every entry is a sound put of its key under its own seed.
     """
-    alike = _copy_alike(raws, keys, seeds, seed)
-    if alike is not None:
-        return [alike], {}
     if min(map(len, raws)) < MIN_ENTRY_SIZE:
         return None
     flags, key_sizes = zip(*map(PREFIX.unpack_from, raws), strict=True)
@@ -273,36 +418,6 @@ def copy_run(
     parts = bodies * 2
     parts[::2], parts[1::2] = bodies, list(map(_pack_crc, map(checksum, bodies, repeat(seed))))
     return parts, expires
-
-
-def _copy_alike(raws: list[bytes], keys: list[bytes], seeds: list[int], seed: int) -> bytes | None:
-    """Do what `copy_run` does where all entries are of one size and none expires, with few calls for all of them.
-
-    A CRC is not computed anew: from one seed to another it changes by what the two make of as many zeros. So the copy
-    of a damaged entry would be as damaged, and one CRC of all copies tells.
-    """
-    size, count, key_size = len(raws[0]), len(raws), len(keys[0])
-    if set(map(len, raws)) != {size} or size < OVERHEAD + key_size:
-        return None
-    piece = bytearray().join(raws)
-    flags = piece[::size]
-    if not _are_puts(piece, size, count, key_size) or [raw[ENTRY_SIZE : ENTRY_SIZE + key_size] for raw in raws] != keys:
-        return None
-    piece[::size] = bytes((PUT,)) * count
-    zeros = ZEROS[1 : size - CRC_SIZE]
-    kinds = list(zip(seeds, flags, strict=True))
-    was = {(old, kind): checksum(zeros, checksum(bytes((kind ^ PUT,)), old)) for old, kind in set(kinds)}
-    becomes = checksum(zeros, checksum(b"\0", seed))
-    changes = {each: _pack_crc(crc ^ becomes) for each, crc in was.items()}
-    crcs = bytearray(CRC_SIZE * count)
-    at = size - CRC_SIZE
-    for byte in range(CRC_SIZE):
-        crcs[byte::CRC_SIZE] = piece[at + byte :: size]
-    change = int.from_bytes(b"".join(map(changes.__getitem__, kinds)), "little")
-    crcs[:] = (int.from_bytes(crcs, "little") ^ change).to_bytes(CRC_SIZE * count, "little")
-    for byte in range(CRC_SIZE):
-        piece[at + byte :: size] = crcs[byte::CRC_SIZE]
-    return bytes(piece) if is_sound(piece, seed, size, count) else None
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -332,8 +447,8 @@ def check_entries(window: bytes, here: int, seq: int, seed: int) -> int:
     return count if set(map(checksum, raws, repeat(seed))) == {RESIDUE} else 0
 
 
-def cut_keys(window: bytes, here: int, size: int, count: int) -> list[bytes]:
-    """Return the keys of ``count`` puts without expiry of one size, which `check_entries` has found to be alike."""
+def cut_keys(window: bytes | bytearray, here: int, size: int, count: int) -> list[bytes]:
+    """Return the keys of ``count`` puts without expiry of one size and with keys of one, which are known to be such."""
     _, key_size = PREFIX.unpack_from(window, here)
     cut = Struct(f"{ENTRY_SIZE}x{key_size}s{size - ENTRY_SIZE - key_size}x")
     return [key for (key,) in cut.iter_unpack(memoryview(window)[here : here + count * size])]

@@ -376,7 +376,7 @@ class Keydir(Ordered):
                 return True
         return False
 
-    def move_all(self, keys: list[bytes], originals: list[int], copies: list[int], sizes_of: SizeOf) -> None:
+    def move_all(self, keys: Sequence[bytes], originals: list[int], copies: list[int], sizes_of: SizeOf) -> None:
         """Do what `move` does for several keys; a copy at which no key points now is dead."""
         self.finish_purge()  # else a key is in two places, and only one of them would be moved
         locations = self.locations

@@ -52,7 +52,7 @@ class Copied(NamedTuple):
     milliseconds, and so does the garbage collector, which looks through them all.
     """
 
-    keys: _Keys
+    keys: Sequence[bytes]
     originals: Sequence[int]
     positions: Sequence[int]
 
@@ -76,12 +76,13 @@ class SegmentBuilder:
         self._descriptor: int | None = self._files.open_new(self.path)
         self.seed = seed_of(header.salt)
         self.base = header.segment_id << SEGMENT_SHIFT
-        self._parts = [encode_segment_header(header)]
+        self._parts: list[bytes | bytearray] = [encode_segment_header(header)]
         self._flushed = 0
         self.end = SEGMENT_HEADER_SIZE
         self.copied: list[Copied] = []
         self._latest: tuple[list[bytes], list[int], list[int]] = [], [], []
-        self.unpacked: tuple[list[bytes], list[int], list[int]] = [], [], []  # of which the keydir is being told
+        self.told = Copied((), (), ())  # of which the keydir is being told...
+        self.untold = 0  # ...but for so many, the first ones
         self._tombstones: list[bytes] = []
         self._expires: dict[bytes, int] = {}
         self._clears = False
@@ -115,6 +116,21 @@ class SegmentBuilder:
         if self.end - self._flushed >= self._tuning.flushed_bytes:
             self._flush()
 
+    def put_alike(self, keys: list[bytes], size: int, originals: array[int], piece: bytearray) -> None:
+        """Append puts of one size and without expiry that are under this file's seed already, see `copy_alike`.
+
+        The keys are kept as they are: the keydir has these objects, too.
+        """
+        self._pack_latest()
+        begin, step = self.end << OFFSET_SHIFT | size, size << OFFSET_SHIFT
+        positions = array("Q", range(begin, begin + step * len(keys), step))
+        self.copied.append(Copied(tuple(keys), originals, positions))
+        self._live_bytes += len(piece)
+        self._parts.append(piece)
+        self.end += len(piece)
+        if self.end - self._flushed >= self._tuning.flushed_bytes:
+            self._flush()
+
     def append(self, flags: int, key: bytes, expires_ms: int, raw: bytes) -> None:
         """Copy one entry of any kind."""
         kind = flags & KIND
@@ -140,6 +156,9 @@ class SegmentBuilder:
         self._files.write(self._descriptor, b"".join(self._parts), self._flushed, self.path)
         self._flushed = self.end
         self._parts.clear()
+        self._pack_latest()
+
+    def _pack_latest(self) -> None:
         keys, originals, positions = self._latest
         if keys:
             self.copied.append(Copied(_Keys(keys), _packed(originals), _packed(positions)))

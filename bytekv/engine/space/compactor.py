@@ -69,7 +69,7 @@ class Compactor:
 
         Raises `CorruptionError` if an entry is damaged and `DiskFullError` if there is no room for the
         copies; nothing has changed then. Durability: the outputs are durable before a victim goes.
-        Complexity: reads every victim once, about 3 µs an entry.
+        Complexity: reads every victim once, what lives of it twice if ``in_order``; 1 to 3 µs an entry.
         """
         self.finish(pause)
         if self._listener is None:
@@ -241,22 +241,23 @@ class Compactor:
             pause()
 
     def _move_some(self, job: _Job) -> None:
-        """Move some keys of the first output, its last ones first, and forget them: freeing a million at once would
-        hold the GIL for milliseconds. The keys go first; after an interrupt nothing is left to do for the rest."""
-        keydir, output = self._keydir, job.outputs[0]
-        keys, originals, positions = output.unpacked
-        del originals[len(keys) :], positions[len(keys) :]
-        if not positions:
-            if output.copied:
-                output.unpacked = tuple(map(list, output.copied[-1]))  # type: ignore[assignment]
-                output.copied.pop()  # interrupted before, the same is done once more, and dead bytes are counted anew
-            else:
+        """Move some keys of the first output, the last ones first, and forget them by and by: freeing a million at once
+        would hold the GIL for milliseconds. Interrupted, it moves some once more, and dead bytes are counted anew."""
+        output = job.outputs[0]
+        if not output.untold:
+            if not output.copied:
                 del job.outputs[0]
-            return
-        part = slice(max(0, len(positions) - self._tuning.moved_keys), len(positions))
+                return
+            piece = output.copied[-1]
+            output.told = piece._replace(keys=tuple(piece.keys))
+            output.untold = len(piece.positions)
+            output.copied.pop()
+        keys, originals, positions = output.told
+        begin = max(0, output.untold - self._tuning.moved_keys)
+        part = slice(begin, output.untold)
         copies = list(map(output.base.__or__, positions[part]))
-        keydir.move_all(keys[part], originals[part], copies, self._segments.open.entry_size)
-        del keys[part], originals[part], positions[part]
+        self._keydir.move_all(keys[part], list(originals[part]), copies, self._segments.open.entry_size)
+        output.untold = begin
 
     def _free_victims(self, job: _Job) -> list[int]:
         keydir = self._keydir

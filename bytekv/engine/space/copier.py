@@ -17,7 +17,7 @@ Everything else is copied, seq and times unchanged. A damaged entry stops the co
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate, compress, islice
 
 from ..._lean import TYPE_CHECKING, NamedTuple
@@ -41,7 +41,7 @@ from ..codec.entry import (
     TOMBSTONE,
 )
 from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentRow
-from ..codec.runs import copy_run
+from ..codec.runs import Alike, Segments, alike, column_of, copy_alike, copy_run
 from ..log.builder import SegmentBuilder
 from ..log.scan import Scan, header_of, scan_segment
 from ..state import State
@@ -215,11 +215,12 @@ class Copier:
         """
         keydir, pause, last = self._keydir, self._pause, None
         victims = {*self._run.segment_ids}
+        among = Segments(victims)
         while True:
             self._state.order(keydir)
             with self._state.lock, self._state:
                 keys = keydir.select(last, None, last is None, True, False, self._tuning.copied_keys)
-            self._copy_keys(keys, list(map(keydir.locations.get, keys)), victims)
+            self._copy_keys(keys, list(map(keydir.locations.get, keys)), victims, among)
             pause()
             if len(keys) < self._tuning.copied_keys:
                 break
@@ -236,12 +237,49 @@ class Copier:
             if number % self._tuning.copied_entries == 0:
                 pause()
 
-    def _copy_keys(self, keys: list[bytes], found: list[int | None], victims: set[int]) -> None:
+    def _copy_keys(self, keys: list[bytes], found: list[int | None], victims: set[int], among: Segments) -> None:
         """Copy the entries of keys that lie in the run, as many together as make a slice."""
-        is_here = [location is not None and location >> SEGMENT_SHIFT in victims for location in found]
+        column = column_of(found) if among.by_byte else None
+        if column is None:
+            is_here: Sequence[int] = [
+                location is not None and location >> SEGMENT_SHIFT in victims for location in found
+            ]
+        else:
+            is_here = among.hold(column)
         if not all(is_here):
             keys, found = list(compress(keys, is_here)), list(compress(found, is_here))
+            column = column_of(found) if among.by_byte else None
         locations: list[int] = found  # type: ignore[assignment]
+        places = alike(column) if column else None
+        if places is None:
+            self._copy_any(keys, locations)
+            return
+        at, count, size = 0, len(keys), places.size
+        while at < count:
+            output = self._output(size)
+            stop = at + max(1, min(self._limit - output.end, _IN_ORDER_BYTES) // size)
+            if not self._copy_alike(output, keys[at:stop], places.part(at, stop), among):
+                self._copy_any(keys[at:stop], locations[at:stop])
+            at = stop
+            if at < count:
+                self._pause()
+
+    def _copy_alike(self, output: SegmentBuilder, keys: list[bytes], places: Alike, among: Segments) -> bool:
+        """Copy entries of one size that have room in an output; False, and nothing is copied, if not all are sound puts
+        that never expire."""
+        size, get = places.size, self._segments.open.get
+        opened = {number: get(among.by_byte[number]) for number in set(places.segments)}
+        files = map({number: file for number, (file, _) in opened.items()}.__getitem__, places.segments)
+        piece = bytearray().join([file[at : at + size] for file, at in zip(files, places.offsets, strict=True)])
+        seeds = {number: seed for number, (_, seed) in opened.items()}
+        copies = copy_alike(piece, size, keys, places.segments, seeds, output.seed)
+        if copies is None:
+            return False
+        output.put_alike(keys, size, places.locations, copies)
+        return True
+
+    def _copy_any(self, keys: list[bytes], locations: list[int]) -> None:
+        """Copy entries of any sizes, as many together as make a slice."""
         sizes = list(map(SIZE_MASK.__and__, locations))
         ends = list(accumulate(sizes))
         at, count = 0, len(keys)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bytekv.engine.codec.checksum import CRC_SIZE, RESIDUE, checksum
 from bytekv.engine.codec.entry import (
@@ -21,7 +24,19 @@ from bytekv.engine.codec.entry import (
     decode_entry,
     encode_entry,
 )
-from bytekv.engine.codec.runs import Pairs, Tombstones, copy_run, crc_of_run, cut_pairs, is_sound, pack_run
+from bytekv.engine.codec.runs import (
+    Pairs,
+    Segments,
+    Tombstones,
+    alike,
+    column_of,
+    copy_alike,
+    copy_run,
+    crc_of_run,
+    cut_pairs,
+    is_sound,
+    pack_run,
+)
 from bytekv.engine.fast import read_many
 from bytekv.engine.log.scan import Scan
 from bytekv.engine.store import Store
@@ -305,16 +320,16 @@ def test_runs_that_lie_backwards_are_cut_too(path: Path) -> None:
 # --- copies under another seed -------------------------------------------------------------------
 
 
-def entries(seed: int, chance: random.Random, alike: bool) -> tuple[list[bytes], list[bytes], dict[bytes, int]]:
+def entries(seed: int, chance: random.Random, is_alike: bool) -> tuple[list[bytes], list[bytes], dict[bytes, int]]:
     """Return keys, entries and expiries of puts of every shape, or of one size and without expiry."""
-    keys = [b"%02d" % number + chance.randbytes(0 if alike else number % 5) for number in range(40)]
-    expires = {} if alike else {key: chance.getrandbits(41) for key in keys[::3]}
+    keys = [b"%02d" % number + chance.randbytes(0 if is_alike else number % 5) for number in range(40)]
+    expires = {} if is_alike else {key: chance.getrandbits(41) for key in keys[::3]}
     raws = [
         b"".join(
             encode_entry(
                 PUT | (CONTINUES if number % 4 else 0),
                 key,
-                chance.randbytes(9 if alike else chance.choice([0, 1, 9, 9, 300])),
+                chance.randbytes(9 if is_alike else chance.choice([0, 1, 9, 9, 300])),
                 number + 1,
                 NOW_MS,
                 expires.get(key, 0),
@@ -326,14 +341,28 @@ def entries(seed: int, chance: random.Random, alike: bool) -> tuple[list[bytes],
     return keys, raws, expires
 
 
-@pytest.mark.parametrize("alike", [False, True])
-def test_copies_are_entries_of_their_own_under_the_new_seed(alike: bool) -> None:
+def copied_of(
+    raws: list[bytes], keys: list[bytes], seeds: list[int], seed: int, is_alike: bool
+) -> tuple[bytes, dict[bytes, int]] | None:
+    """Copy entries the one way or the other; return them with their expiries."""
+    if not is_alike:
+        copied = copy_run(raws, keys, seeds, seed)
+        return None if copied is None else (b"".join(copied[0]), copied[1])
+    numbers = {each: 7 * number for number, each in enumerate(dict.fromkeys(seeds))}
+    piece = bytearray().join(raws)
+    segments = bytes(map(numbers.__getitem__, seeds))
+    copies = copy_alike(piece, len(raws[0]), keys, segments, {number: old for old, number in numbers.items()}, seed)
+    return None if copies is None else (bytes(copies), {})
+
+
+@pytest.mark.parametrize("is_alike", [False, True])
+def test_copies_are_entries_of_their_own_under_the_new_seed(is_alike: bool) -> None:
     chance = random.Random(1)
-    keys, raws, expires = entries(SEED, chance, alike)
-    copied = copy_run(raws, keys, [SEED] * len(keys), OTHER_SEED)
+    keys, raws, expires = entries(SEED, chance, is_alike)
+    copied = copied_of(raws, keys, [SEED] * len(keys), OTHER_SEED, is_alike)
     assert copied is not None
     assert copied[1] == expires
-    piece = b"".join(copied[0])
+    piece = copied[0]
     at = 0
     for key, raw in zip(keys, raws, strict=True):
         was, now = decode_entry(raw, SEED, "", 0), decode_entry(piece[at : at + len(raw)], OTHER_SEED, "", 0)
@@ -343,33 +372,84 @@ def test_copies_are_entries_of_their_own_under_the_new_seed(alike: bool) -> None
     assert at == len(piece)
 
 
-@pytest.mark.parametrize("alike", [False, True])
-def test_copies_of_entries_of_several_segments(alike: bool) -> None:
-    keys, raws, _ = entries(SEED, random.Random(2), alike)
-    others = entries(OTHER_SEED, random.Random(2), alike)[1]
+@pytest.mark.parametrize("is_alike", [False, True])
+def test_copies_of_entries_of_several_segments(is_alike: bool) -> None:
+    keys, raws, _ = entries(SEED, random.Random(2), is_alike)
+    others = entries(OTHER_SEED, random.Random(2), is_alike)[1]
     seeds = [SEED if number % 2 else OTHER_SEED for number in range(len(keys))]
     both = [raw if number % 2 else other for number, (raw, other) in enumerate(zip(raws, others, strict=True))]
-    assert copy_run(both, keys, seeds, 7) == copy_run(raws, keys, [SEED] * len(keys), 7)
+    copied = copied_of(both, keys, seeds, 7, is_alike)
+    assert copied is not None
+    for way in {is_alike, False}:
+        assert copied == copied_of(raws, keys, [SEED] * len(keys), 7, way)
 
 
-@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("is_alike", [False, True])
 @pytest.mark.parametrize("number", [0, 3, 39])
-def test_one_damaged_entry_is_not_copied_whichever_bit_it_is(number: int, alike: bool) -> None:
-    keys, raws, _ = entries(SEED, random.Random(3), alike)
+def test_one_damaged_entry_is_not_copied_whichever_bit_it_is(number: int, is_alike: bool) -> None:
+    keys, raws, _ = entries(SEED, random.Random(3), is_alike)
+    seeds = [SEED] * len(keys)
     for bit in range(8 * len(raws[number])):
         damaged = [*raws[:number], flipped(raws[number], bit), *raws[number + 1 :]]
-        assert copy_run(damaged, keys, [SEED] * len(keys), OTHER_SEED) is None
+        assert copied_of(damaged, keys, seeds, OTHER_SEED, is_alike) is None
     for short in (b"", raws[number][:20], raws[number][:-1], raws[number] + b"\0"):
-        assert copy_run([*raws[:number], short, *raws[number + 1 :]], keys, [SEED] * len(keys), OTHER_SEED) is None
+        assert copied_of([*raws[:number], short, *raws[number + 1 :]], keys, seeds, OTHER_SEED, is_alike) is None
 
 
-@pytest.mark.parametrize("alike", [False, True])
-def test_what_is_no_put_of_that_key_is_not_copied(alike: bool) -> None:
-    keys, raws, _ = entries(SEED, random.Random(4), alike)
+@pytest.mark.parametrize("is_alike", [False, True])
+def test_what_is_no_put_of_that_key_is_not_copied(is_alike: bool) -> None:
+    keys, raws, _ = entries(SEED, random.Random(4), is_alike)
     seeds = [SEED] * len(keys)
-    assert copy_run([raws[1], raws[0], *raws[2:]], keys, seeds, OTHER_SEED) is None
-    tombstone = b"".join(encode_entry(TOMBSTONE, keys[5], b"", 1, NOW_MS, 0, SEED))
-    assert copy_run([*raws[:5], tombstone, *raws[6:]], keys, seeds, OTHER_SEED) is None
+    assert copied_of([raws[1], raws[0], *raws[2:]], keys, seeds, OTHER_SEED, is_alike) is None
+    for kind, value in ((TOMBSTONE, b""), (TOMBSTONE, bytes(9)), (PUT | EXPIRES, b"v")):
+        other = b"".join(encode_entry(kind, keys[5], value, 1, NOW_MS, 5 if kind & EXPIRES else 0, SEED))
+        if not is_alike or len(other) == len(raws[5]):
+            found = copied_of([*raws[:5], other, *raws[6:]], keys, seeds, OTHER_SEED, is_alike)
+            assert (found is None) == (is_alike or kind == TOMBSTONE)
+
+
+# --- where entries lie, in columns ---------------------------------------------------------------
+
+ids = st.integers(1, 255) | st.integers(1, (1 << 20) - 1)
+offsets = st.integers(80, (1 << 31) - 1)
+
+
+@settings(derandomize=True, max_examples=200)
+@given(st.data())
+def test_columns_say_what_locations_say(data: st.DataObject) -> None:
+    """With ids that share any of their bytes with others, and some that are not among those looked for."""
+    among = data.draw(st.lists(ids, min_size=1, max_size=6, unique=True))
+    others = [segment ^ 1 << data.draw(st.integers(0, 19)) for segment in among]
+    sizes = data.draw(st.sampled_from([[31], [8191], [256], [31, 8191], [0]]))
+    places = [
+        (data.draw(st.sampled_from([*among, *among, *others])), data.draw(offsets), data.draw(st.sampled_from(sizes)))
+        for _ in range(data.draw(st.integers(1, 20)))
+    ]
+    locations = array("Q", [segment << 44 | offset << 13 | size for segment, offset, size in places])
+    segments = Segments(among)
+    if len({segment & 0xFF for segment in among}) == len(among):
+        assert segments.hold(locations) == bytes(segment in among for segment, _, _ in places)
+        assert set(segments.by_byte.values()) == set(among)
+    else:
+        assert segments.by_byte == {}
+    found = alike(locations)
+    if len({size for _, _, size in places}) > 1 or not places[0][2]:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.size == places[0][2]
+        assert list(found.offsets) == [offset for _, offset, _ in places]
+        assert list(found.segments) == [segment & 0xFF for segment, _, _ in places]
+        part = found.part(1, 3)
+        assert (list(part.locations), list(part.offsets)) == (list(locations[1:3]), list(found.offsets[1:3]))
+
+
+def test_what_has_no_column() -> None:
+    assert column_of([1 << 44 | 80 << 13 | 31, None]) is None
+    assert column_of([1 << 64 | 80 << 13 | 31]) is None
+    assert column_of([1, 2]) == array("Q", [1, 2])
+    assert Segments([1 << 20]).by_byte == {}, "beyond the millionth"
+    assert alike(array("Q")) is None
 
 
 # --- checked, not cut ----------------------------------------------------------------------------
