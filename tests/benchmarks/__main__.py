@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import report, runner
 from .engines import ENGINES
-from .results import Results, describe_machine
+from .results import RATIO_TARGETS, Results, describe_machine
 from .runner import Plan
 from .workloads import WORKLOADS
 
@@ -19,7 +19,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "benchmarks.md"
 
 #: Names for several workloads.
 SETS = {
-    "targets": ("put", "get", "delete", "batch_put", "scan"),
+    "targets": tuple(RATIO_TARGETS),
+    "ttl": tuple(name for name in WORKLOADS if name.startswith("ttl_")),
     "durable": ("durable_put_1", "durable_put_8", "durable_put_32"),
     "mixed": ("ycsb_a", "ycsb_b", "ycsb_c", "ycsb_e"),
     "space": ("heap", "memory", "disk"),
@@ -44,6 +45,7 @@ examples:
   python -m tests.benchmarks                                 100,000 keys, all engines
   python -m tests.benchmarks --workloads targets --keys 100000 1000000 --engines bytekv lmdb lmdb-writemap
   python -m tests.benchmarks --growth --json growth.json     10 thousand to 10 million keys, 1 to 1,000 segments
+  python -m tests.benchmarks --write-docs --quick            the same in ten minutes, less what is not in the targets
   python -m tests.benchmarks --write-docs                    everything, then docs/explanation/benchmarks.md
   python -m tests.benchmarks --write-docs --from a.json b.json    the page again from earlier figures
 
@@ -106,6 +108,18 @@ def plans(options: argparse.Namespace) -> list[Plan]:
         *(Plan(keys, 100, SETS["growth"], growing, rounds) for keys, rounds in ((10_000, 5), (10_000_000, 1))),
         Plan(100_000, 100, SETS["segments"], ("bytekv",), 3),
     ]
+    if options.write_docs and options.quick:  # ten minutes
+        peers = tuple(
+            name for name in ("bytekv", "lmdb-writemap", "lmdb", "leveldb", "rocksdb", "sqlite") if name in fast
+        )
+        mortal = tuple(name for name in ("bytekv", "sqlite", "diskcache", "redis") if name in installed)
+        return [
+            Plan(100_000, 100, (*SETS["targets"], "open", "heap"), peers, 3),
+            Plan(100_000, 100, SETS["ttl"], mortal, 1),
+            Plan(1_000_000, 100, SETS["targets"], peers, 1),
+            Plan(10_000, 100, SETS["growth"], growing, 2),
+            Plan(10_000_000, 100, SETS["growth"], ("bytekv",), 1),
+        ]
     if options.write_docs:
         return [
             Plan(100_000, 100, SETS["standard"], installed, 5),

@@ -21,8 +21,10 @@ import importlib.util
 import os
 import shutil
 import sqlite3
+import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -412,9 +414,10 @@ class Sqlite(Engine):
     name, title = "sqlite", "SQLite WAL"
     durability = "crash; WAL, synchronous=NORMAL, one transaction a write"
     durable = "WAL, synchronous=FULL, a connection a thread"
-    lacks = {**_ONLY_BYTEKV, **_NO_TTL, **_lacking(_C_HEAP, "heap")}
+    lacks = {**_ONLY_BYTEKV, **_lacking(_C_HEAP, "heap")}
 
     _SELECT = "SELECT v FROM kv WHERE k = ?"
+    _SELECT_MORTAL = "SELECT v FROM mortal WHERE k = ? AND expires > unixepoch()"
     _PUT = "INSERT OR REPLACE INTO kv VALUES (?, ?)"
     _DELETE = "DELETE FROM kv WHERE k = ?"
 
@@ -492,6 +495,40 @@ class Sqlite(Engine):
         self._execute("VACUUM")
         self._execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
+    def _keep_for(self, ttl: int) -> tuple[str, float]:
+        """Return a statement and when a key expires that is written now; what expires has a table of its own."""
+        if self._SELECT != self._SELECT_MORTAL:
+            self._SELECT = self._SELECT_MORTAL
+            self._execute("CREATE TABLE mortal (k BLOB PRIMARY KEY, v BLOB, expires REAL) WITHOUT ROWID")
+            self._execute("CREATE INDEX due ON mortal (expires)")
+        return "INSERT OR REPLACE INTO mortal VALUES (?, ?, ?)", time.time() + ttl
+
+    def put_each_for(self, pairs: Iterable[Pair], ttl: int) -> None:
+        execute, statement = self._execute, self._keep_for(ttl)[0]
+        for key, value in pairs:
+            execute(statement, (key, value, time.time() + ttl))
+
+    def add_each_for(self, pairs: Iterable[Pair], ttl: int) -> None:
+        self._keep_for(ttl)
+        execute = self._execute
+        statement = (
+            "INSERT INTO mortal VALUES (?, ?, ?) ON CONFLICT (k) DO UPDATE SET v = excluded.v, expires = "
+            "excluded.expires WHERE mortal.expires <= unixepoch()"
+        )
+        for key, value in pairs:
+            execute(statement, (key, value, time.time() + ttl))
+
+    def expire_each(self, keys: Iterable[bytes], ttl: int) -> None:
+        execute = self._execute
+        for key in keys:
+            execute("UPDATE mortal SET expires = ? WHERE k = ? AND expires > unixepoch()", (time.time() + ttl, key))
+
+    def put_batch_for(self, pairs: Sequence[Pair], ttl: int) -> None:
+        statement, expires = self._keep_for(ttl)
+        self._execute("BEGIN")
+        self.db.executemany(statement, ((key, value, expires) for key, value in pairs))
+        self._execute("COMMIT")
+
     @contextmanager
     def putter(self) -> Iterator[Callable[[bytes, bytes], Any]]:
         with closing(self._connect()) as connection:
@@ -555,6 +592,73 @@ class Diskcache(Engine):
 
     def close(self) -> None:
         self.db.close()
+
+
+class Redis(Engine):
+    """A server of its own, reached through a Unix socket; compared where keys expire, which it is chosen for."""
+
+    name, title, package = "redis", "Redis (a server)", "redis"
+    durability = "crash; a server beside the program; append-only file, synced once a second"
+    lacks = {
+        **_ONLY_BYTEKV,
+        **_UNORDERED,
+        **_lacking(
+            "is a server: compared where keys expire",
+            *_DURABLE,
+            *("put_sequential", "get_many", "get_latency", "open", "overwrite", "put_latency", "scan_before"),
+            *("compact", "scan", "ycsb_a", "ycsb_b", "ycsb_c", "open_crash", "heap", "memory", "disk"),
+        ),
+    }
+    is_slow = True
+
+    def __init__(self, path: str, value_size: int, *, durable: bool = False) -> None:
+        import redis
+
+        os.makedirs(path, exist_ok=True)
+        address = os.path.join(path, "socket")
+        options = {"dir": path, "unixsocket": address, "port": "0", "save": "", "appendonly": "yes"}
+        given = [part for name, value in options.items() for part in ("--" + name, value)]
+        self._server = subprocess.Popen(["redis-server", *given], stdout=subprocess.DEVNULL)
+        self.db = redis.Redis(unix_socket_path=address)
+        for _ in range(1000):
+            with suppress(redis.ConnectionError):
+                self.db.ping()
+                break
+            time.sleep(0.01)
+        self.put, self.get, self.delete = self.db.set, self.db.get, self.db.delete
+
+    @classmethod
+    def version(cls) -> str | None:
+        return super().version() if shutil.which("redis-server") else None
+
+    def put_batch(self, pairs: Sequence[Pair]) -> None:
+        self.db.mset(dict(pairs))
+
+    def put_each_for(self, pairs: Iterable[Pair], ttl: int) -> None:
+        put = self.db.set
+        for key, value in pairs:
+            put(key, value, ex=ttl)
+
+    def add_each_for(self, pairs: Iterable[Pair], ttl: int) -> None:
+        put = self.db.set
+        for key, value in pairs:
+            put(key, value, ex=ttl, nx=True)
+
+    def expire_each(self, keys: Iterable[bytes], ttl: int) -> None:
+        expire = self.db.expire
+        for key in keys:
+            expire(key, ttl)
+
+    def put_batch_for(self, pairs: Sequence[Pair], ttl: int) -> None:
+        with self.db.pipeline() as batch:  # in MULTI and EXEC
+            for key, value in pairs:
+                batch.set(key, value, ex=ttl)
+            batch.execute()
+
+    def close(self) -> None:
+        self.db.close()
+        self._server.terminate()
+        self._server.wait()
 
 
 class Semidbm(Engine):
@@ -653,5 +757,5 @@ def _after(prefix: bytes) -> bytes:
 
 ENGINES: dict[str, type[Engine]] = {
     engine.name: engine
-    for engine in (Bytekv, LmdbWritemap, Lmdb, Leveldb, Rocksdb, Sqlite, Semidbm, Diskcache, Dumb, Dict)
+    for engine in (Bytekv, LmdbWritemap, Lmdb, Leveldb, Rocksdb, Sqlite, Semidbm, Diskcache, Redis, Dumb, Dict)
 }

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from .engines import ENGINES
-from .results import RATIO_TARGETS, Results, Size
+from .results import RATIO_TARGETS, Results, Size, ratio_target
 from .workloads import WORKLOADS
 
 _OURS = "#c2410c"
@@ -126,7 +126,7 @@ def ratios(results: Results) -> Figure | None:
         zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True)
     ):
         found = [results.ratio(workload, peer, size) for peer in peers]
-        limits = [RATIO_TARGETS[workload].get(peer) for peer in peers]
+        limits = [ratio_target(workload, peer, size.keys) for peer in peers]
         for row, ratio, limit in zip(rows, found, limits, strict=True):
             if ratio is not None:
                 is_met = limit is None or ratio <= limit

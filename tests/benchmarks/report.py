@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .engines import ENGINES
-from .results import RATIO_TARGET_SIZES, RATIO_TARGETS, Results, Size
+from .results import RATIO_TARGET_SIZES, RATIO_TARGETS, Results, Size, ratio_target
 from .workloads import WORKLOADS, Figures
 
 _RATES = ("keys/s", "ops/s")
@@ -108,16 +108,16 @@ def targets(results: Results, size: Size, clock: str) -> Table | None:
     """The ratios that were set as targets, each with its limit."""
     peers = list(RATIO_TARGETS["put"])
     rows, met, counted = [], 0, 0
-    for workload, limits in RATIO_TARGETS.items():
+    for workload in RATIO_TARGETS:
         cells = []
         for peer in peers:
-            ratio = results.ratio(workload, peer, size, clock)
-            if peer not in limits or ratio is None:
-                cells.append("" if peer not in limits else "–")
+            ratio, limit = results.ratio(workload, peer, size, clock), ratio_target(workload, peer, size.keys)
+            if limit is None or ratio is None:
+                cells.append("" if limit is None else "–")
                 continue
-            is_met = round(ratio, 3) <= limits[peer]
+            is_met = round(ratio, 3) <= limit
             met, counted = met + is_met, counted + 1
-            cells.append(f"{_number(ratio)} ≤ {limits[peer]:g} {'✓' if is_met else '✗'}")
+            cells.append(f"{_number(ratio)} ≤ {limit:g} {'✓' if is_met else '✗'}")
         if set(cells) - {"–", ""}:
             rows.append([WORKLOADS[workload].title, *cells])
     title = f"{size}: targets, bytekv / peer, {'elapsed' if clock == 'wall' else 'CPU'} time: {met} of {counted} met"

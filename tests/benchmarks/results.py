@@ -23,14 +23,37 @@ from .engines import ENGINES
 from .runner import Record
 from .workloads import Figures
 
-#: Ratios that bytekv has to stay below, at 100,000 and at a million keys with values of 100 bytes.
-RATIO_TARGETS: Final[dict[str, dict[str, float]]] = {
-    "put": {"lmdb-writemap": 0.85, "lmdb": 0.3, "leveldb": 0.75, "rocksdb": 0.5, "sqlite": 0.06, "semidbm": 0.7},
-    "get": {"lmdb-writemap": 0.95, "lmdb": 0.95, "leveldb": 0.5, "rocksdb": 0.6, "sqlite": 0.2, "semidbm": 0.6},
-    "delete": {"lmdb-writemap": 0.8, "lmdb": 0.3, "leveldb": 0.85, "rocksdb": 0.7, "sqlite": 0.08, "semidbm": 0.85},
-    "batch_put": {"lmdb-writemap": 0.7, "lmdb": 0.35, "leveldb": 0.95, "rocksdb": 0.55, "sqlite": 0.05},
-    "scan": {"lmdb-writemap": 2.5, "lmdb": 2.5, "leveldb": 1.0, "rocksdb": 0.8, "sqlite": 1.2, "semidbm": 0.25},
+#: Ratios that bytekv has to stay below, with values of 100 bytes; where there are two, at 100,000 and a million keys.
+RATIO_TARGETS: Final[dict[str, dict[str, float | tuple[float, float]]]] = {
+    "put": {"lmdb-writemap": 1.1, "lmdb": 0.4, "leveldb": 1.0, "rocksdb": 0.65, "sqlite": 0.06},
+    "get": {"lmdb-writemap": 1.3, "lmdb": 1.2, "leveldb": 0.6, "rocksdb": (0.9, 0.25), "sqlite": 0.25},
+    "delete": {"lmdb-writemap": 1.0, "lmdb": 0.35, "leveldb": 1.2, "rocksdb": 0.85, "sqlite": 0.06},
+    "batch_put": {
+        "lmdb-writemap": 1.2,
+        "lmdb": (0.7, 0.45),
+        "leveldb": (1.45, 1.0),
+        "rocksdb": 1.0,
+        "sqlite": 0.06,
+    },
+    "scan_before": {
+        "lmdb-writemap": (3.5, 5.0),
+        "lmdb": (3.5, 5.0),
+        "leveldb": (1.5, 2.5),
+        "rocksdb": (1.5, 2.5),
+        "sqlite": 1.7,
+    },
+    "compact": {"leveldb": 3.0, "rocksdb": 3.0},
+    "scan": {"lmdb-writemap": 1.3, "lmdb": 1.0, "leveldb": 0.9, "rocksdb": 0.8, "sqlite": 0.6},
+    "prefix_scan": {"lmdb-writemap": 1.6, "lmdb": 1.2, "leveldb": 1.1, "rocksdb": 0.9, "sqlite": 0.9},
 }
+
+
+def ratio_target(workload: str, peer: str, keys: int) -> float | None:
+    """Return the ratio that bytekv has to stay below, None if there is none."""
+    limit = RATIO_TARGETS[workload].get(peer)
+    return limit[keys >= 1_000_000] if isinstance(limit, tuple) else limit
+
+
 RATIO_TARGET_SIZES: Final = ((100_000, 100), (1_000_000, 100))
 
 
