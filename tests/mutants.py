@@ -243,6 +243,13 @@ MUTANTS = [
         _TOLD,
     ),
     _mutant(
+        "what a handler raises is lost in a wait for a sync",
+        "engine/write/durability",
+        "                if is_interrupt(error):\n                    raise  # a signal handler's; else",
+        "                if not error:\n                    raise  # a signal handler's; else",
+        _TOLD,
+    ),
+    _mutant(
         "a mark is written after the end of what may be sealed",
         "engine/write/durability",
         "        if state.segments.is_unsettled:\n            return  # perhaps",

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from bytekv.engine.state import ENTERED, State
 from bytekv.engine.store import Store
 from bytekv.errors import BytekvError, DiskFullError, StoreFailedError, StoreIOError
 from tests.engine.write.test_slow_syncs import SlowDisk
+from tests.support.fault_files import SystemCalls
 from tests.support.harness import NO_WORKER, QuickFiles, open_store, patched
 
 
@@ -184,3 +187,103 @@ def test_a_put_that_a_seal_made_durable_during_its_sync_has_happened(path: Path)
         with suppress(StoreFailedError):
             store.close()
     assert _value(path) == b"1"
+
+
+class LetsOthersIn:
+    """The lock of syncs, before which another thread does something, once."""
+
+    def __init__(self, lock: Any, others: Callable[[], None]) -> None:
+        self._lock, self._others = lock, others
+
+    def __enter__(self) -> None:
+        others, self._others = self._others, lambda: None
+        raised: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                others()
+            except BaseException as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+        if raised:
+            raise raised[0]
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def _before_the_sync(store: Store, others: Callable[[], None]) -> None:
+    """Have another thread do something after the next write was appended and before its sync."""
+    state = store._commit.state
+    state.sync_lock = LetsOthersIn(state.sync_lock, others)
+
+
+@pytest.mark.parametrize("sync", ["always", "interval"])
+@pytest.mark.parametrize("io", ["mmap", "pread"])
+def test_a_sync_needs_no_more_descriptors(path: Path, sync: str, io: str) -> None:
+    """Another writer was to begin a segment, and the process was at its limit of open files: nobody could find out
+    which segments there are, and those that waited for a sync were told so."""
+    with patched(NO_WORKER), SystemCalls() as calls:
+        with open_store(path, files=QuickFiles(), sync=sync, io=io, segment_size_bytes=4096) as store:
+            store["first"] = ""
+
+            def roll() -> None:
+                calls.fail("open", 2, errno.EMFILE, for_ever=True)  # the new segment can still be made
+                with pytest.raises(StoreIOError):
+                    store["large"] = bytes(5000)
+                assert store._segments.is_unsettled
+
+            _before_the_sync(store, roll)
+            store["a"] = "1"
+            store._durability.sync_to(store._state.seq)
+            assert (store["a"], store.durable_seq) == (b"1", 2)
+            with pytest.raises(StoreIOError):
+                store["later"] = "2"
+            calls.lift()
+            store["later"] = "2"
+            assert store.verify().ok
+        with open_store(path) as store:
+            assert dict(store) == {b"a": b"1", b"first": b"", b"later": b"2"}
+
+
+def test_what_a_handler_raises_passes_through(path: Path) -> None:
+    """It strikes while an interrupted write is carried out, and looks like what the disk says of that; it is about
+    another store."""
+
+    def handle(number: int, frame: object) -> None:
+        raise StoreIOError(errno.EIO, "Input/output error", "another store")
+
+    class Disk(QuickFiles):
+        strikes = 0
+
+        def write(self, descriptor: int, data: Any, offset: int, path: str) -> None:
+            self.strikes -= 1
+            if self.strikes == 1:
+                raise KeyboardInterrupt
+            if self.strikes == 0:
+                signal.raise_signal(signal.SIGINT)
+            super().write(descriptor, data, offset, path)
+
+    disk = Disk()
+    with patched(NO_WORKER), open_store(path, files=disk, sync="always", io="pread") as store:
+        store["first"] = ""
+
+        def interrupted() -> None:
+            disk.strikes = 2
+            with pytest.raises(KeyboardInterrupt):
+                store["theirs"] = ""
+
+        _before_the_sync(store, interrupted)
+        before = signal.signal(signal.SIGINT, handle)
+        try:
+            with pytest.raises(StoreIOError, match="another store"):
+                store["a"] = "1"
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert store["a"] == b"1"
+        assert store.durable_seq == store.last_seq
