@@ -1754,7 +1754,7 @@ MUTANTS = [
     _mutant(
         "entries of one size that lie scattered are not checked",
         "engine/fast",
-        "not is_sound(piece, readers[segment][1], size, len(same)):",
+        "not is_sound(piece, seed, size, len(same)):",
         "False:",
         "tests/engine/codec/test_runs.py",
     ),

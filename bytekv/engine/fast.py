@@ -706,14 +706,14 @@ def _alike(
         keys, where = keys[::-1], where[::-1]
     parts = _neighbours(where, size, readers, trusting=trusting)
     if parts is None:
-        by_segment: dict[int, list[bytes]] = {}
+        by_segment: dict[int, tuple[int, list[bytes]]] = {}  # the seed with them: a compaction may close it meanwhile
         parts = []
         current = -1
         for location in where:
             segment = location >> 44
             if segment != current:
-                view = readers.get(segment, _NOT_OPEN)[0]
-                same = by_segment.setdefault(segment, [])
+                view, seed = readers.get(segment, _NOT_OPEN)
+                same = by_segment.setdefault(segment, (seed, []))[1]
                 current = segment
             offset = location >> 13 & 0x7FFFFFFF
             part = view[offset : offset + size]
@@ -721,9 +721,9 @@ def _alike(
             same.append(part)
         view = None
         if not trusting:
-            for segment, same in by_segment.items():
+            for seed, same in by_segment.values():
                 piece = b"".join(same)
-                if len(piece) != size * len(same) or not is_sound(piece, readers[segment][1], size, len(same)):
+                if len(piece) != size * len(same) or not is_sound(piece, seed, size, len(same)):
                     return None
     pairs = cut_pairs(b"".join(parts), keys, size, now_ms)
     if pairs is not None and is_reverse:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bytekv.engine.fast import DurableCommitter, FastCommitter
+from bytekv.engine.fast import DurableCommitter, FastCommitter, read_many
 from bytekv.engine.index.keydir import Keydir
 from bytekv.engine.log.segment import Writer
 from bytekv.engine.store import Store
@@ -386,6 +386,28 @@ def test_chunks_hold_what_single_reads_give(path: Path, io: str, sizes: str, mor
         db.compact()
         assert list(snapshot.items()) == single
     assert list(db.items()) == [(key, db[key]) for key in db]
+    db.close()
+
+
+class _ClosedOnceSeen(dict[int, Any]):
+    """Segments each of which a compaction closes as soon as somebody has it."""
+
+    def get(self, segment: int, default: Any = None) -> Any:
+        return self.pop(segment, default)
+
+
+def test_a_segment_may_be_closed_while_entries_of_it_are_checked(path: Path) -> None:
+    """What was found of it is whole, and with it the seed; a look for that later on raised KeyError."""
+    db = open_store(path, sync="os")
+    keys = [b"%02d" % number for number in range(40)]
+    for key in keys[::3] + keys[1::3] + keys[2::3]:
+        db[key] = b"x"
+    segments, reader = _ClosedOnceSeen(db._segments.open.table), db._reader
+    found = read_many(
+        keys, db._keydir.locations, segments, lambda _: False, reader._value, reader._now_ms, trusting=False
+    )
+    assert [pair for _, pairs in found for pair in pairs] == [(key, b"x") for key in keys]
+    assert not segments
     db.close()
 
 
