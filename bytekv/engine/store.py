@@ -449,6 +449,14 @@ class Store(AbstractStore):
         """
         key, amount = key_of(key), number_of("amount", amount)
         first = None if default is None else b"%d" % number_of("default", default)
+        # What is read is what is replaced, for no two entries ever have one location: as in `pop`.
+        location = self._locations.get(key)
+        if location is not None and not self._state.always and key not in self._keydir.expires:
+            old = self.get(key)
+            if old is not None:
+                new = increased(key, old, amount)
+                if self._commit.put_over(key, b"%d" % new, 0, location) > 0:
+                    return new
         total: int | None = 0
 
         def decide(found: StoredEntry | None, now_ms: int) -> Sequence[Operation]:
