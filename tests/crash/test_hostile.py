@@ -33,8 +33,8 @@ Content = dict[bytes, bytes]
 
 
 def test_every_operation_on_spoilt_stores(path: Path) -> None:
-    cases = expect_no_violation(hostile_directories(path.parent, 0, every=97))
-    assert cases["hostile directories"] > 250
+    cases = expect_no_violation(hostile_directories(path.parent, 0, every=151))
+    assert cases["hostile directories"] > 160
 
 
 # --- a hundred thousand files ------------------------------------------------------------------

@@ -785,8 +785,8 @@ def _error_of(
 
 
 def test_every_story_of_a_few_steps(path: Path) -> None:
-    """All of four steps, and of those of five every other one."""
-    assert expect_no_violation(short_stories(path.parent, 0, 5, last=2))["short stories"] > 3_000
+    """All of four steps, and of those of five every fifth; `tests.deep` has them all."""
+    assert expect_no_violation(short_stories(path.parent, 0, 5, last=5))["short stories"] > 1_500
 
 
 @pytest.mark.deep
