@@ -25,7 +25,7 @@ from ..errors import BytekvError, CorruptionError, ReentryError, StoreFailedErro
 from ..options import Options
 from .codec.entry import SIZE_MASK
 from .index.keydir import PURGED_AT_ONCE, Keydir
-from .index.order import Ordered, ordered
+from .index.order import Ordered, dismantle, ordered
 from .listener import tell
 from .log.segment_manager import SegmentManager
 from .log.sizes import sizes_of
@@ -374,6 +374,7 @@ class State:
             new = kept.begin_order()
         if new is not None:
             order, keys = new
+            dismantle(order[0])
             index = ordered(keys, self.tuning.sorted_keys)
             with self.lock, self:
                 kept.end_order(order, index)

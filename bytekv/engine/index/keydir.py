@@ -25,7 +25,7 @@ from ..codec.hint import Hint, positions_of, sum_of_sizes
 from ..codec.manifest import SEGMENT_HEADER_SIZE, SegmentRow
 from ..tuning import TUNING, Tuning
 from .deadlines import BITS, Deadlines
-from .order import Ordered
+from .order import Ordered, dismantle
 from .read_view import ReadView, ReadViews
 from .usage import SizeOf, Usage
 
@@ -74,6 +74,7 @@ class Keydir(Ordered):
         self.is_behind = False  # the last purge has left something to do
         self._is_purging = False  # or was interrupted
         self.recounts = 0
+        self.dropped: Any = None  # the index that a clear has dropped; `free_dropped`
 
     def __len__(self) -> int:
         return len(self.locations)
@@ -435,7 +436,14 @@ class Keydir(Ordered):
         self._expired.clear()
         self._due.clear()
         self._leaving.clear()
+        if segments is not None and self._index is not None:
+            self.dropped = self._index  # to be freed without the lock: it may be what holds the keys
         self._drop_index()
+
+    def free_dropped(self) -> None:
+        """Free the index that a clear has dropped, some keys at a time. Without the lock."""
+        dropped, self.dropped = self.dropped, None
+        dismantle(dropped)
 
     # --- moments -------------------------------------------------------------------------------
 

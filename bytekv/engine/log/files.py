@@ -69,6 +69,7 @@ _DIRECTORY = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_DIRECTOR
 _BY_DESCRIPTOR = sys.platform != "win32" and os.open in os.supports_dir_fd
 _EFFECTIVE_IDS = os.access in os.supports_effective_ids
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14; Python's mmap has no name for it
+_POPULATED_AT_ONCE = 4 * 1024 * 1024
 _HELD_ELSEWHERE = {errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
 
 #: File systems that write in place and preallocate natively, so that a full disk is an error of
@@ -577,15 +578,16 @@ class Files:
                 raise OSError(errno.EIO, f"file is shorter than {size} bytes") from None
 
     def populate(self, mapping: mmap.mmap, start: int, stop: int) -> None:
-        """Take the page faults of a range now, in one call, instead of one by one while writing.
+        """Take the page faults of a range now, in few calls, instead of one by one while writing.
 
         Measured: 90 ns for an append of 128 bytes instead of 370. Where the kernel is older than
-        5.14 nothing is lost but speed.
+        5.14 nothing is lost but speed. Python keeps the GIL during each call: 2 ms for 4 MiB.
         """
         if sys.platform == "linux":
             first = start - start % mmap.PAGESIZE
             with _unheeded(OSError, ValueError):
-                mapping.madvise(_POPULATE_WRITE, first, stop - first)
+                for at in range(first, stop, _POPULATED_AT_ONCE):
+                    mapping.madvise(_POPULATE_WRITE, at, min(_POPULATED_AT_ONCE, stop - at))
 
     def maps_safely(self, path: str) -> bool:
         """Tell whether appending through a preallocated mapping is safe on this file system."""

@@ -156,6 +156,8 @@ class Committer:
                     if state.intent is ENTERED:  # `State.__exit__`
                         state.intent = None
             self.durability.finish(seq)
+            if state.keydir.dropped is not None:
+                state.keydir.free_dropped()
         except BaseException:
             state.readers_must_wait = True
             state.require_slow_path()  # so that the next put comes here, too, and wakes the worker
