@@ -8,7 +8,8 @@ b'blue'
 """
 
 from .engine.recovery import Recovery
-from .engine.store import Entry, EntryStat, Store, open, repair
+from .engine.store import Entry, EntryStat, Store
+from .engine.stores import open, repair
 from .errors import (
     AccessDeniedError,
     BytekvError,
@@ -21,11 +22,13 @@ from .errors import (
     NotAStoreError,
     ReadOnlyError,
     ReentryError,
+    StoreBusyError,
     StoreClosedError,
     StoreFailedError,
     StoreIOError,
     StoreLockedError,
     StoreNotFoundError,
+    UnsupportedError,
     UnsupportedFormatError,
 )
 from .options import Options
@@ -98,12 +101,14 @@ __all__ = [
     "Snapshot",
     "Stats",
     "Store",
+    "StoreBusyError",
     "StoreClosedError",
     "StoreFailedError",
     "StoreIOError",
     "StoreLockedError",
     "StoreNotFoundError",
     "Transaction",
+    "UnsupportedError",
     "UnsupportedFormatError",
     "open",
     "repair",

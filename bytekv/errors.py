@@ -7,12 +7,14 @@
     ├── NotAStoreError                           there is something, but not a store
     ├── AccessDeniedError (PermissionError)      the operating system forbids it
     ├── StoreLockedError                         another writer holds the store
+    ├── UnsupportedError                         not possible here: this system, this file system
     ├── UnsupportedFormatError                   written by a newer bytekv
     ├── CorruptionError                          bytes on disk fail their check
     ├── StoreClosedError                         used after close()
     ├── ForkedStoreError                         used in a child process after fork()
     ├── ReadOnlyError                            a write to a store opened with "r"
     ├── ReentryError (RuntimeError)              a signal handler or finaliser interrupted a call
+    ├── StoreBusyError                           another process kept a shared store for too long
     ├── StoreFailedError                         an earlier sync failed, or the store was replaced; reopen
     ├── ConflictError                            if_seq did not match
     ├── ChangesLostError                         the feed does not reach back that far
@@ -46,11 +48,13 @@ __all__ = [
     "NotAStoreError",
     "ReadOnlyError",
     "ReentryError",
+    "StoreBusyError",
     "StoreClosedError",
     "StoreFailedError",
     "StoreIOError",
     "StoreLockedError",
     "StoreNotFoundError",
+    "UnsupportedError",
     "UnsupportedFormatError",
 ]
 
@@ -77,22 +81,36 @@ class AccessDeniedError(BytekvError, PermissionError):
 class StoreLockedError(BytekvError):
     """Raised when another ``Store`` object, here or in another process, is the writer.
 
-    ``pid`` is the holder's process id, or None where it could not be read.
+    ``pid`` is the holder's process id, or None where it could not be read; ``shared`` says that the holder, or several,
+    opened the store with ``shared=True``. ``wanted`` is what was asked for: "exclusive", "shared", or "alone" (flag
+    "n", recover="salvage" and `bytekv.repair`, beside others that share it).
     """
 
-    def __init__(self, path: str, pid: int | None) -> None:
+    def __init__(self, path: str, pid: int | None, shared: bool = False, wanted: str = "exclusive") -> None:
         self.path = path
         self.pid = pid
-        if pid == os.getpid():
-            holder = "by this process; close the other Store first"
-        elif pid is None:
-            holder = "by another process"
-        else:
-            holder = f"by process {pid}"
-        super().__init__(f"{path}: locked {holder} (opening with flag 'r' needs no lock)")
+        self.shared = shared
+        self.wanted = wanted
+        is_here = pid == os.getpid()
+        holder = "this process" if is_here else f"process {pid}" if pid is not None else "another process"
+        advice = "; close the other Store first" if is_here else ""
+        if wanted == "alone":
+            advice = ", which shares it; flag 'n', recover='salvage' and repair need the store for themselves"
+        elif shared:
+            advice = ", which shares it; open both with shared=True"
+        elif wanted == "shared":
+            advice = ", which does not share it; open both with shared=True"
+        super().__init__(f"{path}: locked by {holder}{advice} (opening with flag 'r' needs no lock)")
 
-    def __reduce__(self) -> tuple[type[StoreLockedError], tuple[str, int | None]]:
-        return type(self), (self.path, self.pid)
+    def __reduce__(self) -> tuple[type[StoreLockedError], tuple[str, int | None, bool, str]]:
+        return type(self), (self.path, self.pid, self.shared, self.wanted)
+
+
+class UnsupportedError(BytekvError):
+    """Raised when what was asked for is not possible here: on this system, on this file system, beside this process.
+
+    With ``shared=True``: where not all processes would see the same, or their locks would not hold.
+    """
 
 
 class UnsupportedFormatError(BytekvError):
@@ -132,6 +150,28 @@ class ReadOnlyError(BytekvError):
 
 class ReentryError(BytekvError, RuntimeError):
     """Raised when a signal handler, a finaliser or a callback calls a store in the middle of its own thread's call."""
+
+
+class StoreBusyError(BytekvError):
+    """Raised when another process has kept a store that is shared for longer than ``busy_timeout_s``; nothing changed.
+
+    ``pid`` is that process's id, and ``doing`` says what it is at ("stopped", "running"); each is None if it is not
+    known. A process that has died keeps nobody waiting.
+    """
+
+    def __init__(self, path: str, pid: int | None, doing: str | None) -> None:
+        self.path = str(path)
+        self.pid = pid
+        self.doing = doing
+        holder = "another process" if pid is None else f"process {pid}"
+        state = f" ({doing})" if doing else ""
+        super().__init__(
+            f"{path}: waited too long for {holder}{state}, which has not given the store back; let it go on or end it, "
+            "look for a transaction that it keeps open, or wait longer (busy_timeout_s)"
+        )
+
+    def __reduce__(self) -> tuple[type[StoreBusyError], tuple[str, int | None, str | None]]:
+        return type(self), (self.path, self.pid, self.doing)
 
 
 class StoreFailedError(BytekvError):

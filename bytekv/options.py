@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         expiry_grace_s: float
         max_open_segments: int | None
         recover: RecoverMode
+        shared: bool
+        busy_timeout_s: float
         follow: float | None
         listener: Listener | None
 
@@ -120,6 +122,16 @@ class Options:
     #: "salvage": repair as ``bytekv.repair`` does; what was lost is in ``Store.recovery.salvaged``.
     recover: RecoverMode = "strict"
 
+    #: Let other processes that say so, too, write to the store at the same time. All must run on one machine, and the
+    #: file system must be ext4, xfs, tmpfs or an overlay of these, else ``UnsupportedError``; beside a writer that does
+    #: not share, ``StoreLockedError``. What concerns all is as the first one has chosen: ``segment_size_bytes``,
+    #: ``keep_changes_bytes``, ``expiry_grace_s``.
+    shared: bool = False
+
+    #: Seconds for which a call on a shared store waits for the other processes, of which one may be stopped or have a
+    #: transaction open; then ``StoreBusyError`` names it. 0: it does not wait.
+    busy_timeout_s: float = 30.0
+
     #: Seconds between two looks at what the writer has done, with flag "r"; None: only when ``refresh()`` is called.
     follow: float | None = None
 
@@ -158,6 +170,9 @@ class Options:
         self._number("expiry_grace_s", 0.0, 1e9)
         if self.compact_rate_bytes_s is not None:
             self._number("compact_rate_bytes_s", 1, 1 << 50)
+        if not isinstance(self.shared, bool):
+            raise TypeError(f"shared must be True or False, not {self.shared!r}")
+        self._number("busy_timeout_s", 0.0, 86_400.0)
         if self.follow is not None:
             self._number("follow", 0.001, 86_400.0)
         if self.max_open_segments is not None:

@@ -50,11 +50,14 @@ METHODS = {
     "finalisers": Method(6, "crash.test_handlers:count_finalisers"),
     "memory_errors": Method(6, "crash.test_memory_errors:count_memory_errors"),
     "lives": Method(6, "model.test_state_machine:lives"),
+    "shared_lives": Method(4, "engine.sharing.test_machine:shared_lives"),
     "short_stories": Method(3, "crash.test_second_crash:short_stories"),
     "expiry_stories": Method(3, "engine.test_expiry:expiry_stories"),
     "repairs": Method(6, "engine.integrity.test_repair_model:repairs"),
     "hostile": Method(4, "support.hostile:hostile_directories"),
     "fuzz": Method(3, "model.test_fuzz:fuzz_cases"),
+    "shared_kills": Method(6, "engine.sharing.test_shared_kills:kills"),
+    "shared_interrupts": Method(6, "engine.sharing.test_shared_interrupts:interrupts"),
     "mutants": Method(12, "mutants:mutants_caught"),
 }
 #: These take a budget and a seed, and return (cases, violations, seed) at their end; no cases if they cannot be made.

@@ -31,6 +31,7 @@ _BACKUP, _FOLLOWERS = "tests/engine/replication/test_backup.py", "tests/engine/r
 _SNAPSHOTS = "tests/contract/test_snapshots.py"
 _VERBS = "tests/contract/test_verbs.py"
 _SELDOM = (_SNAPSHOTS, "-k", "seldom")
+_HAZARDS = "tests/engine/sharing/test_hazards.py"
 _AGREEMENT = "tests/engine/test_agreement.py"
 _TOLD = "tests/engine/write/test_told.py"
 _MIGRATE = "tests/faces/test_foreign.py"
@@ -950,7 +951,7 @@ MUTANTS = [
     _mutant(
         "what a failed write has left stays in the file",
         "engine/log/segment",
-        "            self._files.truncate(self._descriptor, offset, self.path)\n            self._allocated = offset\n",
+        "            self._files.truncate(self._descriptor, offset, self.path)\n            self.allocated = offset\n",
         "            pass\n",
         "tests/engine/log/test_segment.py",
     ),
@@ -2222,9 +2223,221 @@ MUTANTS = [
     _mutant(
         "a second writer comes in once LOCK was removed",
         "engine/log/files",
-        "                fcntl.flock(where, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "                fcntl.flock(where, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)",
         "                pass",
         _REPLACED,
+    ),
+    # --- the control page ----------------------------------------------------------------------
+    *(
+        _mutant(story, "engine/log/control_page", old, new, "tests/engine/log/test_control_page.py")
+        for story, old, new in (
+            (
+                "the control page is mapped from the descriptor that has the locks",
+                "        descriptor = files.open(path, write=True)\n",
+                "        descriptor = files.duplicate(self._descriptor(), path)\n",
+            ),
+            (
+                "a file of somebody else's becomes the control page",
+                "if len(found) > SIZE or found[:8]",
+                "if False and found[:8]",
+            ),
+            ("the page of another boot is joined", "if found[32:48] != wanted[24:]:", "if False:"),
+            (
+                "a reader of the control page believes a change that goes on",
+                "                if words[CHANGES] == changes:\n                    return",
+                "                if True:\n                    return",
+            ),
+            (
+                "an unfinished change of the control page passes for a whole one",
+                "            if not changes & 1:",
+                "            if True:",
+            ),
+            (
+                "the turn that a process waited for in vain is wanted for ever",
+                "            if words[WANT] == since:\n",
+                "            if False:\n",
+            ),
+            (
+                "an interrupt leaves a lock of the control page with the kernel",
+                "                self.take(timeout_s)\n                return work()\n            finally:\n",
+                "                self.take(timeout_s)\n                return work()\n            except ValueError:\n",
+            ),
+            (
+                "a process takes its own pins for nobody's",
+                "            if self._pins and min(self._pins) <= generation:",
+                "            if False:",
+            ),
+            (
+                "one pin that is dropped ends all of its generation",
+                "        if not pins:\n            if not self._file.closed:",
+                "        if True:\n            if not self._file.closed:",
+            ),
+        )
+    ),
+    # --- processes that share a store ------------------------------------------------------------
+    *(
+        _mutant(story, module, old, new, _HAZARDS, "-k", tests)
+        for story, module, old, new, tests in (
+            (
+                "the words of a put are written before its bytes",
+                "engine/sharing/fast",
+                "            mapping[offset:end] = entry\n            words[END] = end\n"
+                "            words[APPENDED] = seq\n",
+                "            words[END] = end\n            words[APPENDED] = seq\n"
+                "            mapping[offset:end] = entry\n",
+                "holder_then_bytes",
+            ),
+            (
+                "a put that is under way names nobody",
+                "engine/sharing/fast",
+                "            words[HOLDER] = self.turn.name\n",
+                "",
+                "holder_then_bytes",
+            ),
+            (
+                "a put goes over what lies where the page says that the log ends",
+                "engine/sharing/fast",
+                "            or mapping[offset]\n",
+                "",
+                "earlier_moment",
+            ),
+            (
+                "a put goes on in a segment that its own process's reader has left",
+                "engine/sharing/fast",
+                " or state.segments.writer is not writer:",
+                ":",
+                "05b",
+            ),
+            (
+                "what is appended is shown before it is announced",
+                "engine/write/change",
+                "    writer.end = change.end\n    state.seq = change.seq\n    state.turn.announce()\n",
+                "    writer.end = change.end\n    state.seq = change.seq\n",
+                "holder_then_bytes",
+            ),
+            (
+                "a slow write goes over what lies where the page says that the log ends",
+                "engine/sharing/neighbours",
+                " or (end < len(mapping) and mapping[end]):",
+                ":",
+                "earlier_moment",
+            ),
+            (
+                "what a dead process has left is appended to",
+                "engine/sharing/neighbours",
+                "        torn = self._torn_bytes(writer)\n",
+                '        torn = b""\n',
+                "01_a_batch",
+            ),
+            (
+                "a compaction publishes without the turn",
+                "engine/space/compactor",
+                "        job = _Job(victims, outputs)\n        with state.turn.gate, state.turn, state.lock, state:",
+                "        job = _Job(victims, outputs)\n        with state.lock, state:",
+                "test_11",
+            ),
+            (
+                "a process compacts what another has replaced",
+                "engine/sharing/maintenance",
+                "        self._neighbours.catch_up_with_set()  # it may have replaced what is known here\n",
+                "",
+                "20",
+            ),
+            (
+                "a file that another process's snapshot needs is unlinked",
+                "engine/log/obsolete",
+                "retired is not None and self.page.is_pinned_elsewhere(retired)",
+                "False",
+                "12",
+            ),
+            (
+                "files are swept without the turn",
+                "engine/sharing/maintenance",
+                "        with state.turn.gate, state.turn:\n            if not self._page",
+                "        if True:\n            if not self._page",
+                "12_a_sweep",
+            ),
+            (
+                "a failed sync is not told to the others",
+                "engine/sharing/commit",
+                "            words[FAILED] = 1  # before",
+                "            pass  # before",
+                "13",
+            ),
+            (
+                "a sync is tried again after that of another process has failed",
+                "engine/sharing/commit",
+                "        if words[FAILED]:  # in another",
+                "        if False:  # in another",
+                "13",
+            ),
+            (
+                "what a failed sync was for is shown by one that reads it later",
+                "engine/sharing/neighbours",
+                "            if words[FAILED] and self._state.always:",
+                "            if False:",
+                "13",
+            ),
+            (
+                "a reader takes a segment that was cut off for a failure",
+                "engine/sharing/neighbours",
+                "            if writer.measure() == size:\n                raise\n",
+                "            raise\n",
+                "09",
+            ),
+            (
+                "the leader of a sync looks at the segment first",
+                "engine/sharing/commit",
+                "            announced = words[APPENDED]  # first: then everything up to it lies in the active "
+                "segment, or was sealed\n"
+                "            self._sync_and_tell(lambda: self._sync_segment(words[SEGMENT]), announced)\n",
+                "            segment = words[SEGMENT]\n            announced = words[APPENDED]\n"
+                "            self._sync_and_tell(lambda: self._sync_segment(segment), announced)\n",
+                "22",
+            ),
+        )
+    ),
+    Mutant(
+        "what a process makes durable while it reads is durable to itself alone",
+        (
+            (
+                "engine/sharing/neighbours",
+                "            self.sync(descriptor, self._directory.segment_path(row.segment_id), row.last_seq)\n",
+                "            self._directory.files.sync(descriptor, self._directory.segment_path(row.segment_id))\n",
+            ),
+            ("engine/sharing/neighbours", "            self.tell_durable(plan.durable_seq)\n", "            pass\n"),
+        ),
+        (_HAZARDS, "-k", "shown_to_all"),
+    ),
+    _mutant(
+        "a backup looks for files that another process has removed",
+        "engine/shared_store",
+        "        with self._keeping_files():\n            return super().backup",
+        "        if True:\n            return super().backup",
+        _HAZARDS,
+        "-k",
+        "long_call",
+    ),
+    _mutant(
+        "a forked child that abandons the control page frees its parent's locks",
+        "engine/log/control_page",
+        "        self.give_turn_back = _nothing\n",
+        "        self._file.closed or self.give_turn_back()\n        self.give_turn_back = _nothing\n",
+        "tests/engine/log/test_control_page.py",
+    ),
+    _mutant(
+        "a writer shares a store with one that does not",
+        "engine/log/lock",
+        "not (shared and other.is_shared)",
+        "not shared",
+        "tests/engine/log/test_control_page.py",
+    ),
+    _mutant(
+        "a refused lock of LOCK leaves that of the directory",
+        "engine/log/lock",
+        "                raise\n            self._give_up()\n        return False",
+        "                raise\n        return False",
+        "tests/engine/log/test_control_page.py",
     ),
     _mutant(
         "the file that is locked may have lost its name before",
@@ -2243,7 +2456,7 @@ MUTANTS = [
     _mutant(
         "a child that was forked before the directory was locked has the lock, too",
         "engine/log/files",
-        "        path.renew()\n",
+        "        if not again:\n            path.renew()\n",
         "",
         _REPLACED,
     ),

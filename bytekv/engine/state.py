@@ -43,7 +43,7 @@ if TYPE_CHECKING:
             """Carry it out, perhaps for the second time. Under the lock."""
 
 
-__all__ = ["ENTERED", "REENTRY", "State", "owned"]
+__all__ = ["ALONE", "ENTERED", "REENTRY", "State", "Turn", "owned"]
 
 REENTRY: Final = "a signal handler, a finaliser or a callback called a store in the middle of its own thread's call"
 _BREATH_S: Final = 0.001
@@ -65,6 +65,27 @@ class _Entered:
 
 
 ENTERED: Final = _Entered()
+
+
+class Turn:
+    """The right to change the log and the set of segments; of a store that no other process writes to, always there."""
+
+    def __init__(self) -> None:
+        self.gate: Any = self  # what keeps the threads of this process apart, to be entered first
+
+    def __enter__(self) -> None:
+        """Wait for the turn and catch up with what the other processes have written. Without the store's locks."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tell the other processes what has changed, and let them in."""
+
+    def announce(self) -> None:
+        """Tell the other processes of what has been appended, before anybody sees it here. Under the lock."""
+
+
+ALONE: Final = Turn()
 
 
 class State:
@@ -95,6 +116,7 @@ class State:
         "synced_seq",
         "throttles",
         "tuning",
+        "turn",
         "wants_next",
         "wants_worker",
     )
@@ -114,6 +136,7 @@ class State:
         self.always = options.sync == "always"  # or False where nothing is written
         self.segments = segments  # readers use `open` without a lock
         self.keydir = keydir  # readers use `locations` without a lock
+        self.turn: Turn = ALONE  # of this process, among those that share the store; taken before the locks
 
         # --- guarded by `lock`
         self.intent: Intent | None = None  # None: nobody is inside

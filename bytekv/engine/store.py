@@ -58,7 +58,7 @@ from .exit_and_fork import register, unregister
 from .listener import tell
 from .log.directory import Directory
 from .log.files import Files
-from .open import open_directory
+from .open import Opened, open_directory
 from .reader import Reader, entry_of, stat_of
 from .recovery import Recovery
 from .space.maintenance import Maintenance
@@ -68,24 +68,26 @@ from .write.change import Bulk, DeleteRun, Operation
 from .write.commit import Committer
 
 if TYPE_CHECKING:
-    from typing import Any, Final, TypeVar, Unpack, overload
+    from typing import Any, Final, TypeVar, overload
 
     from ..contract.batch import Batch, Writes
     from ..contract.reports import BackupReport, Change, Compaction, Progress, Report, Stats
     from ..contract.snapshot import Snapshot
     from ..contract.transaction import Transaction
     from ..events import Listener
-    from ..options import Flag, OpenOptions
+    from ..options import Flag
     from .replication.feed import ChangeFeed
+    from .replication.follower import Follower
     from .write.commit import Bounds
 
     T = TypeVar("T")
 
-__all__ = ["Entry", "EntryStat", "Store", "open", "repair"]
+__all__ = ["Entry", "EntryStat", "Store"]
 
 _first, _second = itemgetter(0), itemgetter(1)
 
 _MISSING: Final = object()
+_LOOK_S: Final = 0.001  # between two looks whether something was written
 _TRIES: Final = 8  # to delete a range as it was found, before other writers are kept out
 _ENTRY_COST: Final = OVERHEAD + 8  # bytes of an entry with an expiry, beside key and value
 
@@ -153,7 +155,7 @@ class Store(AbstractStore):
         self._is_shut = self._is_closed = False
         name = f"bytekv {os.path.basename(path)}"
         self._worker = Worker(self._work, self._work_failed, name, tuning.retry_s)
-        opened = open_directory(path, flag, options, files, tuning, self._worker.wake)
+        opened = self._open(path, flag, options, files, tuning)
         try:
             commit = opened.committer
             self._state = state = commit.state
@@ -171,8 +173,8 @@ class Store(AbstractStore):
                     from .replication.follower import Follower
 
                 follower = Follower(state)
-            self._maintenance = Maintenance(commit, options, self._worker, follower)
-            self._reader = Reader(state, commit.durability, options)
+            self._maintenance = self._maintenance_of(commit, follower)
+            self._reader = self._reader_of(commit)
             self._commit = commit  # from now on there is something to close
             register(self)
             if os.getpid() != self._pid:  # a signal handler has forked meanwhile, and this is the child
@@ -194,6 +196,17 @@ class Store(AbstractStore):
                 opened.directory.release()
                 opened.committer.state.segments.drop()
             raise
+
+    # What a store that several processes share does in another way.
+
+    def _open(self, path: str, flag: Flag, options: Options, files: Files, tuning: Tuning) -> Opened:
+        return open_directory(path, flag, options, files, tuning, self._worker.wake)
+
+    def _maintenance_of(self, commit: Committer, follower: Follower | None) -> Maintenance:
+        return Maintenance(commit, self._options, self._worker, follower)
+
+    def _reader_of(self, commit: Committer) -> Reader:
+        return Reader(commit.state, commit.durability, self._options)
 
     def _tell_of_recovery(self, listener: Listener) -> None:
         from ..events import Quarantined, Recovered
@@ -840,6 +853,35 @@ class Store(AbstractStore):
         self._check_open()
         return self._maintenance.refresh()
 
+    def wait(self, seq: int | None = None, timeout: float | None = None) -> int:
+        """Wait until something is written after ``seq``, here or by another process; return the newest seq.
+
+        ``seq``: None: what this handle has seen. ``timeout``: seconds, then `TimeoutError`; None: for ever. A store
+        that was opened with flag "r" catches up with its writer meanwhile. Complexity: a look every millisecond.
+
+        >>> import bytekv, tempfile, threading
+        >>> with bytekv.open(tempfile.mkdtemp()) as db:
+        ...     threading.Timer(0.01, db.put, ["job", "1"]).start()
+        ...     db.wait(timeout=10)
+        1
+        """
+        if seq is not None and (isinstance(seq, bool) or not isinstance(seq, int)):
+            raise TypeError(f"seq must be an int or None, not {type(seq).__name__}")
+        self._check_open()
+        seen = self._state.visible_seq if seq is None else seq
+        files = self._files
+        until = None if timeout is None else files.monotonic() + timeout
+        while True:
+            self._check_open()
+            if self._readonly:
+                self.refresh()
+            newest = self.last_seq
+            if newest > seen:
+                return newest
+            if until is not None and files.monotonic() >= until:
+                raise TimeoutError(f"{self._path}: nothing was written after seq {seen} within {timeout} s")
+            files.pause(_LOOK_S)
+
     # --- the worker ----------------------------------------------------------------------------
     # It calls the store, which therefore is not dropped, and closed, in the middle of that.
 
@@ -895,9 +937,12 @@ class Store(AbstractStore):
         """
         if self._is_closed or os.getpid() != self._pid:
             return
-        state = self._state
         self._maintenance.check_reentry("close")
         self._worker.stop()
+        self._end()
+
+    def _end(self) -> None:
+        state = self._state
         try:
             with state.compacting, state.sync_lock, state.lock, state:
                 if not self._is_shut:
@@ -979,62 +1024,3 @@ class Store(AbstractStore):
         if self._is_closed or os.getpid() != self._pid:
             return f"<bytekv.Store {self._path!r}, {'closed' if self._is_closed else 'inherited by fork'}>"
         return f"<bytekv.Store {self._path!r}, {'read-only, ' if self._readonly else ''}{len(self._locations)} keys>"
-
-
-def repair(path: str | os.PathLike[str], *, progress: Callable[[Progress], object] | None = None) -> Report:
-    """Make a damaged store usable again, keeping every undamaged entry; return what was lost.
-
-    Nothing is thrown away: damaged segments are kept in quarantine/. A lost manifest is rebuilt from
-    the segments. ``progress`` is called after each segment. A store without damage is left as it is.
-    docs/how-to/recover.md says exactly what is kept.
-
-    Raises `StoreLockedError` while a writer has it, `UnsupportedFormatError`, `DiskFullError` (the
-    replacements need room beside the originals); after an error the store is as before. Durability: the repaired
-    store is durable on return. Complexity: O(bytes), about 1 µs an entry.
-
-    >>> import bytekv, tempfile
-    >>> path = tempfile.mkdtemp()
-    >>> with bytekv.open(path) as db:
-    ...     db["a"] = "1"
-    >>> bytekv.repair(path).ok
-    True
-    """
-    return repair_path(path, progress, TUNING)
-
-
-def repair_path(path: str | os.PathLike[str], progress: Callable[[Progress], object] | None, tuning: Tuning) -> Report:
-    """Do what `repair` does, with other constants."""
-    with translated("bytekv.engine.integrity.repair"):
-        from .integrity.repair import repair_directory
-
-    directory = Directory(os.path.abspath(os.fsdecode(path)), Files(), tuning=tuning)
-    try:
-        directory.find(lost_manifest_allowed=True)
-        directory.acquire()
-        return repair_directory(directory, Options().segment_size_bytes, progress)
-    finally:
-        directory.release()
-
-
-def open(path: str | os.PathLike[str], flag: Flag = "c", **options: Unpack[OpenOptions]) -> Store:
-    """Open the store in a directory.
-
-    ``flag``: "r" read-only, beside a writer, too · "w" an existing store · "c" create it if missing, with
-    its parent directories · "n" a new and empty one, deleting what the store holds. ``options``: see `Options`.
-
-    Raises `StoreNotFoundError`, `NotAStoreError`, `StoreLockedError`, `CorruptionError`,
-    `UnsupportedFormatError`, `AccessDeniedError`; nothing was created or changed then. Durability: what
-    was recovered is durable when this returns. Complexity: O(number of keys), about 0.4 µs a key with
-    hint files.
-
-    >>> import tempfile
-    >>> with open(tempfile.mkdtemp(), sync="always") as db:
-    ...     db["a"] = b"1"
-    ...     len(db)
-    1
-    """
-    if flag not in ("r", "w", "c", "n"):
-        raise ValueError(f"flag must be one of 'r', 'w', 'c', 'n', not {flag!r}")
-    if flag != "r" and options.get("follow") is not None:
-        raise ValueError("follow is for readers: it needs flag 'r'")
-    return Store(os.path.abspath(os.fsdecode(path)), flag, Options(**options), Files())

@@ -67,7 +67,7 @@ def f(lock, items):
 
 #: The flattened writes and `Committer.change` (by `State.ready`) set the intent themselves, before they look at
 #: anything that a handler might change.
-_SAY_SO_THEMSELVES = {"put", "put_for", "write_few", "delete", "_put_durably", "change"}
+_SAY_SO_THEMSELVES = {"put", "put_for", "write_few", "delete", "_put_durably", "_put_in_turn", "_carry_out"}
 
 
 def unsaid(source: str) -> list[tuple[str, int]]:

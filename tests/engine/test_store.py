@@ -631,10 +631,12 @@ def test_errors_survive_pickling():
         bytekv.CorruptionError("/x", 5, "bad"),
         bytekv.ConflictError(b"k", 1, 2),
         bytekv.StoreLockedError("/x", 5),
+        bytekv.StoreLockedError("/x", None, shared=True, wanted="alone"),
+        bytekv.StoreLockedError("/x", 5, wanted="shared"),
         bytekv.DiskFullError(28, "full", "/x"),
     ):
         again = pickle.loads(pickle.dumps(error))
-        assert (type(again), str(again)) == (type(error), str(error))
+        assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 def test_a_damaged_entry_is_an_error_and_its_neighbours_stay_readable(path: Path, open_store):

@@ -32,8 +32,11 @@ LEVELS = [
     ("engine.recovery", "engine.integrity", "engine.write"),
     ("engine.fast", "engine.replication"),
     ("engine.reader", "engine.space"),
+    ("engine.sharing",),
     ("engine.exit_and_fork", "engine.open"),
     ("engine.store",),
+    ("engine.shared_store",),
+    ("engine.stores",),
     ("backends",),
     ("",),  # bytekv/__init__.py: the public names
 ]

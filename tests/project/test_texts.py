@@ -25,6 +25,7 @@ from bytekv.engine.log.segment import Writer
 
 RAISED = [
     errors.StoreLockedError("/store", 7),
+    errors.StoreBusyError("/store", 7, "stopped"),
     errors.CorruptionError("/store/0000000001.seg", 80, "entry fails its CRC32C"),
     errors.ConflictError(b"key", 1, 2),
     errors.ChangesLostError("/store", 1, 20),

@@ -37,7 +37,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "duplicate": ("dup",),
     "link": ("link",),
     "list": ("listdir",),
-    "lock": ("flock",),
+    "lock": ("flock", "fcntl"),
     "map": ("mmap",),
     "mkdir": ("mkdir",),
     "open": ("open",),
@@ -204,7 +204,7 @@ class SystemCalls:
         replaced: dict[str, Any] = {
             "os": _Module(os, **system),
             "mmap": _Module(mmap, mmap=self._wrap("mmap", mmap.mmap)),
-            "fcntl": _Module(fcntl, flock=self._wrap("flock", fcntl.flock)),
+            "fcntl": _Module(fcntl, **{name: self._wrap(name, getattr(fcntl, name)) for name in KINDS["lock"]}),
             "_pread": self._pread,
             "_pwrite": self._pwrite,
         }

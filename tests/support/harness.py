@@ -14,7 +14,8 @@ import pytest
 
 from bytekv.contract.reports import Report
 from bytekv.engine.log.files import Files
-from bytekv.engine.store import Store, repair_path
+from bytekv.engine.store import Store
+from bytekv.engine.stores import repair_path
 from bytekv.engine.tuning import Tuning
 from bytekv.options import Options
 

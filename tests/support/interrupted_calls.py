@@ -401,7 +401,7 @@ def _is_held(path: str) -> bool:
     if not os.path.exists(path):
         return False
     status = os.stat(path)
-    return (status.st_dev, status.st_ino) in lock_module._held
+    return any(key[:2] == (status.st_dev, status.st_ino) for key in lock_module._held)
 
 
 def _is_locked(path: str) -> bool:

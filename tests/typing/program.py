@@ -44,12 +44,14 @@ from bytekv import (
     Snapshot,
     Stats,
     Store,
+    StoreBusyError,
     StoreClosedError,
     StoreFailedError,
     StoreIOError,
     StoreLockedError,
     StoreNotFoundError,
     Transaction,
+    UnsupportedError,
     UnsupportedFormatError,
 )
 
@@ -73,11 +75,13 @@ ALSO: list[tuple[type[BytekvError], type[Exception]]] = [
     (NotAStoreError, BytekvError),
     (ReadOnlyError, BytekvError),
     (ReentryError, RuntimeError),
+    (StoreBusyError, BytekvError),
     (StoreClosedError, BytekvError),
     (StoreFailedError, BytekvError),
     (StoreIOError, OSError),
     (StoreLockedError, BytekvError),
     (StoreNotFoundError, FileNotFoundError),
+    (UnsupportedError, BytekvError),
     (UnsupportedFormatError, BytekvError),
 ]
 
@@ -107,6 +111,7 @@ def reads_and_writes(db: Store) -> None:
     assert_type(db.get_many(["text", b"n"]), dict[bytes, bytes])
     assert_type(db.read("text", 4, 2), bytes)
     assert_type(db.would_wait("text", write_bytes=100), bool)
+    assert_type(db.wait(0, timeout=1), int)
     assert_type(db.pop("n"), bytes)
     assert_type(db.pop("n", None), bytes | None)
     assert_type(db.popitem(), tuple[bytes, bytes])

@@ -4,6 +4,7 @@
 name                      losing it
 ========================  ======================================================================
 ``LOCK``                  harmless while no writer runs; one that runs writes no more. Never unlinked by us
+``SHARED``                harmless while no writer runs: those that share the store meet in it. Never unlinked by us
 ``MANIFEST``              the store refuses to open (it would otherwise seem empty)
 ``MANIFEST.new``          harmless: a manifest that was not yet published
 ``BACKUP.unfinished``     there is no store yet: a first backup has not come to its end
@@ -34,13 +35,14 @@ from ...errors import (
     CorruptionError,
     NotAStoreError,
     StoreIOError,
+    StoreLockedError,
     StoreNotFoundError,
 )
 from ..codec.entry import is_zero
 from ..codec.manifest import MAX_NUMBER, Manifest, decode_manifest, encode_manifest
 from ..tuning import TUNING, Tuning
 from .files import Files, Folder
-from .lock import LOCK, Lock
+from .lock import LOCK, SHARED, Lock
 
 __all__ = ["Directory"]
 
@@ -149,7 +151,7 @@ class Directory:
         names = set(self.files.list(self.folder))
         if self._holds_store(names, lost_manifest_allowed=lost_manifest_allowed):
             return False
-        if strangers := names - {LOCK, _MANIFEST_NEW}:
+        if strangers := names - {LOCK, SHARED, _MANIFEST_NEW}:
             raise NotAStoreError(
                 f"{self.path}: a directory with other files ({min(strangers)!r}) but no store; use an empty or new one"
             )
@@ -186,7 +188,7 @@ class Directory:
         names = set(self.files.list(self.folder))
         if _MANIFEST in names:
             return False
-        ours = {LOCK, _MANIFEST_NEW, _SEGMENT_NEW, _UNFINISHED}
+        ours = {LOCK, SHARED, _MANIFEST_NEW, _SEGMENT_NEW, _UNFINISHED}
         if _UNFINISHED in names:
             ours |= {name for name in names if parse_name(name)}
         if strangers := names - ours:
@@ -220,9 +222,21 @@ class Directory:
 
     # --- the lock ------------------------------------------------------------------------------
 
-    def acquire(self, *, network_allowed: bool = False) -> None:
-        """Become the writer; `StoreLockedError` names the process that is."""
-        self._lock.acquire(network_allowed=network_allowed)
+    def acquire(self, *, network_allowed: bool = False, shared: bool = False) -> bool:
+        """Become the writer, or one of several; tell whether there is no other, see `Lock.acquire`."""
+        return self._lock.acquire(network_allowed=network_allowed, shared=shared)
+
+    def not_alone(self) -> StoreLockedError:
+        """Return the error of a writer that shares the store, but had to be the first, see `Lock.not_alone`."""
+        return self._lock.not_alone()
+
+    def share_lock(self) -> None:
+        """Let others share the store from now on, see `Lock.share`."""
+        self._lock.share()
+
+    def try_alone(self) -> bool:
+        """Become the only one who has the store, or lose the lock, see `Lock.try_alone`."""
+        return self._lock.try_alone()
 
     def release(self) -> None:
         """Give the lock back and close the directory; the second call does nothing."""
@@ -289,12 +303,12 @@ class Directory:
 
     # --- leftovers -----------------------------------------------------------------------------
 
-    def sweep(self, manifest: Manifest) -> list[str]:
+    def sweep(self, manifest: Manifest, kept: Iterable[int] = ()) -> list[str]:
         """Remove files of interrupted work; return their names.
 
-        Only under the lock. Only names that bytekv makes, and only what the manifest does not list.
+        Only under the lock. Only names that bytekv makes, and only what the manifest does not list, nor ``kept`` does.
         """
-        listed = {row.segment_id for row in manifest.segments}
+        listed = {*(row.segment_id for row in manifest.segments), *kept}
         removed: list[str] = []
         for name in sorted(self.files.list(self.folder)):
             parsed = parse_name(name)

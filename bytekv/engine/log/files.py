@@ -36,6 +36,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
+from struct import Struct
 from types import TracebackType
 
 from ..._lean import TYPE_CHECKING
@@ -71,6 +73,9 @@ _EFFECTIVE_IDS = os.access in os.supports_effective_ids
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14; Python's mmap has no name for it
 _POPULATED_AT_ONCE = 4 * 1024 * 1024
 _HELD_ELSEWHERE = {errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK}
+_RANGE = Struct("hhqqi0q")  # struct flock of 64-bit Linux: type, whence, start, length, pid
+_SYSTEMS = {"darwin": "macOS", "win32": "Windows"}
+_DOES = {"D": "waiting for a disk", "R": "running", "S": "sleeping", "T": "stopped", "t": "traced", "Z": "ended"}
 
 #: File systems that write in place and preallocate natively, so that a full disk is an error of
 #: posix_fallocate and never a SIGBUS. Copy-on-write ones (btrfs, zfs, bcachefs) may need new space
@@ -79,6 +84,13 @@ _IN_PLACE = {"ext4", "xfs", "tmpfs", "overlay"}
 
 #: `flock` may be missing, local to one host, or emulated with locks that a close() drops.
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs"}
+
+#: Why a store on these cannot be shared; on any other that is not in `_IN_PLACE` it is merely not known that it can.
+_UNSHARED = {
+    **dict.fromkeys(_NETWORK, "it is remote, and what one host maps another does not see"),
+    **dict.fromkeys(("virtiofs", "vboxsf", "fuse.vmhgfs-fuse", "prl_fs"), "it is the host's, of which this is a guest"),
+    **dict.fromkeys(("btrfs", "zfs", "bcachefs"), "a write to a mapped page may find the disk full"),
+}
 
 
 class _at(translated):
@@ -618,8 +630,11 @@ class Files:
 
     # --- the process ---------------------------------------------------------------------------
 
-    def lock(self, descriptor: int, path: str) -> bool:
-        """Take the exclusive lock of an open file without waiting; False if it is held.
+    def lock(self, descriptor: int, path: str, *, shared: bool = False) -> bool:
+        """Take the lock of an open file without waiting, alone or as one of several; False if it is held otherwise.
+
+        Where it is held already it is converted, which is no single step: another process may come between, and if this
+        is refused, what was held is lost.
 
         `flock` belongs to the open file: the kernel frees it when the last descriptor is closed,
         in whatever way the process dies; and unlike fcntl locks a second open of the same file in
@@ -627,8 +642,8 @@ class Files:
         """
         try:
             if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            else:
+                fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            else:  # where no store is shared, see `sharing_refused`
                 import msvcrt
 
                 locking: Any = msvcrt
@@ -642,18 +657,19 @@ class Files:
             raise from_os_error(error, path) from error
         return True
 
-    def lock_directory(self, path: Folder) -> bool:
-        """Take the lock of a directory itself without waiting; False if it is held.
+    def lock_directory(self, path: Folder, *, shared: bool = False, again: bool = False) -> bool:
+        """Take the lock of a directory itself without waiting, as `lock` does; False if it is held otherwise.
 
         A second wall, which holds even if somebody has removed the file of the first. Where a file system
-        has no such thing, there is none.
+        has no such thing, there is none. ``again``: this converts the lock that was taken before.
         """
         if fcntl is None or not _BY_DESCRIPTOR:
             return True
-        path.renew()
+        if not again:
+            path.renew()
         with _at(path) as (where, _):
             try:
-                fcntl.flock(where, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(where, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except OSError as error:
                 if is_interrupt(error):
                     raise
@@ -674,6 +690,89 @@ class Files:
         held = path._held
         if held is not None and held.number >= 0:
             self.unlock(held.number)
+
+    def turn_of(self, file: io.FileIO) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Return what takes an open file's lock without waiting, or raises `BlockingIOError`, and what gives it back.
+
+        For where each microsecond counts, and for a ``finally``: both are calls of C, which no signal handler can
+        interrupt before they have done their work, as it can a function of Python. They raise what the system says, and
+        `ValueError` once the file is closed, never touching another that has its number by then.
+        """
+        return (
+            partial(fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB),
+            partial(fcntl.flock, file, fcntl.LOCK_UN),
+        )
+
+    def lock_range(self, descriptor: int, start: int, size: int, path: str, *, shared: bool = False) -> bool:
+        """Take the lock of some bytes of an open file without waiting; False if it is held elsewhere.
+
+        The bytes need not exist. As that of `lock` it belongs to the open file (F_OFD_SETLK in fcntl_locking(2)), and
+        not to the process, whose every close() would drop it; neither kind knows of the other.
+        """
+        kind = fcntl.F_RDLCK if shared else fcntl.F_WRLCK
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _RANGE.pack(kind, os.SEEK_SET, start, size, 0))
+        except OSError as error:
+            if is_interrupt(error):
+                raise
+            if error.errno in _HELD_ELSEWHERE:
+                return False
+            raise from_os_error(error, path) from error
+        return True
+
+    def is_range_locked(self, descriptor: int, start: int, size: int, path: str) -> bool:
+        """Tell whether some bytes, or a part of them, are locked by way of another open file."""
+        wanted = _RANGE.pack(fcntl.F_WRLCK, os.SEEK_SET, start, size, 0)
+        try:
+            found = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, wanted)
+        except OSError as error:
+            if is_interrupt(error):
+                raise
+            raise from_os_error(error, path) from error
+        return bool(_RANGE.unpack(found)[0] != fcntl.F_UNLCK)
+
+    def range_giver(self, file: io.FileIO, start: int, size: int) -> Callable[[], object]:
+        """Return what gives the lock of some bytes back, if it is held; a call of C, see `turn_of`. Size 0: all."""
+        unlock = _RANGE.pack(fcntl.F_UNLCK, os.SEEK_SET, start, size, 0)
+        return partial(fcntl.fcntl, file, fcntl.F_OFD_SETLK, unlock)
+
+    def sharing_refused(self, path: Folder) -> str | None:
+        """Say why several processes cannot write to a store here at once; None where they can.
+
+        They can where appending through a mapping is safe, because all of them map one page that tells each what the
+        others have done. An overlay is one of these though nothing says what lies above it: the page is opened for
+        writing, so it lies there, and appends are mapped on an overlay as it is.
+        """
+        if sys.platform != "linux" or not hasattr(fcntl, "F_OFD_SETLK"):
+            return f"on {_SYSTEMS.get(sys.platform, sys.platform)} there are no locks that fit"
+        if sys.maxsize < 1 << 32:
+            return "a 32-bit process reads a 64-bit number in two steps"
+        if self.boot_id() is None:
+            return "/proc, which tells one start of the system from another, is not to be had"
+        kind = self.file_system(path)
+        if kind in _IN_PLACE:
+            return None
+        why = _UNSHARED.get(kind) or ("it runs in a process of its own" if kind.startswith("fuse") else "")
+        return f"on the file system {kind or 'of an unknown type'}: {why or 'it is not known to map pages coherently'}"
+
+    def boot_id(self) -> bytes | None:
+        """Return 16 bytes that change whenever the system starts; None where it does not tell."""
+        with (
+            _unheeded(OSError, ValueError),
+            open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file,
+        ):
+            found = bytes.fromhex(file.read(64).replace("-", ""))
+            return found if len(found) == 16 else None
+        return None
+
+    def what_does(self, pid: int) -> str | None:
+        """Say in words what a process is at, None if it cannot be seen (proc_pid_stat(5))."""
+        with (
+            _unheeded(OSError, IndexError),
+            open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file,
+        ):
+            return _DOES.get(file.read(4096).rpartition(")")[2].split()[0])
+        return None
 
     def identity(self, path: str) -> tuple[int, int]:
         """Return what tells one directory from another, however it is spelled."""

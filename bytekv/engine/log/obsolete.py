@@ -11,10 +11,13 @@ import itertools
 import weakref
 from collections.abc import Callable, Container
 
-from ..._lean import suppress
+from ..._lean import TYPE_CHECKING, suppress
 from ...errors import StoreClosedError, SystemErrors
 from ..codec.manifest import SegmentRow
 from .directory import Directory
+
+if TYPE_CHECKING:
+    from .control_page import ControlPage
 
 __all__ = ["Obsolete", "Pin"]
 
@@ -46,6 +49,10 @@ class Obsolete:
         self.replaced: list[int] = []  # those of them into which no key points; and those whose files are still there
         self._pins: dict[int, weakref.ref[Pin]] = {}
         self._pin_numbers = itertools.count()
+        #: Of a store that other processes share: those may need a file, too, and say so on the page.
+        self.page: ControlPage | None = None
+        self.foreign: set[int] = set()  # replaced by another process, which removes the files
+        self.retired: dict[int, int] = {}  # the newest generation of the manifest that listed a segment
 
     def replace(self, victims: list[int]) -> None:
         """Have the files of victims removed as soon as no view and no pin needs them; no key points there any more."""
@@ -102,8 +109,8 @@ class Obsolete:
         """
         for segment_id in free:
             try:
-                if not self._readonly:
-                    self._directory.remove_segments([segment_id])
+                if not self._unlink(segment_id):
+                    continue  # another process needs it
             except SystemErrors:
                 continue  # it is listed nowhere; at the latest the next open sweeps it
             except StoreClosedError:
@@ -112,6 +119,17 @@ class Obsolete:
                 return
             with suppress(ValueError):  # another thread was at it, too
                 self.replaced.remove(segment_id)
+
+    def _unlink(self, segment_id: int) -> bool:
+        if self._readonly or segment_id in self.foreign:
+            self.foreign.discard(segment_id)
+            return True
+        retired = self.retired.get(segment_id)
+        if self.page is not None and retired is not None and self.page.is_pinned_elsewhere(retired):
+            return False
+        self._directory.remove_segments([segment_id])
+        self.retired.pop(segment_id, None)
+        return True
 
     @property
     def has_replaced(self) -> bool:

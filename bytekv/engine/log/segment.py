@@ -53,7 +53,6 @@ class Writer:
     """
 
     __slots__ = (
-        "_allocated",
         "_descriptor",
         "_files",
         "_largest_step",
@@ -62,6 +61,7 @@ class Writer:
         "_reserves",
         "_sync_failed",
         "_tuning",
+        "allocated",
         "base",
         "dirty",
         "end",
@@ -91,7 +91,7 @@ class Writer:
         self.limit = limit
         self._mapped = mapped
         self._reserves = reserves or mapped
-        self._allocated = end
+        self.allocated = end
         self._largest_step = _LAST_STEP
         self._populated = end
         self.path = directory.segment_path(header.segment_id)
@@ -143,6 +143,44 @@ class Writer:
         descriptor, header = open_segment(directory, segment_id, for_writing=True)
         return cls(descriptor, header, end, limit, directory, mapped=mapped, reserves=reserves)
 
+    @classmethod
+    def attach(cls, directory: Directory, segment_id: int, end: int, limit: int) -> Writer:
+        """Append to a segment that other processes append to, too; ``end`` is how far it has been read."""
+        descriptor, header = open_segment(directory, segment_id, for_writing=True)
+        writer = cls(descriptor, header, end, limit, directory, mapped=True)
+        try:
+            writer.see(end, directory.files.size(descriptor, writer.path))
+        except BaseException:
+            writer.close()
+            raise
+        return writer
+
+    def see(self, end: int, allocated: int) -> bool:
+        """Note how far another process has appended and allocated; True if `map` is another one now.
+
+        Nobody may touch what lies after ``end`` without the turn: a segment that is sealed is cut off there.
+        """
+        assert self._descriptor is not None
+        is_new = self.map is None or allocated != self.allocated
+        if is_new:
+            self.map = self._files.map(self._descriptor, allocated, self.path, write=True)
+            self.room_end = 0
+        self.allocated = allocated
+        self._populated = min(max(self._populated, end), allocated)
+        self.end = end
+        self.dirty = True
+        return is_new
+
+    def measure(self) -> int:
+        """Return how long the file is, whoever has made it so."""
+        assert self._descriptor is not None
+        return self._files.size(self._descriptor, self.path)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return bytes of the file."""
+        assert self._descriptor is not None
+        return self._files.read(self._descriptor, size, offset, self.path)
+
     @property
     def has_other_names(self) -> bool:
         """Tell whether the file has a second name elsewhere."""
@@ -164,24 +202,24 @@ class Writer:
             return
         stop = self.end + size
         kept_back = self._tuning.manifest_room if use_reserve else self._tuning.reserve
-        if stop + kept_back > self._allocated:
+        if stop + kept_back > self.allocated:
             self._grow(stop, use_reserve=use_reserve)
         if self.map is None:
             return
         if stop > self._populated:
-            ahead = min(max(stop, self._populated + _POPULATE), self._allocated)
+            ahead = min(max(stop, self._populated + _POPULATE), self.allocated)
             self._files.populate(self.map, self._populated, ahead)
             self._populated = ahead
 
     def open_room(self, *, fast: bool) -> None:
         """Say how far may be written from now on without asking, on the hot path, too, if ``fast``."""
         if self.map is not None:
-            self.room_end = min(self._populated, self.limit, self._allocated - self._tuning.reserve)
+            self.room_end = min(self._populated, self.limit, self.allocated - self._tuning.reserve)
             self.fast_end = self.room_end if fast else 0
 
     def reserve_holds(self, size: int) -> bool:
         """Tell whether ``size`` bytes fit into what is kept back for deletes."""
-        return not self._reserves or self.end + size + self._tuning.manifest_room <= self._allocated
+        return not self._reserves or self.end + size + self._tuning.manifest_room <= self.allocated
 
     def _grow(self, stop: int, *, use_reserve: bool) -> None:
         """Allocate generously; where the disk is nearly full, less, down to what is needed."""
@@ -194,23 +232,23 @@ class Writer:
                 break
             except BytekvError as error:
                 with suppress(BytekvError):  # the error that matters is the first
-                    self._files.truncate(self._descriptor, self._allocated, self.path)
+                    self._files.truncate(self._descriptor, self.allocated, self.path)
                 if not isinstance(error, DiskFullError) or not targets:
                     raise
                 # Half of it, for each refusal costs a millisecond.
-                self._largest_step = max(self._tuning.first_step, (target - self._allocated) // 2)
+                self._largest_step = max(self._tuning.first_step, (target - self.allocated) // 2)
         if self._mapped:
             self.map = self._files.map(self._descriptor, target, self.path, write=True)
-        self._allocated = target
+        self.allocated = target
         self._populated = min(self._populated, self.end)
 
     def _targets(self, stop: int, *, use_reserve: bool) -> Iterator[int]:
         reserve, first_step = self._tuning.reserve, self._tuning.first_step
         whole = max(self.limit, stop) + reserve
         at_most = max(first_step, min(self._largest_step, self.limit // 8))  # what is allocated ahead takes space, too
-        step = min(max(first_step, self._allocated), at_most)
+        step = min(max(first_step, self.allocated), at_most)
         while step >= first_step:
-            yield min(max(self._allocated + step, stop + reserve), whole)
+            yield min(max(self.allocated + step, stop + reserve), whole)
             step //= 2
         yield stop + reserve
         if use_reserve:
@@ -243,7 +281,7 @@ class Writer:
         assert self._descriptor is not None
         try:
             self._files.truncate(self._descriptor, offset, self.path)
-            self._allocated = offset
+            self.allocated = offset
         except BytekvError:
             piece = b"".join(parts)
             try:
@@ -287,17 +325,17 @@ class Writer:
 
     def shrink_to_fit(self) -> None:
         """Give back what was allocated and is not needed yet, so that a manifest finds a block."""
-        if self._descriptor is not None and self._allocated > self.end:
+        if self._descriptor is not None and self.allocated > self.end:
             self._files.truncate(self._descriptor, self.end, self.path)
-            self._allocated = self._populated = self.end
+            self.allocated = self._populated = self.end
             self.fast_end = self.room_end = 0
             self.map = None
 
     def trim(self) -> None:
         """Give back what was allocated after the last entry. Only once nothing will be appended."""
-        if self._descriptor is not None and self._allocated != self.end:
+        if self._descriptor is not None and self.allocated != self.end:
             self._files.truncate(self._descriptor, self.end, self.path)
-            self._allocated = self.end
+            self.allocated = self.end
             self.fast_end = self.room_end = 0
 
     def check(self) -> list[str]:
@@ -305,7 +343,7 @@ class Writer:
         marks = {
             "header": SEGMENT_HEADER_SIZE,
             "end": self.end,
-            "allocated": self._allocated if self._reserves else self.end,
+            "allocated": self.allocated if self._reserves else self.end,
         }
         pairs = pairwise(marks.items())
         wrong = [f"{low} {here} > {high} {there}" for (low, here), (high, there) in pairs if here > there]
@@ -313,8 +351,8 @@ class Writer:
             wrong.append(f"fast_end {self.fast_end} > room_end {self.room_end}")
         if self.map is not None and self.room_end > self._populated:
             wrong.append(f"room_end {self.room_end} > populated {self._populated}")
-        if self.map is not None and self._populated > self._allocated:  # a sync mark may lie beyond what is populated
-            wrong.append(f"populated {self._populated} > allocated {self._allocated}")
+        if self.map is not None and self._populated > self.allocated:  # a sync mark may lie beyond what is populated
+            wrong.append(f"populated {self._populated} > allocated {self.allocated}")
         return wrong
 
     def close(self) -> None:

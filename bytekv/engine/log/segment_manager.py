@@ -11,6 +11,7 @@ a feed, which needs one moment, holds the tuple of that moment by a `Pin`.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
+from functools import partial
 
 from ..._lean import suppress
 from ...errors import (
@@ -43,6 +44,11 @@ from .sizes import Sizes, sizes_of
 from .summary import build_hint, write_hint
 
 __all__ = ["SegmentManager"]
+
+
+def _unpin(kept: object, when_closed: Callable[[], None]) -> None:
+    """Let the other processes remove files that were ``kept`` until now by being referenced here."""
+    when_closed()
 
 
 class SegmentManager:
@@ -94,6 +100,37 @@ class SegmentManager:
         self.sizes = sizes
         if self.writer is not None:
             self.writer.limit = sizes.segment
+
+    # --- beside other processes ----------------------------------------------------------------
+
+    def as_read(self, last_seq: int) -> Manifest:
+        """Return the manifest of what this process has read: its last segment ends there, as if it were sealed."""
+        manifest, writer = self.manifest, self.writer
+        if writer is None:
+            return manifest
+        *older, row = manifest.segments
+        if writer.end > SEGMENT_HEADER_SIZE:
+            older.append(row._replace(length=writer.end, last_seq=last_seq, state=SEALED))
+        return manifest._replace(segments=tuple(older))
+
+    def detach(self, last_seq: int) -> None:
+        """Leave the active segment, which is another one now, as far as it has been read. Under the lock; repeatable.
+
+        Nothing is cut off: that is done by the process that sealed it. The descriptor closes with its last user, for a
+        sync may be under way.
+        """
+        self.manifest, self.writer = self.as_read(last_seq), None
+
+    def attach(self, manifest: Manifest, end: int) -> None:
+        """Go on with the active segment that another process has published; it has been read up to ``end``.
+
+        Under the lock; repeatable.
+        """
+        rows = manifest.segments
+        if rows and rows[-1].state == ACTIVE:
+            self.writer = Writer.attach(self.directory, rows[-1].segment_id, end, self.sizes.segment)
+        self.manifest = manifest
+        self.show_writer()
 
     # --- hints ---------------------------------------------------------------------------------
 
@@ -388,6 +425,8 @@ class SegmentManager:
             raise CorruptionError(self.directory.manifest_path, 0, f"segments {victims} are no contiguous run")
         # Until neither the keydir nor an open view points at them, readers may still ask for them.
         self.obsolete.zombies.update({row.segment_id: row for row in rows[first : first + len(victims)]})
+        if self.obsolete.page is not None:
+            self.obsolete.retired.update(dict.fromkeys(victims, self.manifest.generation))
         self.publish([*rows[:first], *outputs, *rows[first + len(victims) :]])
 
     def adopt(self, manifest: Manifest, files: dict[int, tuple[SegmentFile, int]], gone: Container[int]) -> None:
@@ -410,6 +449,8 @@ class SegmentManager:
         """
         lengths = self.lengths()
         rows = self.manifest.segments
+        if self.obsolete.page is not None:
+            when_closed = partial(_unpin, self.obsolete.page.pin(self.manifest.generation), when_closed)
         return self.obsolete.pin(rows, [lengths[row.segment_id] for row in rows], when_closed, is_call=is_call)
 
     def reap(self, remembered: Container[int]) -> list[int]:

@@ -106,9 +106,10 @@ class _End(NamedTuple):
 
 
 class _Plan:
-    __slots__ = ("durable_seq", "end", "gone", "last_seq", "manifest", "news", "views")
+    __slots__ = ("durable_seq", "end", "gone", "last_seq", "manifest", "news", "published", "views")
 
     def __init__(self, manifest: Manifest, durable_seq: int, last_seq: int) -> None:
+        self.published = manifest
         self.manifest = manifest  # as this process sees it: the active segment ends where it has been read to
         self.durable_seq = durable_seq
         self.last_seq = last_seq

@@ -136,7 +136,7 @@ class Compactor:
                 output.discard()
             raise
         job = _Job(victims, outputs)
-        with state.lock, state:
+        with state.turn.gate, state.turn, state.lock, state:
             state.ready()
             self._job = job
             job.recounts = self._keydir.recounts

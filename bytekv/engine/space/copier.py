@@ -358,7 +358,7 @@ class Copier:
         """Return the file to append to, a new one if the last is full."""
         outputs = self.outputs
         if not outputs or (outputs[-1].end + size > self._limit and outputs[-1].end > SEGMENT_HEADER_SIZE):
-            with self._state.lock, self._state:
+            with self._state.turn.gate, self._state.turn, self._state.lock, self._state:
                 self._state.ready()  # a roll was interrupted, perhaps
                 segment_id = self._segments.reserve_ids(1)
             uuid = self._segments.manifest.store_uuid

@@ -135,7 +135,7 @@ class _Turn:
     def _write(self, locations: list[int]) -> SegmentRow:
         """Copy entries into a new file, under its own seed."""
         segments, files = self._segments, self._segments.directory.files
-        with self._state.lock, self._state:
+        with self._state.turn.gate, self._state.turn, self._state.lock, self._state:
             self._state.ready()
             segment_id = segments.reserve_ids(1)
         salt = int.from_bytes(files.random(8), "little")

@@ -36,7 +36,20 @@ from itertools import accumulate, compress, repeat
 
 from ..._lean import TYPE_CHECKING, NamedTuple
 from ...errors import BytekvError, StoreFailedError
-from ..codec.entry import CLEAR, CONTINUES, EXPIRES, OVERHEAD, PUT, TOMBSTONE, encode_entry, entry_size
+from ..codec.entry import (
+    CLEAR,
+    CONTINUES,
+    EXPIRES,
+    KIND,
+    OFFSET_SHIFT,
+    OVERHEAD,
+    PUT,
+    SEGMENT_SHIFT,
+    SIZE_MASK,
+    TOMBSTONE,
+    encode_entry,
+    entry_size,
+)
 from ..codec.runs import Tombstones, locate_alike, locate_run, pack_run, sizes_of_run
 from ..log.segment import Writer
 from ..state import ENTERED, State
@@ -44,9 +57,21 @@ from ..state import ENTERED, State
 if TYPE_CHECKING:
     from typing import Final
 
+    from ..log.scan import Scanned
+
     Effect = tuple[bytes | None, int | None, int]  # key (None: every), location (None: gone), expires_ms
 
-__all__ = ["AtomicChange", "Bulk", "DeleteRun", "ForeignChange", "Operation", "PutRun", "apply_foreign", "write_bytes"]
+__all__ = [
+    "AtomicChange",
+    "Bulk",
+    "DeleteRun",
+    "ForeignChange",
+    "ForeignEntries",
+    "Operation",
+    "PutRun",
+    "apply_foreign",
+    "write_bytes",
+]
 
 _JOIN_BELOW: Final = 64 * 1024
 _PREPARED: Final = 16_384  # tombstones that are encoded together
@@ -88,6 +113,7 @@ def write_bytes(change: AtomicChange | _Run, state: State) -> None:
     `StoreFailedError` if neither is known: the next open decides, and until then nothing may be written after them.
     """
     if state.seq == change.seq:
+        state.turn.announce()
         return  # an interrupted call has come this far, and readers may have seen it
     writer = change.writer
     try:
@@ -107,6 +133,7 @@ def write_bytes(change: AtomicChange | _Run, state: State) -> None:
         raise
     writer.end = change.end
     state.seq = change.seq
+    state.turn.announce()
 
 
 class AtomicChange:
@@ -367,6 +394,51 @@ class DeleteRun(_Run):
 
     def _apply(self, state: State) -> None:
         state.keydir.remove_all(self.gone, state.size_of)
+
+
+class ForeignEntries(AtomicChange):
+    """What another process has appended to the active segment, as it lies there."""
+
+    __slots__ = ()
+
+    def __init__(self, writer: Writer, entries: Sequence[Scanned], tombstones: int, now_ms: int) -> None:
+        self.size = sum(len(entry[5]) for entry in entries)
+        self._operations, self._sizes, self.parts = (), [], []
+        self.effects = []
+        for flags, key, _, expires_ms, offset, raw in entries:
+            size = len(raw)
+            if flags & KIND == PUT:
+                location = writer.base | offset << OFFSET_SHIFT | (size if size <= SIZE_MASK else 0)
+                self.effects.append((key, location, expires_ms))
+            else:
+                tombstones += size
+                self.effects.append((None if flags & KIND == CLEAR else key, None, 0))
+        _, _, self.seq, _, offset, raw = entries[-1]
+        self.writer, self.offset, self.end = writer, entries[0][4], offset + len(raw)
+        self.now_ms, self.tombstones = now_ms, tombstones
+
+    def redo(self, state: State) -> None:
+        """Apply it, or have it wait for the sync that makes it visible."""
+        uncounted, state.is_uncounted = state.is_uncounted, True
+        waited = state.readers_must_wait
+        if state.always:
+            state.queue.add(self)
+        else:
+            state.readers_must_wait = True  # nobody may see half of a batch
+            if state.keydir.apply(self, state.size_of, state.segments.with_keys):
+                uncounted = True
+            if state.dirty_since is None and state.mode == "interval":
+                state.dirty_since = state.files.monotonic()
+        marks = self.end - self.writer.end - self.size  # bytes of sync marks, which are dead
+        if marks > 0:
+            state.keydir.usage.count_dead(self.writer.base >> SEGMENT_SHIFT, marks)
+        self.writer.end = self.end
+        state.seq = self.seq
+        state.readers_must_wait = waited
+        state.intent = ENTERED
+        state.is_uncounted = uncounted
+        if uncounted:
+            state.recount()
 
 
 class ForeignChange:

@@ -132,29 +132,7 @@ class Committer:
             raise ReentryError(REENTRY)
         refusal: Exception | None = None
         try:
-            with state.lock:
-                try:
-                    state.ready()
-                    if turn_owner is None:
-                        if self.turn.owner is not None:
-                            self.turn.wait()
-                    elif not self.turn.end(turn_owner):  # no other writer can come in between
-                        raise BytekvError("this transaction has lost its place; nothing was written")
-                    now_ms, seq = self._files.now_ms(), state.seq
-                    operations: Decision = ()
-                    try:
-                        operations = decide(now_ms)
-                    except (BytekvError, TypeError, ValueError) as error:  # a conflict, or a value that does not fit
-                        refusal = error
-                    if isinstance(operations, Bulk):
-                        seq = self._append(self._bulk_change(operations), now_ms)
-                    elif isinstance(operations, DeleteRun):
-                        seq = self._append(operations, now_ms)
-                    elif operations:
-                        seq = self._append(AtomicChange.of(operations), now_ms)
-                finally:
-                    if state.intent is ENTERED:  # `State.__exit__`
-                        state.intent = None
+            seq, refusal = self._carry_out(decide, turn_owner)
             self.durability.finish(seq)
             if state.keydir.dropped is not None:
                 state.keydir.free_dropped()
@@ -168,6 +146,35 @@ class Committer:
         finally:
             refusal = None  # else the error and this frame would keep each other alive
         return seq
+
+    def _carry_out(self, decide: Callable[[int], Decision], turn_owner: object) -> tuple[int, Exception | None]:
+        """Take the lock, decide and append; return the last seq, and why nothing was appended if ``decide`` says so."""
+        state = self.state
+        refusal: Exception | None = None
+        with state.lock:
+            try:
+                state.ready()
+                if turn_owner is None:
+                    if self.turn.owner is not None:
+                        self.turn.wait()
+                elif not self.turn.end(turn_owner):  # no other writer can come in between
+                    raise BytekvError("this transaction has lost its place; nothing was written")
+                now_ms, seq = self._files.now_ms(), state.seq
+                operations: Decision = ()
+                try:
+                    operations = decide(now_ms)
+                except (BytekvError, TypeError, ValueError) as error:  # a conflict, or a value that does not fit
+                    refusal = error
+                if isinstance(operations, Bulk):
+                    seq = self._append(self._bulk_change(operations), now_ms)
+                elif isinstance(operations, DeleteRun):
+                    seq = self._append(operations, now_ms)
+                elif operations:
+                    seq = self._append(AtomicChange.of(operations), now_ms)
+            finally:
+                if state.intent is ENTERED:  # `State.__exit__`
+                    state.intent = None
+        return seq, refusal
 
     def _bulk_change(self, bulk: Bulk) -> AtomicChange | PutRun:
         state = self.state
@@ -331,7 +338,7 @@ class Committer:
         """Seal the active segment, for a compaction of everything; the next write begins a new one."""
         state = self.state
         state.check_reentry()
-        with state.lock, state:
+        with state.turn.gate, state.turn, state.lock, state:
             state.ready()
             old = state.segments.writer
             if old is not None:

@@ -293,12 +293,8 @@ class Durability:
             writer, target, began = state.segments.writer, state.seq, state.files.monotonic()
         if writer is not None:
             writer.sync()  # an append from now on joins the next sync: target was read before
-        took_s = state.files.monotonic() - began if state.options.listener is not None else 0.0
+        self._tell_if_slow(began)
         with state.lock, state:
-            if took_s >= _SLOW_SYNC_S:
-                from ...events import SyncSlow
-
-                state.tell_later(SyncSlow(state.segments.directory.path, took_s))
             # The kernel tells each write error once, and a roll's sync of the same file may have got it.
             if state.failure is not None and self._is_decided(seq):
                 return
@@ -332,6 +328,16 @@ class Durability:
             f"{state.segments.directory.path}: the next open decides whether this write has happened, for before it "
             f"was known to be durable came this: {cause}"
         ) from cause
+
+    def _tell_if_slow(self, began: float) -> None:
+        state = self.state
+        if state.options.listener is None:
+            return
+        took_s = state.files.monotonic() - began
+        if took_s >= _SLOW_SYNC_S:
+            from ...events import SyncSlow
+
+            state.tell_later(SyncSlow(state.segments.directory.path, took_s))
 
     def _mark(self, seq: int) -> None:
         """Write a sync mark: what tells later damage from a torn tail."""

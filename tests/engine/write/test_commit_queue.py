@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bytekv.engine.codec.entry import CLEAR, PUT, TOMBSTONE
+from bytekv.engine.state import ALONE
 from bytekv.engine.write.change import AtomicChange, Operation
 from bytekv.engine.write.durability import CommitQueue
 from tests.crash.test_interrupts import InterruptAt
@@ -143,7 +144,7 @@ def test_a_change_that_is_added_again_is_there_once() -> None:
     queue, log = CommitQueue(), Log()
     change = log.change((PUT, b"a", b"1"), (TOMBSTONE, b"b"))
     queue.add(change)
-    change.redo(SimpleNamespace(always=True, queue=queue, seq=0, intent=change))  # type: ignore[arg-type]
+    change.redo(SimpleNamespace(always=True, queue=queue, seq=0, intent=change, turn=ALONE))  # type: ignore[arg-type]
     assert [each.seq for each in queue.changes] == [2]
     assert not queue.changes[0].parts, "the bytes are on disk, and need not be held"
 

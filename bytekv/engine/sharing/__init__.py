@@ -1,0 +1,1 @@
+"""Sharing: several processes write to one store, by turns."""
