@@ -43,8 +43,18 @@ class NoSuchKeyError(Exception):
 
 
 def opened(arguments: Namespace, flag: Flag, **options: Unpack[OpenOptions]) -> Store:
-    """Open the store, and wait for it as long as --wait says."""
-    return _waiting(arguments, lambda: open_store(arguments.dir, flag, **options))
+    """Open the store, and wait for it as long as --wait says; where others share it, be one of them."""
+
+    def attempt() -> Store:
+        try:
+            return open_store(arguments.dir, flag, **options)
+        except StoreLockedError as error:
+            if not error.shared or "wait" not in arguments:  # as serve has none: it shares only if told to
+                raise
+        beside_others: OpenOptions = {**options, "shared": True, "busy_timeout_s": arguments.wait}
+        return open_store(arguments.dir, flag, **beside_others)
+
+    return _waiting(arguments, attempt)
 
 
 def _waiting(arguments: Namespace, attempt: Callable[[], T]) -> T:

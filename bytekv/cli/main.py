@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .._lean import TYPE_CHECKING
-from ..errors import BytekvError, CorruptionError, LimitError, StoreLockedError, StoreNotFoundError
+from ..errors import BytekvError, CorruptionError, LimitError, StoreBusyError, StoreLockedError, StoreNotFoundError
 from . import commands
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _waits(command: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         type=_seconds,
         default=_WAIT_S,
-        help=f"how long to wait while another process writes to the store, {_WAIT_S:.0f} if not given",
+        help=f"how long to wait while another process has the store to itself, {_WAIT_S:.0f} if not given",
     )
 
 
@@ -214,6 +214,9 @@ def _parse_serve(command: argparse.ArgumentParser) -> None:
         choices=("interval", "always", "os"),
         default="interval",
         help="when a write survives a power cut: after a second, before its reply, or when the system decides",
+    )
+    command.add_argument(
+        "--shared", action="store_true", help="let other processes that share the store write to it at the same time"
     )
 
 
@@ -396,8 +399,20 @@ def _run(given: list[str], before_long_work: Callable[[], object]) -> int:
 
 def _described(error: BytekvError) -> str:
     if isinstance(error, StoreLockedError):
-        holder = "another process" if error.pid is None else f"process {error.pid}"
-        return f"{error.path}: locked by {'this process' if error.pid == os.getpid() else holder}, which writes to it"
+        more = ""
+        if error.wanted == "alone":
+            more = " and shares it; only repair cannot do so"
+        elif error.shared:
+            more = " and shares it; do so with --shared"
+        elif error.wanted == "shared":
+            more = " and does not share it"
+        return f"{error.path}: locked by {_holder(error.pid)}, which writes to it{more}"
+    if isinstance(error, StoreBusyError):
+        doing = "" if error.doing is None else f" ({error.doing})"
+        return (
+            f"{error.path}: {_holder(error.pid)}{doing} has not given the store back;"
+            " let it go on or end it, look for a transaction that it keeps open, or --wait longer"
+        )
     if isinstance(error, StoreNotFoundError) and error.strerror == os.strerror(errno.ENOENT):
         return f"{error.filename}: no store there"
     if isinstance(error, OSError) and error.filename is not None:
@@ -405,6 +420,10 @@ def _described(error: BytekvError) -> str:
     if isinstance(error, CorruptionError) and "repair" not in error.reason:
         return f"{error}; bytekv repair recovers the undamaged entries"
     return str(error)
+
+
+def _holder(pid: int | None) -> str:
+    return "another process" if pid is None else "this process" if pid == os.getpid() else f"process {pid}"
 
 
 def _discard_output() -> None:

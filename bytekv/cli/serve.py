@@ -46,7 +46,7 @@ def serve(arguments: Namespace) -> int:
             if not services:
                 raise UsageError("say where to serve: --resp HOST:PORT, --http HOST:PORT, or both")
             raise_descriptor_limit()
-            with opened(arguments, "c", sync=arguments.sync) as store:
+            with opened(arguments, "c", sync=arguments.sync, shared=arguments.shared) as store:
                 check_stopped()
                 ready = lambda where: say(f"serving {store.path} at {' and '.join(where)}")  # noqa: E731
                 asyncio.run(serve_all(store, services, ready))

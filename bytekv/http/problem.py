@@ -19,6 +19,7 @@ from ..errors import (
     ForkedStoreError,
     LimitError,
     ReadOnlyError,
+    StoreBusyError,
     StoreClosedError,
     StoreFailedError,
 )
@@ -104,6 +105,10 @@ def problem_of(error: BaseException) -> Problem:
             return Problem("unavailable", "the store is closed")
         case StoreFailedError():
             return Problem("unavailable", "a sync or a write has failed; reading goes on, writes are refused")
+        case StoreBusyError():
+            logger.warning("%s", str(error))  # what logging keeps would keep the page, by its traceback
+            busy = "another process has kept the store for too long; nothing was changed"
+            return Problem("unavailable", busy, headers=[(b"retry-after", b"1")])
         case DiskFullError():
             return Problem("disk-full", "the disk is full; reading and deleting go on")
         case CorruptionError():

@@ -253,6 +253,31 @@ def test_two_doors_on_one_store(served, path):
         assert dict(db) == {b"a": b"over HTTP", b"b": b"2"}
 
 
+@needs_http
+def test_two_processes_serve_one_store_and_a_program_writes_to_it(served, path):
+    (one, (resp, http)), (two, (resp_2, http_2)) = [
+        served("--shared", "--resp", ":0", "--http", "127.0.0.1:0") for _ in range(2)
+    ]
+    with bytekv.open(path, shared=True) as db:
+        assert put(http, "a", b"over HTTP") == 201
+        assert ask(resp_2, "GET a", "INCR n") == b"$9\r\nover HTTP\r\n:1\r\n+OK\r\n"
+        assert ask(resp, "INCR n", "SET b 2") == b":2\r\n+OK\r\n+OK\r\n"
+        assert db.incr("n") == 3
+        for url in (http, http_2):
+            with urllib.request.urlopen(f"{url}/v1/kv/n", timeout=30) as reply:
+                assert reply.read() == b"3"
+        assert command(path, "set", "b", "3") == (0, b"", "")
+        assert ask(resp, "GET b") == ask(resp_2, "GET b") == b"$1\r\n3\r\n+OK\r\n"
+    two.kill()
+    two.wait()
+    assert ask(resp, "INCR n") == b":4\r\n+OK\r\n"
+    one.send_signal(signal.SIGTERM)
+    assert one.wait(60) == 0
+    with open_store(path, "r") as db:
+        assert db.recovery.clean
+        assert dict(db) == {b"a": b"over HTTP", b"b": b"3", b"n": b"4"}
+
+
 @pytest.mark.parametrize("sync", ["interval", "always", "os"])
 def test_what_was_acknowledged_survives_a_kill(served, path, sync):
     child, (resp,) = served("--resp", ":0", "--sync", sync)
@@ -444,5 +469,10 @@ def test_exit_statuses(path, monkeypatch, line):
 
 
 def test_a_locked_store_is_not_served(path):
+    refused = f"bytekv: {path}: locked by this process, which writes to it"
     with open_store(path):
-        assert command(path, "serve", "--resp", ":0").status == 3
+        assert command(path, "serve", "--resp", ":0") == (3, b"", f"{refused}\n")
+        assert command(path, "serve", "--resp", ":0", "--shared") == (3, b"", f"{refused} and does not share it\n")
+    with bytekv.open(path, shared=True):
+        found = command(path, "serve", "--resp", ":0")
+        assert found == (3, b"", f"{refused} and shares it; do so with --shared\n")

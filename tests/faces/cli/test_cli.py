@@ -384,9 +384,12 @@ def test_a_locked_store(run, path):
         assert db["a"] == b"1"
 
 
-def holder(path: Path) -> subprocess.Popen[bytes]:
+def holder(path: Path, *, shared: bool = False, then: str = "pass") -> subprocess.Popen[bytes]:
     """Return a process that has the store open until its standard input ends."""
-    script = "import bytekv, sys\nwith bytekv.open(sys.argv[1]):\n    print(flush=True)\n    sys.stdin.read()"
+    script = (
+        f"import bytekv, sys\nwith bytekv.open(sys.argv[1], shared={shared}) as db:\n"
+        f"    {then}\n    print(flush=True)\n    sys.stdin.read()"
+    )
     found = subprocess.Popen(
         [sys.executable, "-c", script, str(path)],
         env=environment(path),
@@ -421,6 +424,65 @@ def test_writing_waits_for_another_process_and_not_for_ever(run, path, monkeypat
         other.wait()
     assert pauses >= 5
     assert content(path)[b"a"] == b"3"
+
+
+def test_writing_beside_a_program_that_shares_the_store(run, path):
+    """A person sets a key, or makes room, while the service runs; it sees that at once."""
+    with bytekv.open(path, shared=True, auto_compact=False, sync="os") as db:
+        assert run("set", "a", "1", "--wait", "0") == (0, b"", "")
+        assert db["a"] == b"1"
+        assert db.durable_seq == db.last_seq == 1, "what the command line has written survives a power cut"
+        db["b"] = "2"
+        assert run("delete", "a", "missing", "--wait", "0").status == 1
+        assert dict(db) == {b"b": b"2"}
+        assert run("import", "--wait", "0", stdin=b'{"key": "c", "value": "3"}\n').status == 0
+        assert run("delete", "--prefix", "b").err == "bytekv: 1 key deleted\n"
+        assert dict(db) == {b"c": b"3"}
+        assert db.durable_seq == db.last_seq
+        for number in range(100):
+            db["c"] = f"{number}"
+        found = run("compact", "--json", "--wait", "0")
+        assert found.status == 0
+        assert json.loads(found.out)["reclaimed_bytes"] > 0
+        assert dict(db) == {b"c": b"99"}
+        assert db.verify().ok
+        found = run("repair", "--wait", "0")
+        assert found.status == 3
+        assert found.err.endswith("by this process, which writes to it and shares it; only repair cannot do so\n")
+
+
+def test_writing_beside_another_process_that_shares_the_store(run, path):
+    other = holder(path, shared=True)
+    try:
+        for line in ("set a 1", "set b 2", "delete a", "compact"):
+            assert run(*line.split(), "--wait", "0").status == 0
+        assert run("scan").out == b"b\t2\n"
+        found = run("repair", "--wait", "0")
+        shares = "by another process, which writes to it and shares it; only repair cannot do so"
+        assert found == (3, b"", f"bytekv: {path}: locked {shares}\n"), "no process id: there may be several"
+    finally:
+        other.communicate(b"")
+    assert run("set", "a", "1") == (0, b"", "")
+    assert (path / "LOCK").read_bytes().strip() == b"%d" % os.getpid(), "alone again"
+    assert content(path) == {b"a": b"1", b"b": b"2"}
+
+
+def test_a_neighbour_that_keeps_the_store_busy_is_named(run, path):
+    other = holder(path, shared=True, then="tx = db.transaction(); tx.__enter__(); tx['a'] = '1'")
+    try:
+        for line in ("set a 2", "delete a", "import"):
+            found = run(*line.split(), "--wait", "0.05", stdin=b'{"key": "c", "value": "3"}\n')
+            assert found.status == 3
+            assert re.fullmatch(
+                rf"bytekv: {path}: process {other.pid}( \(\w+\))? has not given the store back; let it go on or end it,"
+                " look for a transaction that it keeps open, or --wait longer\n",
+                found.err,
+            )
+    finally:
+        other.kill()
+        other.communicate()
+    assert run("set", "a", "2") == (0, b"", "")
+    assert content(path) == {b"a": b"2"}
 
 
 @pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "1e4300", "x", "9" * 5000, "86401"])
