@@ -527,6 +527,93 @@ def test_job_queue_runs(path):
     assert "{'todo/': 0, 'doing/': 0, 'done/': 19, 'failed/': 1}" in printed
 
 
+# --- shared_counter, shared_queue ------------------------------------------------------------------
+
+
+def test_shared_counter_counts_each_file_once_and_whole(path, source):
+    """Two count the same files; before, one gave up in the middle of a transaction."""
+    one, two = load("shared_counter"), load("shared_counter")
+    files = [str(file) for file in source.rglob("*.py") if file.exists()]
+    words = Counter(word for file in files for word in one.WORD.findall(Path(file).read_bytes().lower()))
+
+    def give_up(_: object) -> int:
+        raise KeyboardInterrupt
+
+    with bytekv.open(path, shared=True) as db, bytekv.open(path, shared=True) as other:
+        one.begin(db)
+        two.begin(other)
+        one.int = give_up
+        with pytest.raises(KeyboardInterrupt):
+            one.count(files[0])
+        del one.int
+        assert not other
+        counted: list[int] = []
+        together(*[lambda of=of: counted.extend(of.count(file) for file in files) for of in (one, two)])
+        assert sum(counted) == words.total()
+        assert {key[5:]: int(times) for key, times in other.scan("word/")} == words
+        assert int(db["total"]) == words.total() == sum(int(number) for _, number in db.scan("file/"))
+
+
+def test_shared_counter_runs(path, source):
+    files = [file for file in source.rglob("*.py") if file.exists()]
+    lines = run("shared_counter", *files, cwd=path.parent).splitlines()
+    total = sum(len(re.findall("[a-z]{2,}", file.read_text().lower())) for file in files)
+    assert lines[0].startswith(f"{len(files)} files, the last with ")
+    assert lines[0].endswith(f"; {total} in all")
+    assert re.match("(peel|apple) ", lines[1])
+
+
+def test_shared_queue_gives_a_job_to_one_worker(path):
+    example = load("shared_queue")
+    with bytekv.open(path, shared=True) as db:
+        db.update({f"todo/{number:03}": "easy" for number in range(100)})
+        workers = {name: bytekv.open(path, shared=True) for name in "abc"}
+        assert example.claim(workers["a"], "a") == ("000", "easy")
+        assert example.claim(workers["b"], "b") == ("001", "easy")
+        assert example.give_back(db, "a") == ["000"]
+        assert example.give_back(db, "a") == []
+        assert [*db.scan_keys("doing/")] == [b"doing/b/001"]
+        assert example.give_back(workers["a"], "b") == ["001"]
+
+        def close() -> None:
+            while any(db.scan_keys("todo/")):
+                db.wait(timeout=60)
+            db["todo/late"] = "easy"  # they are all waiting by now, or about to
+            while b"done/late" not in db:
+                db.wait(timeout=60)
+            db["closed"] = ""
+
+        together(*[lambda name=name: example.work(workers[name], name) for name in "abc"], close)
+        assert all(worker.closed for worker in workers.values())
+        assert [key for key in db if not key.startswith((b"done/", b"here/"))] == [b"closed"]
+        assert sum(1 for _ in db.scan_keys("done/")) == 101
+
+
+def test_shared_queue_does_what_came_while_a_worker_was_looking(path):
+    """It found no job, then the last one came, and that there will be none: it must look once more."""
+    example = load("shared_queue")
+    claim = example.claim
+
+    def slow_claim(store: bytekv.Store, worker: str) -> tuple[str, str] | None:
+        found = claim(store, worker)
+        if not db:
+            db.update({"todo/1": "easy", "closed": ""})
+        return found
+
+    with bytekv.open(path, shared=True) as db, bytekv.open(path, shared=True) as other:
+        example.claim = slow_claim
+        other.put = lambda *_: None  # it is not said that there is a worker, so that nothing is there
+        example.work(other, "a")
+        assert dict(db) == {b"closed": b"", b"done/1": b"a"}
+
+
+def test_shared_queue_runs(path):
+    died, done = run("shared_queue", cwd=path.parent).splitlines()
+    assert re.fullmatch(r"(ann|bob) died with status 9, and job \['007'\] is to do again", died)
+    by_each = re.fullmatch(r"done by each: \{(.*)\}", done)[1]
+    assert sum(map(int, re.findall(r": (\d+)", by_each))) == 100
+
+
 # --- rolling_log -----------------------------------------------------------------------------------
 
 
