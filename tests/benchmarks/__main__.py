@@ -32,10 +32,13 @@ SETS = {
         "snapshot_space",
         "pauses",
     ),
+    "processes": tuple(name for name in WORKLOADS if name.startswith("processes_")),
     "segments": tuple(name for name in WORKLOADS if name.startswith("segments_")),
     "growth": ("put", "get", "scan", "open", "open_no_hints", "memory"),
 }
-SETS["standard"] = tuple(name for name in WORKLOADS if name not in SETS["segments"] + SETS["stalls"])
+SETS["standard"] = tuple(
+    name for name in WORKLOADS if name not in SETS["segments"] + SETS["stalls"] + SETS["processes"]
+)
 SETS["core"] = tuple(name for name in SETS["standard"] if name not in (*SETS["durable"], "put_sequential", "disk"))
 SETS["sizes"] = ("batch_put", "put", "get", "overwrite", "scan_before", "compact", "scan", "delete", "disk")
 
@@ -127,6 +130,7 @@ def plans(options: argparse.Namespace) -> list[Plan]:
             Plan(100_000, 1024, SETS["sizes"], fast, 3),
             Plan(10_000, 65_536, SETS["sizes"], fast, 3),
             Plan(1_000_000, 100, SETS["stalls"], ("bytekv",), 2),
+            Plan(10_000, 100, SETS["processes"], installed, 5),
             *growth,
         ]
     if options.growth:

@@ -38,6 +38,7 @@ _NO_DURABILITY = "cannot make a write durable"
 _NO_THREADS = "is not made for threads"
 _NO_HINTS = "has no hint files"
 _NO_WORKER = "does not compact in a thread of Python"
+_ONE_PROCESS = "is for one process at a time"
 _C_HEAP = "keeps its keys outside of Python's heap"
 
 
@@ -46,7 +47,17 @@ def _lacking(reason: str, *workloads: str) -> dict[str, str]:
 
 
 _DURABLE = ("durable_put_1", "durable_put_8", "durable_put_32")
+_PROCESSES = (
+    "processes_put",
+    "processes_batch",
+    "processes_get_put",
+    "processes_gets_put",
+    "processes_paced",
+    "processes_durable",
+)
 _ONLY_BYTEKV = {
+    **_lacking("has one way to be opened", "processes_alone"),
+    **_lacking("keeps nothing that has to be caught up with", "processes_follow"),
     **_lacking(_NO_HINTS, "open_no_hints"),
     **_lacking(
         _NO_WORKER,
@@ -84,6 +95,11 @@ class Engine:
 
     def __init__(self, path: str, value_size: int, *, durable: bool = False) -> None:
         raise NotImplementedError
+
+    @classmethod
+    def shared(cls, path: str, value_size: int, *, durable: bool = False) -> Engine:
+        """Open a store that other processes write to as well."""
+        return cls(path, value_size, durable=durable)
 
     @classmethod
     def version(cls) -> str | None:
@@ -179,6 +195,10 @@ class Bytekv(Engine):
         self.put_batch, self.get_many, self.compact = self.db.update, self.db.get_many, self.db.compact
 
     @classmethod
+    def shared(cls, path: str, value_size: int, *, durable: bool = False) -> Engine:
+        return cls(path, value_size, durable=durable, shared=True)
+
+    @classmethod
     def version(cls) -> str:
         import bytekv
 
@@ -222,7 +242,12 @@ class Lmdb(Engine):
     name, title, package = "lmdb", "LMDB nosync", "lmdb"
     durability = "crash; sync=False, one transaction a write; a power cut may damage the file"
     durable = "sync=True"
-    lacks = {**_ONLY_BYTEKV, **_NO_TTL, **_lacking(_C_HEAP, "heap")}
+    lacks = {
+        **_ONLY_BYTEKV,
+        **_NO_TTL,
+        **_lacking(_C_HEAP, "heap"),
+        **_lacking("is measured with writemap", *_PROCESSES[:-1]),
+    }
     writemap = False
 
     def __init__(self, path: str, value_size: int, *, durable: bool = False) -> None:
@@ -318,6 +343,7 @@ class LmdbWritemap(Lmdb):
     name, title = "lmdb-writemap", "LMDB writemap nosync"
     durability = "crash; writemap, sync=False, one transaction a write; a power cut may damage the file"
     durable = "writemap, sync=True"
+    lacks = {**_ONLY_BYTEKV, **_NO_TTL, **_lacking(_C_HEAP, "heap")}
     writemap = True
 
 
@@ -325,7 +351,7 @@ class Leveldb(Engine):
     name, title, package = "leveldb", "LevelDB", "plyvel"
     durability = "crash; sync=False"
     durable = "sync=True"
-    lacks = {**_ONLY_BYTEKV, **_NO_TTL, **_lacking(_C_HEAP, "heap")}
+    lacks = {**_ONLY_BYTEKV, **_NO_TTL, **_lacking(_C_HEAP, "heap"), **_lacking(_ONE_PROCESS, *_PROCESSES)}
 
     def __init__(self, path: str, value_size: int, *, durable: bool = False) -> None:
         import plyvel
@@ -366,7 +392,7 @@ class Rocksdb(Engine):
     name, title, package = "rocksdb", "RocksDB", "rocksdict"
     durability = "crash; write-ahead log, no sync"
     durable = "write-ahead log, sync=True"
-    lacks = {**_ONLY_BYTEKV, **_NO_TTL, **_lacking(_C_HEAP, "heap")}
+    lacks = {**_ONLY_BYTEKV, **_NO_TTL, **_lacking(_C_HEAP, "heap"), **_lacking(_ONE_PROCESS, *_PROCESSES)}
 
     def __init__(self, path: str, value_size: int, *, durable: bool = False) -> None:
         import rocksdict
@@ -605,6 +631,7 @@ class Redis(Engine):
         **_lacking(
             "is a server: compared where keys expire",
             *_DURABLE,
+            *_PROCESSES,
             *("put_sequential", "get_many", "get_latency", "open", "overwrite", "put_latency", "scan_before"),
             *("compact", "scan", "ycsb_a", "ycsb_b", "ycsb_c", "open_crash", "heap", "memory", "disk"),
         ),
@@ -670,6 +697,7 @@ class Semidbm(Engine):
         **_UNORDERED,
         **_lacking(_NO_BATCH, "batch_put"),
         **_lacking(_NO_THREADS, *_DURABLE),
+        **_lacking(_ONE_PROCESS, *_PROCESSES),
     }
 
     def __init__(self, path: str, value_size: int, *, durable: bool = False) -> None:
@@ -729,6 +757,7 @@ class Dict(Engine):
         **_UNORDERED,
         **_lacking(_NO_DURABILITY, *_DURABLE),
         **_lacking("is not on disk", "open", "open_crash", "disk", "memory"),
+        **_lacking(_ONE_PROCESS, *_PROCESSES),
         **_lacking(_NO_COMPACTION, "compact"),
     }
 

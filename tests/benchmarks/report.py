@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .engines import ENGINES
-from .results import RATIO_TARGET_SIZES, RATIO_TARGETS, Results, Size, ratio_target
+from .results import PROCESSES, RATIO_TARGET_SIZES, RATIO_TARGETS, Results, Size, ratio_target
 from .workloads import WORKLOADS, Figures
 
 _RATES = ("keys/s", "ops/s")
@@ -221,6 +221,27 @@ def steady_space(results: Results) -> Table | None:
     return Table("Overwritten for ever", columns, rows) if rows else None
 
 
+def processes(results: Results) -> Table | None:
+    """How much several processes do with one store."""
+    rows = []
+    for size in results.sizes([name for name, about in WORKLOADS.items() if about.unit == "processes"])[:1]:
+        for workload, about in WORKLOADS.items():
+            for engine in results.engines(size) if about.unit == "processes" else ():
+                figures = results.figures(workload, engine, size) or {}
+                cells = [
+                    f"{_rate(1e6 / figures[f'wall_{count}'])} · {figures[f'share_{count}']:.2f}"
+                    if f"wall_{count}" in figures
+                    else "–"
+                    for count in PROCESSES
+                ]
+                cells += [_number(figures[name]) if name in figures else "–" for name in ("p50", "p99")]
+                if set(cells) - {"–"}:
+                    rows.append([f"{about.title}, {ENGINES[engine].title}", *cells])
+    columns = ["", *(str(count) for count in PROCESSES), "p50 [µs]", "p99 [µs]"]
+    remark = "operations in a second · what the slowest did, divided by what the fastest did"
+    return Table("Processes that share a store", columns, rows, remark) if rows else None
+
+
 def snapshot_space(results: Results) -> Table | None:
     """How large a store is while it is overwritten under an open snapshot."""
     rows = []
@@ -308,7 +329,7 @@ def tables(results: Results, clock: str) -> list[Table]:
         if size in RATIO_TARGET_SIZES or (len(results.sizes()) == 1 and size.value_size == 100):
             found.append(targets(results, size, clock))
         found += [latencies(results, size), space(results, size)]
-    found += [stalls(results), steady_space(results), snapshot_space(results), pauses(results)]
+    found += [stalls(results), steady_space(results), snapshot_space(results), pauses(results), processes(results)]
     found += [growth(results), segments(results), goals(results)]
     return [table for table in found if table is not None]
 

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from .engines import ENGINES
 from .runner import Record
-from .workloads import Figures
+from .workloads import WORKLOADS, Figures
 
 #: Ratios that bytekv has to stay below, with values of 100 bytes; where there are two, at 100,000 and a million keys.
 RATIO_TARGETS: Final[dict[str, dict[str, float | tuple[float, float]]]] = {
@@ -55,6 +55,20 @@ def ratio_target(workload: str, peer: str, keys: int) -> float | None:
 
 
 RATIO_TARGET_SIZES: Final = ((100_000, 100), (1_000_000, 100))
+
+PROCESSES: Final = (1, 2, 4, 8)
+
+#: How much 1, 2, 4 and 8 processes have to do with bytekv, as a multiple of what they do with a peer.
+PROCESS_TARGETS: Final[dict[str, dict[str, tuple[float, float, float, float]]]] = {
+    "put": {"sqlite": (5, 5, 5, 5), "diskcache": (20, 20, 20, 20), "lmdb-writemap": (0.4, 0.4, 0.4, 0.4)},
+    "batch": {"sqlite": (1.5, 3, 3, 3), "lmdb-writemap": (0.25, 0.5, 0.5, 0.5)},
+    "get_put": {
+        "sqlite": (3.5, 3.5, 3.5, 3.5),
+        "diskcache": (10, 10, 10, 10),
+        "lmdb-writemap": (0.6, 0.6, 0.6, 0.6),
+    },
+    "gets_put": {"sqlite": (3.5, 3.5, 3.5, 3.5), "lmdb-writemap": (0.6, 0.6, 0.6, 0.6)},
+}
 
 
 class Size(NamedTuple):
@@ -156,6 +170,7 @@ class Results:
             *self._heap(),
             *self._durable(),
             *self._stalls(),
+            *self._processes(),
         ]
 
     def _largest(self, workload: str) -> tuple[Size, Figures] | None:
@@ -218,6 +233,50 @@ class Results:
             goals.append(Goal(f"p99.9 of put, {text}", "≤ 1.5×", f"{ratio:.2f}×", ratio <= 1.5))
             goals.append(Goal("held afterwards, for each of them", "≤ 10 bytes", f"{held:.0f} bytes", held <= 10))
         return goals
+
+    def _processes(self) -> list[Goal]:
+        goals = []
+        for workload, limits in PROCESS_TARGETS.items():
+            name = f"processes_{workload}"
+            for size in self.sizes([name])[:1]:
+                for peer, wanted in limits.items():
+                    ratios = [self.ratio(name, peer, size, f"wall_{count}") for count in PROCESSES]
+                    faster = [1 / ratio for ratio in ratios if ratio]
+                    if len(faster) == len(wanted):
+                        text = f"{WORKLOADS[name].title}, 1, 2, 4 and 8 processes, beside {ENGINES[peer].title}"
+                        is_met = all(each >= least for each, least in zip(faster, wanted, strict=True))
+                        goals.append(Goal(text, "≥ " + _joined(wanted, "g"), _joined(faster, ".2f") + "×", is_met))
+        if size := next(iter(self.sizes(["processes_put"])), None):
+            one, eight = ((self.figures("processes_put", "bytekv", size) or {}).get(f"wall_{n}") for n in (1, 8))
+            if one and eight:
+                share = one / eight
+                goals.append(Goal("put, 8 processes beside 1", "≥ 0.8×", f"{share:.2f}×", share >= 0.8))
+        for size in self.sizes(["processes_paced"])[:1]:
+            for which in ("p50", "p99"):
+                ratio = self.ratio("processes_paced", "sqlite", size, which)
+                if ratio:
+                    text = f"put every 2 ms beside a process that only puts, {which}, beside SQLite"
+                    goals.append(Goal(text, "≤ 1×", f"{ratio:.2f}×", ratio <= 1))
+        for size in self.sizes(["processes_durable"])[:1]:
+            for peer in ("sqlite", "lmdb"):
+                ratio = self.ratio("processes_durable", peer, size, "wall_8")
+                if ratio:
+                    text = f"durable puts, 8 processes, beside {ENGINES[peer].title.removesuffix(' nosync')}"
+                    goals.append(Goal(text, "≥ 5×", f"{1 / ratio:.2f}×", 1 / ratio >= 5))
+        for name, figure, most, text in (
+            ("processes_alone", "put_ratio", 2.2, "shared put, alone, beside an exclusive one"),
+            ("processes_alone", "get_ratio", 1.05, "shared get, nothing new, beside an exclusive one"),
+            ("processes_follow", "first_ratio", 4, "first get after another process's put, in exclusive puts"),
+            ("processes_follow", "replay_ratio", 1.2, "catching up in bulk, for each put, in exclusive puts"),
+        ):
+            if found := self._largest(name):
+                ratio = found[1][figure]
+                goals.append(Goal(text, f"≤ {most:g}×", f"{ratio:.2f}×", ratio <= most))
+        return goals
+
+
+def _joined(figures: Iterable[float], form: str) -> str:
+    return " / ".join(f"{each:{form}}" for each in figures)
 
 
 def describe_machine(folder: str) -> dict[str, Any]:

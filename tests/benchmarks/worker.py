@@ -10,7 +10,7 @@ import json
 import sys
 import traceback
 
-from . import pauses, stalls, workloads  # noqa: F401 - pauses and stalls register theirs
+from . import pauses, processes, stalls, workloads  # noqa: F401 - these register theirs
 from .dataset import DataSet
 from .engines import ENGINES
 from .workloads import Session, fill_and_die, print_memory
@@ -37,6 +37,10 @@ def main(arguments: list[str]) -> None:
             fill_and_die(ENGINES[engine], path, int(count), int(value_size), int(seed))
         case ["--memory", engine, path, value_size, key]:
             print_memory(ENGINES[engine], path, int(value_size), bytes.fromhex(key))
+        case ["--processes", workload, engine, path, value_size, seconds]:
+            processes.print_figures(workload, ENGINES[engine], path, int(value_size), float(seconds))
+        case ["--puts", engine, path, value_size]:
+            processes.put_when_told(ENGINES[engine], path, int(value_size))
         case [engine, count, value_size, seed, folder, seconds, budget_s]:
             serve(engine, int(count), int(value_size), int(seed), folder, float(seconds), float(budget_s))
         case _:

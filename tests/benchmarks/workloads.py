@@ -124,6 +124,18 @@ WORKLOADS: Final[dict[str, About]] = {
         "pauses of a writer",
         "how late a put comes back, at most, beside another thread that does something with all keys",
     ),
+    "processes_put": About("processes", "put", "1, 2, 4 and 8 processes put as fast as they can into one store"),
+    "processes_batch": About("processes", "batches of 100", "the same in atomic batches of 100; per key"),
+    "processes_get_put": About("processes", "1 get : 1 put", "they read everybody's keys and put their own, by turns"),
+    "processes_gets_put": About("processes", "9 gets : 1 put", "the same with nine gets before each put"),
+    "processes_paced": About("processes", "put every 2 ms", "one process beside another that puts as fast as it can"),
+    "processes_durable": About("processes", "durable put", "8 processes; each put survives a power cut"),
+    "processes_alone": About(
+        "processes", "shared, alone", "a shared store that nobody else has open beside one that is not shared"
+    ),
+    "processes_follow": About(
+        "processes", "catching up", "the first get after one put of another process, and after very many"
+    ),
     "segments_1": About(
         "µs", "1 segment", "random gets from a store of so many segments; also puts into it, and opening it"
     ),
@@ -689,9 +701,11 @@ def _durable_put(session: Session, threads: int) -> Figures:
             try:
                 with engine.putter() as put:
                     start.wait()
-                    while not stop.is_set():
+                    while True:  # once at least, however slow the disk is
                         put(b"%04d-%011d" % (index, done[index]), value)
                         done[index] += 1
+                        if stop.is_set():
+                            break
             except BaseException as error:
                 failed.append(error)
                 start.abort()

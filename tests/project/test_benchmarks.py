@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import instructions, pauses, report, stalls
+from tests.benchmarks import instructions, pauses, processes, report, stalls
 from tests.benchmarks.__main__ import PAGE, SETS, main, parse, plans
 from tests.benchmarks.dataset import GROUP, DataSet, WrongAnswerError
 from tests.benchmarks.engines import ENGINES, Bytekv, Engine
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.once
 
 INSTALLED = [name for name, engine in ENGINES.items() if engine.version() is not None]
 KEYS, VALUE_SIZE = 200, 100
-IN_A_PROCESS_OF_ITS_OWN = ("open_crash", "memory")
+IN_A_PROCESS_OF_ITS_OWN = ("open_crash", "memory", *SETS["processes"][:-2])
 
 
 def session(engine: type[Engine], path: Path, **options: Any) -> Session:
@@ -39,6 +39,7 @@ def test_every_workload_is_explained_and_there():
     assert set(_RUN) == set(WORKLOADS)
     assert stalls.__doc__
     assert pauses.__doc__
+    assert processes.__doc__
     for name, engine in ENGINES.items():
         assert engine.name == name
         assert set(engine.lacks) <= set(WORKLOADS)
@@ -71,6 +72,8 @@ def test_a_workload_runs_on_an_engine(name, workload, path):
 @pytest.mark.parametrize("name", ["bytekv", "dbm.dumb"])
 @pytest.mark.parametrize("workload", IN_A_PROCESS_OF_ITS_OWN)
 def test_a_workload_with_a_process_of_its_own(workload, name, path):
+    if workload in ENGINES[name].lacks:
+        pytest.skip(ENGINES[name].lacks[workload])
     one = session(ENGINES[name], path)
     try:
         figures = one.run(workload)
@@ -81,7 +84,7 @@ def test_a_workload_with_a_process_of_its_own(workload, name, path):
 
 def test_workloads_in_any_order_in_one_session(path):
     one = session(Bytekv, path)
-    slow = ("segments_", "durable_", *SETS["stalls"], *IN_A_PROCESS_OF_ITS_OWN)
+    slow = ("segments_", "durable_", "processes_", *SETS["stalls"], *IN_A_PROCESS_OF_ITS_OWN)
     order = [each for each in WORKLOADS if not each.startswith(slow)]
     for workload in [*order, *reversed(order)]:
         one.run(workload)
@@ -222,6 +225,34 @@ def test_zipf_prefers_the_first():
 def test_percentiles():
     figures = spread(range(0, 1_000_001, 1000))
     assert figures == {"p50": 500, "p90": 900, "p99": 990, "p999": 999, "p9999": 1000, "max": 1000, "ops": 1001}
+
+
+# --- processes that share a store --------------------------------------------------------------
+
+
+def test_what_a_process_reads_is_compared_with_what_it_has_put():
+    part = processes._Part(Bytekv.__new__(Bytekv), 1, 2, VALUE_SIZE)
+    [(key, value)] = part.pairs(1)
+    part.check([key, b"x" * 16], [value, b"x" * 30], [value, None])
+    for lie in (None, b"", key + b"00000000", b"x" * len(value)):
+        with pytest.raises(WrongAnswerError):
+            part.check([key], [lie], [value])
+    assert {len(each) for _, each in part.pairs(16)} == {VALUE_SIZE}
+    assert set(map(len, part.keys())) == {16}
+
+
+def test_processes_are_shown_and_compared():
+    size, records = Size(1000, 100), []
+    for engine, wall in (("bytekv", 2.0), ("sqlite", 20.0)):
+        figures = {f"wall_{count}": wall * count for count in (1, 2, 4, 8)} | {"share_1": 1.0, "share_2": 0.5}
+        records.append(Record("processes_put", engine, *size, 0, figures | {"share_4": 0.25, "share_8": 0.125}))
+    results = Results(made_up().about, records)
+    table = report.processes(results)
+    assert table is not None
+    assert table.rows[0][1:] == ["500 k · 1.00", "250 k · 0.50", "125 k · 0.25", "62.5 k · 0.12", "–", "–"]
+    beside_sqlite, beside_one = results.goals()
+    assert (beside_sqlite.measured, beside_sqlite.is_met) == ("10.00 / 10.00 / 10.00 / 10.00×", True)
+    assert (beside_one.measured, beside_one.is_met) == ("0.12×", False)
 
 
 # --- results -----------------------------------------------------------------------------------
@@ -369,7 +400,9 @@ def test_an_interrupted_run_leaves_neither_processes_nor_stores(path):
 def test_sets_name_workloads_and_plans_fit_the_machine():
     for names in SETS.values():
         assert set(names) <= set(WORKLOADS)
-    assert set(SETS["standard"]) | set(SETS["stalls"]) | set(SETS["segments"]) == set(WORKLOADS)
+    assert set(SETS["standard"]) | set(SETS["stalls"]) | set(SETS["segments"]) | set(SETS["processes"]) == set(
+        WORKLOADS
+    )
     (plan,) = plans(parse(["--keys", "1000000", "--values", "65536", "--engines", "bytekv"]))
     assert plan.keys * plan.value_size <= 1e9
     large = plans(parse(["--keys", "1000000"]))[0]
