@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+import bytekv
 from bytekv.contract import convert
 from bytekv.engine.codec import entry as codec
 from bytekv.engine.codec.checksum import CRC_SIZE, FORMAT_VERSION, RESIDUE, checksum, seed_of
@@ -435,6 +436,8 @@ def test_the_directory_table_names_every_file_that_a_store_makes(path):
         db.backup(copy, progress=lambda _: unfinished.update(file.name for file in copy.iterdir()))
     found = {re.sub("[0-9]{10}", "N" * 10, file.name) for file in path.iterdir()}
     assert found == {"LOCK", "MANIFEST", "NNNNNNNNNN.seg", "NNNNNNNNNN.hint"}
+    with bytekv.open(path, shared=True):
+        found.update(file.name for file in path.iterdir() if not file.suffix)
     of_backups = unfinished - {file.name for file in copy.iterdir()}
     assert of_backups == {"BACKUP.unfinished", "segment.new"}
     assert named == {*found, *of_backups, "MANIFEST.new", "quarantine"}
