@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SharedStore"]
 
+_get, _getitem = Store.get, Store.__getitem__
 _DEFAULTS: Final = {name: getattr(Options(), name) for name in Options.names()}
 _OPENED: Final = (  # what a store is made of once it is open
     "_state",
@@ -54,6 +55,7 @@ _OPENED: Final = (  # what a store is made of once it is open
     "_page",
     "_neighbours",
 )
+_FEW: Final = 4096  # writes of a batch that are not shown at once where there is something to be read before them
 _opening = threading.RLock()
 
 
@@ -111,6 +113,7 @@ class SharedStore(Store):
     def __init__(self, path: str, flag: Flag, options: Options, files: Files, tuning: Tuning = TUNING) -> None:
         super().__init__(path, flag, options, files, tuning)
         self._asked = path, flag, options, files, tuning
+        self._few = _FEW
         self._worker.wake()  # which sees to what a neighbour leaves that dies
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:  # type: ignore[override]
@@ -159,12 +162,15 @@ class SharedStore(Store):
     # --- reading -------------------------------------------------------------------------------
 
     def get(self, key: Bytes, default: Any = None) -> Any:  # noqa: D102
-        self._follow()
-        return super().get(key, default)
+        # `_follow` is written out, and `super` is not asked: 1.1 of an exclusive get instead of 1.3.
+        if self._page.words[APPENDED] != self._state.seq or self._state.always:
+            self._neighbours.catch_up()
+        return _get(self, key, default)
 
     def __getitem__(self, key: Bytes) -> bytes:
-        self._follow()
-        return super().__getitem__(key)
+        if self._page.words[APPENDED] != self._state.seq or self._state.always:
+            self._neighbours.catch_up()
+        return _getitem(self, key)
 
     def __contains__(self, key: object) -> bool:
         self._follow()

@@ -67,7 +67,9 @@ def f(lock, items):
 
 #: The flattened writes and `Committer.change` (by `State.ready`) set the intent themselves, before they look at
 #: anything that a handler might change.
-_SAY_SO_THEMSELVES = {"put", "put_for", "write_few", "delete", "_put_durably", "_put_in_turn", "_carry_out"}
+_SAY_SO_THEMSELVES = {"put", "put_for", "write_few", "delete", "_put_durably", "_carry_out"}
+#: Those of a shared store have its turn meanwhile, of which `SharedTurn.check_reentry` tells a handler.
+_SAY_SO_THEMSELVES |= {"_put_in_turn", "_defer_in_turn"}
 
 
 def unsaid(source: str) -> list[tuple[str, int]]:

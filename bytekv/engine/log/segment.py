@@ -164,7 +164,7 @@ class Writer:
         is_new = self.map is None or allocated != self.allocated
         if is_new:
             self.map = self._files.map(self._descriptor, allocated, self.path, write=True)
-            self.room_end = 0
+            self.fast_end = self.room_end = 0
         self.allocated = allocated
         self._populated = min(max(self._populated, end), allocated)
         self.end = end

@@ -18,18 +18,23 @@ from struct import error as StructError
 from ..._lean import TYPE_CHECKING
 from ...errors import is_interrupt
 from ..codec.checksum import CRC, checksum
-from ..codec.entry import ENTRY
+from ..codec.entry import CONTINUES, ENTRY, PUT
+from ..codec.runs import pack_run, sizes_of_run
 from ..log.control_page import ALLOCATED, APPENDED, END, FAILED, HOLDER, SEGMENT, WANT, ControlPage
 from ..log.segment import Writer
 from ..write.commit import PURGED_BY_A_PUT
 from .commit import SharedCommitter
 
 if TYPE_CHECKING:
+    from typing import Final
+
+    from ...contract.batch import Writes
     from ..codec.manifest import Manifest
     from ..state import State
 
 __all__ = ["FastSharedCommitter"]
 
+_MOST_DEFERRED: Final = 256 * 1024  # bytes of a batch
 _pack_entry = ENTRY.pack
 _pack_crc = CRC.pack
 
@@ -75,6 +80,78 @@ class FastSharedCommitter(SharedCommitter):
         if state.dirty_since is not self._woken_for and self._wake():
             self._woken_for = state.dirty_since
         return seq
+
+    def write_few(self, writes: Writes) -> int | None:
+        """Append puts as one change that is read later; return the last seq. None: it is left to `change`.
+
+        Only where others have written meanwhile: else they are shown at once, which is for the plain way.
+        """
+        turn, state, words = self.turn, self.state, self._page.words
+        if words[APPENDED] == state.seq or set(map(type, writes.values())) != {bytes} or state.refusal is not None:
+            return None
+        keys, values = list(writes), list(writes.values())
+        size, sizes = sizes_of_run(keys, values)  # type: ignore[arg-type]
+        if sum(sizes) > _MOST_DEFERRED:
+            return None
+        seq = 0
+        if state.intent is None and not turn.is_mine():
+            with turn.gate:
+                writer = state.segments.writer
+                if turn.owner is None and not turn.is_held and writer is not None:
+                    try:
+                        self._page.take_turn(self._timeout_s)
+                        seq = self._defer_in_turn(writer, keys, values, sum(sizes), is_alike=size > 0)  # type: ignore[arg-type]
+                    except StructError:  # a clock before 1970: the plain way knows
+                        pass
+                    finally:
+                        try:
+                            turn.give_back()
+                        except BaseException:  # there was no memory for the call
+                            turn.give_back()
+                            raise
+        if not seq:
+            return None
+        if words[WANT]:
+            self._page.let_waiters_in()
+        if state.dirty_since is not self._woken_for and self._wake():
+            self._woken_for = state.dirty_since
+        return seq
+
+    def _defer_in_turn(
+        self, writer: Writer, keys: list[bytes], values: list[bytes], size: int, *, is_alike: bool
+    ) -> int:
+        """Append puts that are read later; 0 if there is nothing to be read before them, or it is not so simple."""
+        state, words, mapping = self.state, self._page.words, writer.map
+        offset = words[END]
+        end = offset + size
+        if (
+            end > writer.room_end
+            or words[HOLDER]
+            or words[SEGMENT] != writer.base >> 44
+            or words[ALLOCATED] != writer.allocated
+            or words[FAILED]
+            or state.failure is not None
+            or (state.throttles and end >= self.throttle.next_look)
+            or mapping is None
+            or mapping[offset]
+        ):
+            return 0
+        before: int = words[APPENDED]
+        flags = [PUT | CONTINUES] * len(keys)
+        flags[-1] = PUT
+        now_ms = self._clock_ns() // 1000000
+        entries = pack_run(flags, keys, values, before + 1, now_ms, writer.seed, is_alike=is_alike)
+        with state.lock:
+            if state.intent is not None or state.segments.writer is not writer or state.seq == before:
+                return 0
+            words[HOLDER] = self.turn.name
+            mapping[offset:end] = entries
+            words[END] = end
+            words[APPENDED] = before + len(keys)
+            if state.dirty_since is None and state.mode == "interval":
+                state.dirty_since = state.files.monotonic()
+            words[HOLDER] = 0
+        return before + len(keys)
 
     def _put_in_turn(self, writer: Writer, key: bytes, value: bytes) -> int:
         """Append one put; 0 if that is not as simple as that."""

@@ -68,6 +68,50 @@ def share(path: Path) -> Iterator[Share]:
             store.close()
 
 
+@pytest.mark.parametrize("sync", ["interval", "os"])
+@pytest.mark.parametrize("sizes", [(5, 5), (5, 9)], ids=["alike", "of two sizes"])
+def test_puts_are_not_kept_waiting_by_what_the_other_has_done(share: Share, sync: str, sizes: tuple[int, int]) -> None:
+    one, two = share(sync=sync), share(sync=sync)
+    two.update({"a": "0", "z": "0"})
+    one["a"] = "0"  # which makes room
+    two["z"] = "0"
+    assert one["z"] == b"0"
+    batch = {"a": b"1" * sizes[0], "b": b"2" * sizes[1]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one._neighbours, "catch_up_with_set", lambda: None)  # by the worker
+        patch.setattr(one._neighbours, "catch_up_in_turn", lambda: pytest.fail("it has caught up"))
+        two["c"] = "3"
+        one.update(batch)
+        two["c"] = "3"
+        one[b"d"] = b"4"
+    wanted = {"a": batch["a"], "b": batch["b"], "c": b"3", "d": b"4", "z": b"0"}
+    assert {key: one[key] for key in wanted} == wanted
+    assert dict(two.scan()) == {key.encode(): value for key, value in wanted.items()}
+    with share(sync=sync).snapshot() as snapshot:
+        assert dict(snapshot.scan()) == dict(one.scan())
+    two["c"] = "5"
+    with one.batch() as both:
+        both["a"] = "6"
+        del both["c"]
+    assert ("c" in one, "c" in two, one["a"], two["a"]) == (False, False, b"6", b"6"), "a delete looks first"
+    two["c"] = "7"
+    one.update({"a": b"8" * 300_000})
+    assert (one["c"], one["a"], two["a"]) == (b"7", b"8" * 300_000, b"8" * 300_000)
+
+
+@pytest.mark.parametrize("sync", MODES)
+def test_a_put_waits_for_anothers_turn_and_is_refused_in_the_end(share: Share, sync: str) -> None:
+    one, two = share(sync=sync, busy_timeout_s=0.01), share(sync=sync)
+    one["a"] = "1"
+    with two.transaction() as transaction:
+        transaction["a"] = "2"
+        for write in (lambda: one.put("a", "3"), lambda: one.update({"a": "3"})):
+            with pytest.raises(StoreBusyError):
+                write()
+    one["b"] = "4"
+    assert (one["a"], two["b"]) == (b"2", b"4")
+
+
 @pytest.mark.parametrize("sync", MODES)
 def test_each_sees_what_the_other_has_done(share: Share, sync: str) -> None:
     one, two = share(sync=sync), share(sync=sync)
