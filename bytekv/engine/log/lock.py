@@ -82,11 +82,7 @@ class Lock:
         identity = files.identity(folder)
         path = folder.place(LOCK)
         with _held_guard:
-            for key, other in list(_held.items()):
-                if key[:2] == identity and not (shared and other.is_shared):
-                    raise StoreLockedError(
-                        self._path, os.getpid(), other.is_shared, "shared" if shared else "exclusive"
-                    )
+            self._refuse_beside_others_here(identity, shared=shared)
             try:
                 self._identity = (*identity, id(self))
                 self.is_shared = shared
@@ -106,6 +102,12 @@ class Lock:
             if any(other is not self and key[:2] == (identity or ())[:2] for key, other in list(_held.items())):
                 own = os.getpid()
         return StoreLockedError(self._path, own, shared=True, wanted="alone")
+
+    def _refuse_beside_others_here(self, identity: tuple[int, int], *, shared: bool) -> None:
+        # A function of its own: a loop directly inside a ``with`` might leave the lock behind.
+        for key, other in list(_held.items()):
+            if key[:2] == identity and not (shared and other.is_shared):
+                raise StoreLockedError(self._path, os.getpid(), other.is_shared, "shared" if shared else "exclusive")
 
     def share(self) -> None:
         """Let others share the store, after `acquire` has told that there are none.
