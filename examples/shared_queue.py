@@ -3,8 +3,8 @@
 python examples/shared_queue.py
     todo/<number>   the job      doing/<worker>/<number>   the same, while one is at it      done/<number>   by whom
 
-All have the store open with shared=True. A job moves on in one step, which no other process can come between. Who finds
-none waits until anybody has written something. What a dead worker had is put back by the one who started it.
+All have the store open with shared=True. A job moves on in one step, which no other process can come between. A worker
+that finds none waits until something is written. What a dead worker had is put back by the process that started it.
 """
 
 import multiprocessing

@@ -172,7 +172,7 @@ class Writer:
         return is_new
 
     def measure(self) -> int:
-        """Return how long the file is, whoever has made it so."""
+        """Return how long the file is by now; another process may have made it longer."""
         assert self._descriptor is not None
         return self._files.size(self._descriptor, self.path)
 

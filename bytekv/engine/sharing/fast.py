@@ -3,7 +3,7 @@
 Beside 2.1 for that of a store of one process: two calls of the system, which take the turn and give it back.
 
 An append needs to know where the log ends and which seq comes next, and the control page says both. It need not know
-what the others have written: what is not known here yet, this very put among it, is read later by whoever reads. So
+what the others have written: what is not known here yet, this very put among it, is read by the next read. So
 processes that only write do not pay for each other.
 
 Bytes, then words, then the keydir. A put that is interrupted leaves `HOLDER` on the page, and the next turn, of

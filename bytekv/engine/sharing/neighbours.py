@@ -278,7 +278,7 @@ class Neighbours:
             except BytekvError:
                 if is_in_turn or self.follower.is_newest():
                     raise
-                return  # sealed meanwhile, and cut off or gone; who reads on finds another active segment
+                return  # sealed meanwhile, and cut off or gone; the next look finds another active segment
             if segments.writer is not None:
                 state.keydir.usage.open_segment(segments.writer.header.segment_id)
 

@@ -729,7 +729,7 @@ def test_13_a_sync_that_fails_in_one_stops_all(opened: Share, sync: str) -> None
 
 
 @pytest.mark.parametrize("sync", SYNCS)
-def test_18_the_last_one_leaves_a_clean_store_whoever_it_is(opened: Share, path: Path, sync: str) -> None:
+def test_18_the_last_one_leaves_a_clean_store_whichever_it_is(opened: Share, path: Path, sync: str) -> None:
     for order in itertools.permutations(range(3)):
         stores = [opened(sync=sync) for _ in range(3)]
         for number, store in enumerate(stores):

@@ -1,7 +1,7 @@
 """KeyboardInterrupt at the opcodes of calls of a shared store (D8, hazard 3): both processes answer alike afterwards.
 
 The call has happened or has not, as a whole. The other process can write at once: no lock stays taken, and what was
-begun is finished by whoever comes next.
+begun is finished by the next turn.
 """
 
 from __future__ import annotations

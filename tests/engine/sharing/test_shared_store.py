@@ -194,7 +194,7 @@ def test_nobody_comes_between_the_reads_and_writes_of_a_transaction(share: Share
         with pytest.raises(StoreBusyError) as caught:
             two["n"] = "7"
         assert caught.value.pid == os.getpid()
-        assert two["n"] == b"1", "who reads waits for nobody"
+        assert two["n"] == b"1", "a read waits for nobody"
         with pytest.raises(ReentryError):
             one["n"] = "8"
     assert two["n"] == b"2"
@@ -555,7 +555,7 @@ time.sleep(60)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="made of signals")
 def test_a_stopped_process_is_named(share: Share, path: Path) -> None:
-    """Hazard 5: its transaction keeps writers out; who reads does not notice."""
+    """Hazard 5: its transaction keeps writers out; readers do not notice."""
     program = """
 import sys, time, bytekv
 db = bytekv.open(sys.argv[1], shared=True)
