@@ -621,7 +621,7 @@ def test_20_one_that_only_writes_compacts(opened: Share, monkeypatch: pytest.Mon
 
 
 def test_20_one_that_has_not_heard_of_a_compaction_compacts(opened: Share) -> None:
-    """Its victims are gone, and their outputs are what is to be compacted now."""
+    """Its victims are gone, and what may be compacted now are their outputs."""
     mine, other = (opened(segment_size_bytes=400) for _ in range(2))
     content = {b"k%d" % number: b"1" * 90 for number in range(12)}
     for key, value in content.items():

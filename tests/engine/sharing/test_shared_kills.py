@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import select
 import shutil
 import signal
 import sys
@@ -147,9 +148,9 @@ def kills(place: Path, seed: int) -> Iterator[Case]:
                     before, until = oracle.lines, time.monotonic() + PATIENCE_S
                     wanted = dice.randrange(1, 80)
                     while oracle.lines < before + wanted:
+                        select.select([oracle.pipe], [], [], PATIENCE_S)
                         oracle.listen()
                         assert time.monotonic() < until, "nobody writes any more"
-                        time.sleep(0.0005)
                     number = dice.randrange(WRITERS)
                     _kill(children.pop(number))
                     oracle.listen()

@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import pytest
 
 import bytekv
+from bytekv.engine.log.control_page import WANT
 from bytekv.engine.log.files import Files
 from bytekv.engine.shared_store import SharedStore
 from bytekv.engine.sharing.commit import SharedCommitter
@@ -422,6 +422,34 @@ def test_after_a_failed_sync_nobody_writes(share: Share) -> None:
     assert two["a"] == b"1", "reading goes on"
 
 
+@pytest.mark.parametrize("waited_us", [4_000, 6_000])
+@pytest.mark.parametrize("write", [lambda db: db.put(b"a", b"1"), lambda db: db.incr("n")])
+def test_who_has_waited_for_long_is_let_in(
+    share: Share, write: Callable[[SharedStore], object], waited_us: int
+) -> None:
+    """Hazard 16: the kernel gives a lock to the process that asks first, and one that never pauses always does."""
+
+    class Pausing(QuickFiles):
+        now_s = 1000.0
+        paused_s = 0.0
+
+        def monotonic(self) -> float:
+            return self.now_s
+
+        def pause(self, seconds: float) -> None:
+            self.paused_s += seconds
+
+    files = Pausing()
+    db = share(files, sync="os")
+    db[b"a"] = b"0"
+    files.paused_s = 0.0
+    db._page.words[WANT] = int(files.now_s * 1e6) - waited_us
+    write(db)
+    is_long = waited_us > 5_000
+    assert (files.paused_s > 0, db._page.words[WANT] == 0) == (is_long, is_long)
+    db._page.words[WANT] = 0
+
+
 def test_a_segment_is_left_while_it_is_synced(share: Share) -> None:
     """One thread syncs, another finds that a neighbour has begun the next segment. The descriptor was closed under the
     sync, which failed (EBADF) and stopped all writers, or might have synced what had got its number since."""
@@ -528,15 +556,15 @@ def test_a_child_goes_on_with_what_it_has_inherited(share: Share) -> None:
 def test_a_sleeping_child_does_not_keep_a_dead_parents_turn(share: Share, path: Path) -> None:
     """Hazard 4: a child that was forked in the middle of a transaction of another thread."""
     program = """
-import os, sys, time, bytekv
+import os, signal, sys, bytekv
 db = bytekv.open(sys.argv[1], shared=True)
 tx = db.transaction()
 tx.__enter__()
 if os.fork() == 0:
     print(os.getpid(), flush=True)
-    time.sleep(60)
+    signal.pause()
 print(flush=True)
-time.sleep(60)
+signal.pause()
 """
     db = share(busy_timeout_s=20.0)
     db["a"] = "1"
@@ -557,11 +585,11 @@ time.sleep(60)
 def test_a_stopped_process_is_named(share: Share, path: Path) -> None:
     """Hazard 5: its transaction keeps writers out; readers do not notice."""
     program = """
-import sys, time, bytekv
+import signal, sys, bytekv
 db = bytekv.open(sys.argv[1], shared=True)
 with db.transaction() as tx:
     print(flush=True)
-    time.sleep(60)
+    signal.pause()
 """
     db = share(busy_timeout_s=0.05)
     db["a"] = "1"
@@ -570,8 +598,7 @@ with db.transaction() as tx:
     try:
         holder.stdout.readline()
         holder.send_signal(signal.SIGSTOP)
-        while db._page._files.what_does(holder.pid) != "stopped":
-            time.sleep(0.001)
+        os.waitid(os.P_PID, holder.pid, os.WSTOPPED)
         with pytest.raises(StoreBusyError) as caught:
             db["a"] = "2"
         assert (caught.value.pid, caught.value.doing) == (holder.pid, "stopped")
