@@ -2297,9 +2297,9 @@ MUTANTS = [
                 "                self.take(timeout_s)\n                return work()\n            except ValueError:\n",
             ),
             (
-                "a process takes its own pins for nobody's",
-                "            if self._pins and min(self._pins) <= generation:",
-                "            if False:",
+                "only who has pinned this very generation counts, and nobody who has pinned one before it",
+                "is_range_locked(self._descriptor(), _PINS, generation + 1, self._path)",
+                "is_range_locked(self._descriptor(), _PINS + generation, 1, self._path)",
             ),
             (
                 "one pin that is dropped ends all of its generation",
@@ -2331,8 +2331,8 @@ MUTANTS = [
             (
                 "a put goes over what lies where the page says that the log ends",
                 "engine/sharing/fast",
-                "            or mapping[offset]\n        ):\n            return 0\n        seq",
-                "        ):\n            return 0\n        seq",
+                "            or mapping[offset]  # type: ignore[index]\n",
+                "",
                 "earlier_moment",
             ),
             (
@@ -2393,14 +2393,14 @@ MUTANTS = [
             ),
             (
                 "a failed sync is not told to the others",
-                "engine/sharing/commit",
+                "engine/sharing/durability",
                 "            words[FAILED] = 1  # before",
                 "            pass  # before",
                 "13",
             ),
             (
                 "a sync is tried again after that of another process has failed",
-                "engine/sharing/commit",
+                "engine/sharing/durability",
                 "        if words[FAILED]:  # in another",
                 "        if False:  # in another",
                 "13",
@@ -2421,7 +2421,7 @@ MUTANTS = [
             ),
             (
                 "the leader of a sync looks at the segment first",
-                "engine/sharing/commit",
+                "engine/sharing/durability",
                 "            announced = words[APPENDED]  # first: then everything up to it lies in the active "
                 "segment, or was sealed\n"
                 "            self._sync_and_tell(lambda: self._sync_segment(words[SEGMENT]), announced)\n",
@@ -2436,10 +2436,15 @@ MUTANTS = [
         (
             (
                 "engine/sharing/neighbours",
-                "            self.sync(descriptor, self._directory.segment_path(row.segment_id), row.last_seq)\n",
+                "            self._durability.sync_file(descriptor, self._directory.segment_path(row.segment_id), "
+                "row.last_seq)\n",
                 "            self._directory.files.sync(descriptor, self._directory.segment_path(row.segment_id))\n",
             ),
-            ("engine/sharing/neighbours", "            self.tell_durable(plan.durable_seq)\n", "            pass\n"),
+            (
+                "engine/sharing/neighbours",
+                "            self._durability.tell_durable(plan.durable_seq)\n",
+                "            pass\n",
+            ),
         ),
         (_HAZARDS, "-k", "shown_to_all"),
     ),

@@ -274,9 +274,7 @@ class SharedStore(Store):
     @property
     def durable_seq(self) -> int:
         """Return the sequence number up to which every operation survives a power cut."""
-        turn: Any = self._commit.turn
-        seq: int = max(turn.durable_seq, self._state.durable_seq)
-        return seq
+        return max(self._page.durable_seq, self._state.durable_seq)
 
     # --- lifecycle -----------------------------------------------------------------------------
 

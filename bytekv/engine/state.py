@@ -81,6 +81,9 @@ class Turn:
     ) -> None:
         """Tell the other processes what has changed, and let them in."""
 
+    def redo(self) -> None:
+        """Have an interrupted change carried out, in a turn."""
+
     def announce(self) -> None:
         """Tell the other processes of what has been appended, before anybody sees it here. Under the lock."""
 

@@ -32,6 +32,7 @@ from ...errors import (
     ReentryError,
     StoreBusyError,
     StoreClosedError,
+    StoreFailedError,
     StoreIOError,
     UnsupportedError,
     from_os_error,
@@ -387,6 +388,18 @@ class ControlPage:
             pause()
         return None
 
+    @property
+    def durable_seq(self) -> int:
+        """Return up to which seq the operations of all processes are durable."""
+        return max(self.words[DURABLE_SYNC], self.words[DURABLE_ROLL])
+
+    def failed_elsewhere(self) -> StoreFailedError:
+        """Return the error for what has failed in another process."""
+        return StoreFailedError(
+            f"{self._directory.path}: a sync or a write of another process that shares the store has failed; close the "
+            "store in all processes"
+        )
+
     def who_holds(self) -> tuple[int | None, str | None]:
         """Return the process that has the turn, or had it when it died, and what it is doing, where that is known."""
         pid = self.words[HOLDER] & 0xFFFFFFFF  # above it the number of the store in that process
@@ -455,22 +468,17 @@ class ControlPage:
 
     # --- pins ----------------------------------------------------------------------------------
 
-    def pin(self, generation: int, timeout_s: float = 1.0) -> Pin:
+    def pin(self, generation: int) -> Pin:
         """Keep the files that the manifest of this generation lists from being unlinked, until the pin is released.
 
-        Waits while another process is unlinking. That may have been what this manifest listed, so look afterwards
-        whether the generation still is the newest.
+        Another process may be unlinking them just now, so look afterwards whether the generation still is the newest.
         """
         self._check_reentry(self._pinning._is_owned())
         pin = Pin(self, generation)
         with self._pinning:
             self._forget_unpinned()
             self._pins.setdefault(generation, set()).add(id(pin))  # first: what is interrupted is released all the same
-            self._wait(
-                lambda: self._lock_range(_PINS + generation, 1, shared=True),
-                timeout_s,
-                lambda: StoreBusyError(self._directory.path, None, "unlinking files"),
-            )
+            self._lock_range(_PINS + generation, 1, shared=True)  # not refused: no process takes one alone
         return pin
 
     def _unpin(self, generation: int, number: int) -> None:
@@ -502,33 +510,6 @@ class ControlPage:
         Once the manifest of a later one is published nobody can who does not look at that afterwards.
         """
         return self._files.is_range_locked(self._descriptor(), _PINS, generation + 1, self._path)
-
-    def run_if_unpinned(self, generation: int, work: Callable[[], object]) -> bool:
-        """Call ``work`` unless this generation or one before it is pinned, here or elsewhere; tell whether it was.
-
-        None of them can be pinned meanwhile.
-        """
-        self._check_reentry(self._pinning._is_owned())
-        with self._pinning:
-            self._forget_unpinned()
-            if self._pins and min(self._pins) <= generation:
-                return False
-            give_back = self._files.range_giver(self._file, _PINS, generation + 1)
-            try:
-                if not self._lock_range(_PINS, generation + 1, shared=False):
-                    return False
-                work()
-            finally:
-                try:
-                    give_back()
-                except BaseException:
-                    give_back()
-                    raise
-        return True
-
-    def none_pinned_up_to(self, generation: int) -> bool:
-        """Tell whether nobody has pinned this generation or one before it."""
-        return self.run_if_unpinned(generation, _nothing)
 
     # --- what the locks have in common ---------------------------------------------------------
 

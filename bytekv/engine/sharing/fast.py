@@ -73,13 +73,7 @@ class FastSharedCommitter(SharedCommitter):
                         except BaseException:  # there was no memory for the call
                             turn.give_back()
                             raise
-        if not seq:
-            return super().put(key, value)
-        if self._page.words[WANT]:
-            self._page.let_waiters_in()
-        if state.dirty_since is not self._woken_for and self._wake():
-            self._woken_for = state.dirty_since
-        return seq
+        return self._after(seq) if seq else super().put(key, value)
 
     def write_few(self, writes: Writes) -> int | None:
         """Append puts as one change that is read later; return the last seq. None: it is left to `change`.
@@ -109,13 +103,7 @@ class FastSharedCommitter(SharedCommitter):
                         except BaseException:  # there was no memory for the call
                             turn.give_back()
                             raise
-        if not seq:
-            return None
-        if words[WANT]:
-            self._page.let_waiters_in()
-        if state.dirty_since is not self._woken_for and self._wake():
-            self._woken_for = state.dirty_since
-        return seq
+        return self._after(seq) if seq else None
 
     def _defer_in_turn(
         self, writer: Writer, keys: list[bytes], values: list[bytes], size: int, *, is_alike: bool
@@ -124,17 +112,7 @@ class FastSharedCommitter(SharedCommitter):
         state, words, mapping = self.state, self._page.words, writer.map
         offset = words[END]
         end = offset + size
-        if (
-            end > writer.room_end
-            or words[HOLDER]
-            or words[SEGMENT] != writer.base >> 44
-            or words[ALLOCATED] != writer.allocated
-            or words[FAILED]
-            or state.failure is not None
-            or (state.throttles and end >= self.throttle.next_look)
-            or mapping is None
-            or mapping[offset]
-        ):
+        if mapping is None or not self._is_simple(writer, offset, end):
             return 0
         before: int = words[APPENDED]
         flags = [PUT | CONTINUES] * len(keys)
@@ -160,18 +138,7 @@ class FastSharedCommitter(SharedCommitter):
         size = key_size + len(value) + 27  # OVERHEAD
         offset = words[END]
         end = offset + size
-        if (
-            end > writer.room_end
-            or size > 8191  # SIZE_MASK
-            or words[HOLDER]
-            or words[SEGMENT] != writer.base >> 44
-            or words[ALLOCATED] != writer.allocated
-            or words[FAILED]
-            or state.failure is not None
-            or (state.throttles and end >= self.throttle.next_look)
-            or mapping is None
-            or mapping[offset]
-        ):
+        if size > 8191 or mapping is None or not self._is_simple(writer, offset, end):  # SIZE_MASK
             return 0
         seq: int = words[APPENDED] + 1
         body = _pack_entry(1, key_size, len(value), seq, self._clock_ns() // 1000000) + key + value
@@ -196,6 +163,29 @@ class FastSharedCommitter(SharedCommitter):
             if state.dirty_since is None and state.mode == "interval":
                 state.dirty_since = state.files.monotonic()
             words[HOLDER] = 0
+        return seq
+
+    def _is_simple(self, writer: Writer, offset: int, end: int) -> bool:
+        """Tell whether bytes may be put where the page says that the log ends, and there is nothing else to see to."""
+        state, words, mapping = self.state, self._page.words, writer.map
+        return not (
+            end > writer.room_end
+            or words[HOLDER]
+            or words[SEGMENT] != writer.base >> 44
+            or words[ALLOCATED] != writer.allocated
+            or words[FAILED]
+            or state.failure is not None
+            or (state.throttles and end >= self.throttle.next_look)
+            or mapping[offset]  # type: ignore[index]
+        )
+
+    def _after(self, seq: int) -> int:
+        """Let others in who have waited for long, and have the worker sync in time; return ``seq``."""
+        state = self.state
+        if self._page.words[WANT]:
+            self._page.let_waiters_in()
+        if state.dirty_since is not self._woken_for and self._wake():
+            self._woken_for = state.dirty_since
         return seq
 
     def _show(self, key: bytes, location: int) -> None:

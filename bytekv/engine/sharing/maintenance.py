@@ -45,7 +45,7 @@ class SharedMaintenance(Maintenance):
 
     def _sync_if_due(self) -> float | None:
         state = self._state
-        if state.dirty_since is None and self._page.words[APPENDED] > max(state.durable_seq, self._turn.durable_seq):
+        if state.dirty_since is None and self._page.words[APPENDED] > max(state.durable_seq, self._page.durable_seq):
             state.dirty_since = state.files.monotonic()
         return super()._sync_if_due()
 
@@ -57,7 +57,6 @@ class SharedMaintenance(Maintenance):
 
     def _if_upkeep(self, work: Callable[[], bool]) -> bool:
         done: list[bool] = []
-
         self._page.upkeep.try_run(lambda: done.append(self._with_upkeep(work)))
         return any(done)
 

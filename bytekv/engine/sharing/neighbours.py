@@ -20,8 +20,6 @@ from ..log import summary
 from ..log.control_page import (
     ALLOCATED,
     APPENDED,
-    DURABLE_ROLL,
-    DURABLE_SYNC,
     END,
     FAILED,
     GENERATION,
@@ -34,6 +32,7 @@ from ..log.segment import Writer
 from ..replication.follower import Follower
 from ..state import State, owned
 from ..write.change import ForeignChange, ForeignEntries
+from .durability import SharedDurability
 
 if TYPE_CHECKING:
     from typing import Any, Final, Protocol
@@ -61,19 +60,11 @@ _TRIES: Final = 1000  # segments that were sealed in the time that it took to re
 class _Follower(Follower):
     """A follower that sees no more than is announced, and says what the manifest itself says."""
 
-    def __init__(self, state: State, page: ControlPage, published: Manifest) -> None:
+    def __init__(self, state: State, page: ControlPage, published: Manifest, durability: SharedDurability) -> None:
         super().__init__(state)
-        self._page = page
+        self._page, self._durability = page, durability
         self.is_bounded = True
         self.published = published
-
-    def sync(self, descriptor: int, path: str, seq: int) -> None:
-        """Sync a segment that holds everything up to ``seq``, for all processes; set by the committer."""
-        raise NotImplementedError
-
-    def tell_durable(self, seq: int) -> None:
-        """Tell all processes that everything up to ``seq`` is durable; set by the committer."""
-        raise NotImplementedError
 
     def _read(self, manifest: Manifest) -> _Plan:
         mine = self._segments.manifest
@@ -81,7 +72,7 @@ class _Follower(Follower):
             self._segments.manifest = mine._replace(compat_flags=manifest.compat_flags)
         plan = super()._read(manifest)
         if self._state.always:  # what is shown is durable, and known to be so in all processes
-            self.tell_durable(plan.durable_seq)
+            self._durability.tell_durable(plan.durable_seq)
         self.published = manifest
         return plan
 
@@ -102,7 +93,7 @@ class _Follower(Follower):
         else:
             announced: int = words[APPENDED]
             if words[FAILED] and self._state.always:  # what waited for the failed sync is shown to nobody
-                announced = max(words[DURABLE_SYNC], words[DURABLE_ROLL])
+                announced = self._page.durable_seq
             row, path = news.row, self._directory.segment_path(news.row.segment_id)
             scan = scan_segment(self._directory, descriptor, header, start, size, seq)
             entries = list(takewhile(lambda entry: entry[2] <= announced, scan)) if seq < announced else []
@@ -115,7 +106,7 @@ class _Follower(Follower):
             plan.last_seq = max(plan.last_seq, seq)
             row = row._replace(length=end, last_seq=seq, state=SEALED)
         if self._state.always and not words[FAILED]:
-            self.sync(descriptor, self._directory.segment_path(row.segment_id), row.last_seq)
+            self._durability.sync_file(descriptor, self._directory.segment_path(row.segment_id), row.last_seq)
             plan.durable_seq = max(plan.durable_seq, row.last_seq)
         return row
 
@@ -123,9 +114,10 @@ class _Follower(Follower):
 class Neighbours:
     """Catch up with the processes that share a store."""
 
-    def __init__(self, state: State, page: ControlPage, published: Manifest) -> None:
+    def __init__(self, state: State, page: ControlPage, published: Manifest, durability: SharedDurability) -> None:
         self._state, self._segments, self._page = state, state.segments, page
-        self.follower = _Follower(state, page, published)
+        self._durability = durability
+        self._follower = _Follower(state, page, published, durability)
         #: Taken before the store's locks: one thread at a time reads what others have written, and none while another
         #: thread of this process has the turn and has caught up.
         self.following: Any = threading.RLock()
@@ -139,12 +131,12 @@ class Neighbours:
         """Go on with the segment that was active when the store was read, beside the others."""
         state, words = self._state, self._words
         self._attach()
-        state.durable_seq = state.synced_seq = min(state.seq, max(words[DURABLE_SYNC], words[DURABLE_ROLL]))
+        state.durable_seq = state.synced_seq = min(state.seq, self._page.durable_seq)
         if words[APPENDED] < state.seq:  # an append was read that its writer was just about to announce, or died before
             with state.turn.gate, state.turn:
                 pass
         if state.always:
-            self.make_durable(state.seq)
+            self._durability.sync_to(state.seq)
 
     # --- for a reader -------------------------------------------------------------------------
 
@@ -166,7 +158,7 @@ class Neighbours:
                 self._redo()
                 self._follow_to(announced)
         if state.always:
-            durable_seq = max(self._words[DURABLE_SYNC], self._words[DURABLE_ROLL])
+            durable_seq = self._page.durable_seq
             if durable_seq > state.durable_seq:
                 with state.lock, state:
                     state.became_durable(min(durable_seq, state.seq))
@@ -259,14 +251,14 @@ class Neighbours:
         """Read what the manifest says, and go on with the segment that is active now."""
         state, segments = self._state, self._segments
         if state.always and state.queue.changes:
-            self.make_durable(state.seq)
+            self._durability.sync_to(state.seq)
         with state.lock, state:
             segments.detach(state.seq)
-        self.follower.refresh()
+        self._follower.refresh()
         self._attach(is_in_turn=is_in_turn)
 
     def _attach(self, *, is_in_turn: bool = False) -> None:
-        state, segments, published = self._state, self._segments, self.follower.published
+        state, segments, published = self._state, self._segments, self._follower.published
         rows = segments.manifest.segments
         end = SEGMENT_HEADER_SIZE
         active = published.segments[-1] if published.segments else None
@@ -276,15 +268,11 @@ class Neighbours:
             try:
                 segments.attach(published, end)
             except BytekvError:
-                if is_in_turn or self.follower.is_newest():
+                if is_in_turn or self._follower.is_newest():
                     raise
                 return  # sealed meanwhile, and cut off or gone; the next look finds another active segment
             if segments.writer is not None:
                 state.keydir.usage.open_segment(segments.writer.header.segment_id)
-
-    def make_durable(self, seq: int) -> None:
-        """Have everything up to ``seq`` synced and shown; set by the committer."""
-        raise NotImplementedError
 
     # --- who has the turn ----------------------------------------------------------------------
 
@@ -355,7 +343,7 @@ class Neighbours:
         there is kept in quarantine, and the segment is sealed before it.
         """
         state, segments = self._state, self._segments
-        follower = self.follower
+        follower = self._follower
         follower.is_bounded = False
         try:
             self._refresh(is_in_turn=True)

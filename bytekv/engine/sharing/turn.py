@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import sys
 import threading
 import weakref
 from functools import partial
@@ -35,6 +34,8 @@ from ..log.control_page import (
     ControlPage,
 )
 from ..state import ENTERED, REENTRY, State, Turn, owned
+from ..write.turn import WriteTurn
+from .durability import SharedDurability
 from .neighbours import Neighbours
 
 if TYPE_CHECKING:
@@ -46,21 +47,20 @@ __all__ = ["SharedTurn"]
 _numbers = itertools.count(1)  # of the stores that this process has opened, so that each is a holder of its own
 
 
-class SharedTurn(Turn):
+class SharedTurn(WriteTurn, Turn):
     """Keep the writers of a shared store apart: its processes, their threads, their transactions."""
 
-    def __init__(self, state: State, page: ControlPage, neighbours: Neighbours, timeout_s: float) -> None:
-        self._state, self._segments = state, state.segments
+    def __init__(self, state: State, page: ControlPage, neighbours: Neighbours, durability: SharedDurability) -> None:
+        super().__init__(state, durability)
+        self._segments = state.segments
         self._page, self._neighbours = page, neighbours
-        self._timeout_s = timeout_s
+        self._timeout_s = state.options.busy_timeout_s
         self.gate: Any = threading.RLock()
         self.is_mine = owned(self.gate)
         self._given = threading.Condition(self.gate)
         self.name = os.getpid() | (next(_numbers) & 0x7FFFFFFF) << 32
         self.try_take, self.give_back = page.try_turn, page.give_turn_back  # for the fast put
         # --- guarded by `gate`
-        self.owner: weakref.ref[Any] | None = None  # the transaction that keeps other writers out
-        self._thread = 0
         self.is_held = False  # TURN
         self._is_unfinished = False  # `HOLDER` names this store
         self._is_current = False  # and it has caught up since, so what it knows of the log's end is right
@@ -189,14 +189,7 @@ class SharedTurn(Turn):
     def _fail(self) -> None:
         state = self._state
         with state.lock, state:
-            state.fail(self.failed_elsewhere())
-
-    def failed_elsewhere(self) -> StoreFailedError:
-        """Return the error for what has failed in another process."""
-        return StoreFailedError(
-            f"{self._segments.directory.path}: a sync or a write of another process that shares the store has failed; "
-            "close the store in all processes"
-        )
+            state.fail(self._page.failed_elsewhere())
 
     def _lost(self) -> None:
         """Refuse everything: this process was interrupted in its turn, twice, and another one has taken over."""
@@ -244,11 +237,6 @@ class SharedTurn(Turn):
         """Note that everything is durable, because a segment was sealed. In the turn."""
         self._words[DURABLE_ROLL] = max(self._words[DURABLE_ROLL], self._state.seq)
 
-    @property
-    def durable_seq(self) -> int:
-        """Return up to which seq the operations of all processes are durable."""
-        return max(self._words[DURABLE_SYNC], self._words[DURABLE_ROLL])
-
     # --- for a transaction ---------------------------------------------------------------------
 
     def take(self, owner: object) -> None:
@@ -268,7 +256,7 @@ class SharedTurn(Turn):
                         raise
         # What it reads is durable, in every mode in which that matters.
         if self._state.always:
-            self._neighbours.make_durable(self._state.seq)
+            self._durability.sync_to(self._state.seq)
 
     def give(self, owner: object) -> None:
         """Let the other writers in again; nothing if ``owner`` does not have the turn."""
@@ -277,14 +265,6 @@ class SharedTurn(Turn):
         with self.gate:
             self.end(owner)
             self.stop_surely()
-
-    def end(self, owner: object) -> bool:
-        """Note that ``owner`` needs the turn no longer; False if it does not have it. Inside `gate`."""
-        if self.owner is None or self.owner() is not owner:
-            return False
-        self.owner = None
-        self._given.notify_all()
-        return True
 
     def end_all(self) -> None:
         """End a transaction: the store is being closed. Inside `gate`."""
@@ -311,13 +291,3 @@ class SharedTurn(Turn):
             if left_s <= 0:
                 raise StoreBusyError(self._segments.directory.path, os.getpid(), "in a transaction of another thread")
             self._given.wait(timeout=min(1.0, left_s))
-
-    def _is_taken(self) -> bool:
-        owner = None if self.owner is None else self.owner()
-        is_own = self._thread == threading.get_ident()
-        if owner is None or owner.has_given_up or (sys.is_finalizing() and not is_own):
-            self.owner = None  # dropped without an end, with one that failed, or with its thread: rolled back
-            return False
-        if is_own:
-            raise ReentryError("this thread has a transaction open; write to the transaction, not to the store")
-        return True

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -528,7 +528,7 @@ def _door(page: ControlPage) -> None:
 
 
 def _unlinking(page: ControlPage) -> None:
-    assert page.none_pinned_up_to(5)
+    assert not page.is_pinned_elsewhere(5)
 
 
 INTERRUPTED: dict[str, Callable[[Pages], Callable[[ControlPage], object]]] = {
@@ -570,9 +570,9 @@ def test_an_interrupt_anywhere_leaves_no_lock(pages: Pages, name: str) -> None:
         assert other.door.try_run(lambda: None), where
         assert other.sync.try_run(lambda: None), where
         assert other.upkeep.try_run(lambda: None), where
-        assert other.none_pinned_up_to(10), where
+        assert not other.is_pinned_elsewhere(10), where
         assert not any(lock.is_mine() for lock in (page.door, page.sync, page.upkeep)), where
-        assert page.none_pinned_up_to(10), where
+        assert not page.is_pinned_elsewhere(10), where
     assert number > 10
 
 
@@ -660,57 +660,44 @@ def test_a_handler_that_needs_the_lock_of_its_own_thread_is_refused(pages: Pages
 
 
 def test_a_pin_keeps_what_its_generation_lists_and_not_what_is_newer(pages: Pages) -> None:
-    first, second = pages.make(), pages.join()
+    first, second, third = pages.make(), pages.join(), pages.join()
     pins = [first.pin(5), first.pin(5), second.pin(7)]
-    for page in (first, second):
-        assert [page.none_pinned_up_to(generation) for generation in range(4, 7)] == [True, False, False]
+    assert [third.is_pinned_elsewhere(generation) for generation in range(4, 7)] == [False, True, True]
+    assert [second.is_pinned_elsewhere(generation) for generation in range(4, 7)] == [False, True, True]
+    assert [first.is_pinned_elsewhere(generation) for generation in range(4, 8)] == [False, False, False, True], (
+        "not its own, of which it knows more than that"
+    )
     pins[0].release()
     pins[0].release()
-    assert not second.none_pinned_up_to(5)
+    assert third.is_pinned_elsewhere(5)
     del pins[1]
-    assert second.none_pinned_up_to(6)
-    assert not first.none_pinned_up_to(7)
-    assert not second.none_pinned_up_to(7), "its own pin, which the kernel does not know from it"
-    assert not first.none_pinned_up_to(2**62)
+    assert not third.is_pinned_elsewhere(6)
+    assert third.is_pinned_elsewhere(7)
+    assert not second.is_pinned_elsewhere(7)
+    assert first.is_pinned_elsewhere(2**62)
     pins.clear()
-    assert first.none_pinned_up_to(2**62)
-
-
-def test_nothing_is_pinned_while_it_is_unlinked(pages: Pages) -> None:
-    clock = Clock()
-    first, second = pages.make(), pages.join(clock)
-
-    def work() -> None:
-        with pytest.raises(StoreBusyError, match="unlinking"):
-            second.pin(5)
-        second.pin(6).release()
-
-    assert first.run_if_unpinned(5, work)
-    assert second.none_pinned_up_to(9)
-    second.pin(5).release()
+    assert not third.is_pinned_elsewhere(2**62)
 
 
 def test_a_pin_that_is_dropped_amid_another_ends(pages: Pages) -> None:
     """A finaliser runs in the middle of its own thread's call."""
-    clock = Clock()
-    first, second = pages.make(), pages.join(clock)
-    dropped = [second.pin(3)]
-    blocked = []
 
-    def work() -> None:
-        clock.then = dropped.clear
-        with pytest.raises(StoreBusyError):
-            second.pin(5, timeout_s=0.001)
-        blocked.append(1)
+    class Collecting(Files):
+        dropped: ClassVar[list[object]] = []
 
-    assert first.none_pinned_up_to(2)
-    give_back = first._files.range_giver(first._file, module._PINS + 5, 1)
-    assert first._lock_range(module._PINS + 5, 1, shared=False)
-    work()
-    give_back()
-    assert blocked
+        def lock_range(self, descriptor: int, start: int, size: int, path: str, *, shared: bool = False) -> bool:
+            self.dropped.clear()
+            return super().lock_range(descriptor, start, size, path, shared=shared)
+
+    first, second = pages.make(), pages.join(Collecting())
+    Collecting.dropped.append(second.pin(3))
+    assert first.is_pinned_elsewhere(3)
+    pin = second.pin(5)
+    assert Collecting.dropped == []
     second.pin(8).release()
-    assert first.none_pinned_up_to(9)
+    assert not first.is_pinned_elsewhere(4)
+    assert first.is_pinned_elsewhere(5)
+    pin.release()
 
 
 # --- processes -----------------------------------------------------------------------------------
@@ -761,7 +748,7 @@ def test_a_killed_process_leaves_its_name_and_no_lock(pages: Pages) -> None:
         process.expect("in")
         assert not _is_free(page)
         assert not any(LOCKS[name](page).try_run(lambda: None) for name in LOCKS)
-        assert not page.none_pinned_up_to(1)
+        assert page.is_pinned_elsewhere(1)
         os.kill(process.child.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, process.child.pid, os.WSTOPPED)
         with pytest.raises(StoreBusyError, match=rf"process {process.child.pid} \(stopped\)"):
@@ -770,7 +757,7 @@ def test_a_killed_process_leaves_its_name_and_no_lock(pages: Pages) -> None:
         process.end()
     assert _is_free(page)
     assert all(LOCKS[name](page).try_run(lambda: None) for name in LOCKS)
-    assert page.none_pinned_up_to(1)
+    assert not page.is_pinned_elsewhere(1)
     assert page.who_holds() == (process.child.pid, None)
 
 
@@ -797,11 +784,11 @@ def test_a_forked_child_keeps_no_lock_and_frees_none(pages: Pages) -> None:
     try:
         process.expect("abandoned")
         assert not _is_free(page)
-        assert not page.none_pinned_up_to(1)
+        assert page.is_pinned_elsewhere(1)
         process.child.kill()
         process.child.wait()
         assert _is_free(page)
-        assert page.none_pinned_up_to(1)
+        assert not page.is_pinned_elsewhere(1)
     finally:
         process.end()
 
