@@ -5,9 +5,9 @@ connections is the server's, seen from here as `ConnectionHost`.
 
 *Theory of operation.* What has arrived is parsed at once and carried out in order, on the thread of the event loop;
 the replies to all that one turn of the loop has brought leave at its end. A pipeline of one command, GET or SET, is a
-`Run`, carried out and answered as a whole. A connection stops reading as long as something is in its way: a client that
-does not read its replies, a batch or a slow command that it waits for. So it holds at most what one read brought
-(`READ_BYTES`), one request that is not all there, and replies of about `WRITE_BYTES`.
+`CommandRun`, carried out and answered as a whole. A connection stops reading as long as something is in its way: a
+client that does not read its replies, a batch or a slow command that it waits for. So it holds at most what one read
+brought (`READ_BYTES`), one request that is not all there, and replies of about `WRITE_BYTES`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..server.sockets import Seldom
 from .commands.table import COMMANDS
 from .errors import error_of
 from .executor import Executor, FastPath
-from .protocol import UNTRUSTED, Parser, Run, encode, encode_error, parse_run
+from .protocol import UNTRUSTED, CommandRun, Parser, encode, encode_error, parse_run
 from .session import Execute, Later, Session
 from .work import Item
 
@@ -296,7 +296,7 @@ class Connection(asyncio.BufferedProtocol):
             or not self.session.is_plain
         )
 
-    def _carry_out_run(self, run: Run) -> list[list[bytes]]:
+    def _carry_out_run(self, run: CommandRun) -> list[list[bytes]]:
         """Carry out a run as far as nothing is in the way, and send the replies; return the rest, to be looked at one
         by one."""
         server, store = self._server, self._server.store

@@ -17,7 +17,7 @@ from .. import DiskFullError, LimitError, ReadOnlyError, Store
 from .commands.command import DataCommand
 from .commands.table import COMMANDS
 from .errors import error_of
-from .protocol import NIL_ARRAY, Reply, ReplyError, Run, encode, encode_bulks, integer
+from .protocol import NIL_ARRAY, CommandRun, Reply, ReplyError, encode, encode_bulks, integer
 from .work import Block, Cursors, Item, Slow, TooLargeError, UnitOfWork
 
 __all__ = ["Executor", "FastPath"]
@@ -219,7 +219,7 @@ class Executor:
             ways |= {b"SET": set_, b"DEL": del_, b"INCR": incr}
         return ways | {name.lower(): way for name, way in ways.items()}
 
-    def carry_out_run(self, run: Run, resp3: bool, most_bytes: int) -> tuple[list[bytes], int]:
+    def carry_out_run(self, run: CommandRun, resp3: bool, most_bytes: int) -> tuple[list[bytes], int]:
         """Carry out commands of a run until one fails, or until their replies are more than ``most_bytes``.
 
         Return the replies, joined, and how many commands they answer. The rest has not been carried out: it tells its

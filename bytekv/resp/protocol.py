@@ -24,11 +24,11 @@ __all__ = [
     "NIL_ARRAY",
     "OK",
     "UNTRUSTED",
+    "CommandRun",
     "Limits",
     "Parser",
     "Reply",
     "ReplyError",
-    "Run",
     "Simple",
     "Verbatim",
     "encode",
@@ -299,7 +299,7 @@ def _parse_whole(data: bytes, commands: list[list[bytes]]) -> bytes:
     return _CRLF.join(parts[at:]) if at else data
 
 
-class Run(NamedTuple):
+class CommandRun(NamedTuple):
     """Commands that arrived together and have one name, GET or SET: what `parse_run` finds."""
 
     name: bytes
@@ -314,7 +314,7 @@ class Run(NamedTuple):
         return [[self.name, key] for key in self.keys[first:]]
 
 
-def parse_run(data: bytes) -> Run | None:
+def parse_run(data: bytes) -> CommandRun | None:
     """Return several GET with a key, or SET with a key and a value, that are all of ``data``; None if it is not so.
 
     A piece between two beginnings of a command is what the lengths say if its size is what they announce. 0.2 µs a
@@ -347,7 +347,7 @@ def parse_run(data: bytes) -> Run | None:
                 add_key(key)
     except (LookupError, ValueError):
         return None  # a long string, one with a line break, or one that is not there
-    return Run(name, keys, values)
+    return CommandRun(name, keys, values)
 
 
 _ESCAPES: Final = {"n": 10, "r": 13, "t": 9, "b": 8, "a": 7}

@@ -84,7 +84,7 @@ class _Place(NamedTuple):
     size: int
 
 
-class _Newest:
+class _NewestWhole:
     """The newest entry of each key, and the newest clear, whatever the order in which they are found."""
 
     def __init__(self) -> None:
@@ -228,7 +228,7 @@ def _repair_listed(new: _Replacements, manifest: Manifest, progress: Callable[[P
     last_seq = manifest.last_seq
     for number, row in enumerate(manifest.segments):
         before = len(report.damage)
-        newest = _Newest()
+        newest = _NewestWhole()
         durable_seq = _read_listed(directory, manifest, number, newest, report)
         report.segments += 1
         report.checked_bytes += row.length
@@ -256,7 +256,7 @@ def _repair_listed(new: _Replacements, manifest: Manifest, progress: Callable[[P
         )
 
 
-def _read_listed(directory: Directory, manifest: Manifest, number: int, newest: _Newest, report: Report) -> int:
+def _read_listed(directory: Directory, manifest: Manifest, number: int, newest: _NewestWhole, report: Report) -> int:
     """Gather what counts of a segment that the manifest lists; return up to which seq it is known to be durable."""
     row = manifest.segments[number]
     path, files = directory.segment_path(row.segment_id), directory.files
@@ -351,7 +351,7 @@ def _repair_without_manifest(new: _Replacements, progress: Callable[[Progress], 
     found = {segment_id: _file_of(directory, segment_id, uuid, report) for segment_id in ids}
     total = sum(file.size for file in found.values() if file is not None)
     logs = [file for file in found.values() if file is not None and file.is_log]
-    newest = _Newest()
+    newest = _NewestWhole()
     last_seq = 0
     for segment_id, file in found.items():
         if file is not None:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["ControlPage", "Pin", "RangeLock", "Where"]
+__all__ = ["ControlPage", "GenerationPin", "RangeLock", "Where"]
 
 SIZE: Final = 4096
 LAYOUT: Final = 1
@@ -174,7 +174,7 @@ class RangeLock:
         return was_called
 
 
-class Pin:
+class GenerationPin:
     """A view of what the manifest of one generation listed, of which no file is unlinked until this is dropped."""
 
     __slots__ = ("__weakref__", "_page", "generation")
@@ -468,13 +468,13 @@ class ControlPage:
 
     # --- pins ----------------------------------------------------------------------------------
 
-    def pin(self, generation: int) -> Pin:
+    def pin(self, generation: int) -> GenerationPin:
         """Keep the files that the manifest of this generation lists from being unlinked, until the pin is released.
 
         Another process may be unlinking them just now, so look afterwards whether the generation still is the newest.
         """
         self._check_reentry(self._pinning._is_owned())
-        pin = Pin(self, generation)
+        pin = GenerationPin(self, generation)
         with self._pinning:
             self._forget_unpinned()
             self._pins.setdefault(generation, set()).add(id(pin))  # first: what is interrupted is released all the same

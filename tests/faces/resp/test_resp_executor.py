@@ -17,7 +17,7 @@ from bytekv.resp import work as work_module
 from bytekv.resp.commands.table import COMMANDS
 from bytekv.resp.errors import error_of
 from bytekv.resp.executor import Executor
-from bytekv.resp.protocol import ReplyError, Run
+from bytekv.resp.protocol import CommandRun, ReplyError
 from bytekv.resp.work import Block, Cursors, UnitOfWork
 from tests.support.fault_files import FailingSyncs, SystemCalls
 from tests.support.harness import FakeFiles, damage
@@ -185,9 +185,9 @@ def test_a_run_is_answered_as_its_commands_are(open_store, path, resp3):
     pairs = [(b"%d" % (number % 100), b"%d" % number * (number % 30)) for number in range(200)]
     keys = [key for key, _ in pairs] + [b"missing", b""]
     for run in (
-        Run(b"GET", keys, []),
-        Run(b"SET", [key for key, _ in pairs], [value for _, value in pairs]),
-        Run(b"GET", keys, []),
+        CommandRun(b"GET", keys, []),
+        CommandRun(b"SET", [key for key, _ in pairs], [value for _, value in pairs]),
+        CommandRun(b"GET", keys, []),
     ):
         replies, done = executor.carry_out_run(run, resp3, 1 << 20)
         assert done == len(run.keys)
@@ -200,11 +200,11 @@ def test_a_run_ends_where_a_command_fails_and_before_replies_are_too_many(open_s
     db = open_store()
     executor = Executor(db)
     keys = [b"a", b"k" * 65_536, b"b"]
-    assert executor.carry_out_run(Run(b"SET", keys, [b"1"] * 3), False, 1000) == ([b"+OK\r\n"], 1)
+    assert executor.carry_out_run(CommandRun(b"SET", keys, [b"1"] * 3), False, 1000) == ([b"+OK\r\n"], 1)
     assert dict(db) == {b"a": b"1"}
     keys = [b"%d" % number for number in range(500)]
     db.update(dict.fromkeys(keys, b"x" * 1000))
-    replies, done = executor.carry_out_run(Run(b"GET", keys, []), False, 100_000)
+    replies, done = executor.carry_out_run(CommandRun(b"GET", keys, []), False, 100_000)
     assert (done, len(b"".join(replies))) == (128, 128 * 1009)
 
 
@@ -216,7 +216,7 @@ def test_a_run_ends_where_something_is_damaged(open_store, path):
     db[keys[130]] = "2222"
     segment = next(path.glob("*.seg"))
     damage(segment, segment.read_bytes().index(b"2222"))
-    replies, done = executor.carry_out_run(Run(b"GET", keys, []), False, 1 << 20)
+    replies, done = executor.carry_out_run(CommandRun(b"GET", keys, []), False, 1 << 20)
     assert (b"".join(replies), done) == (b"$4\r\ngood\r\n" * 128, 128)
     damage(segment, segment.read_bytes().index(b"3222"))
 
